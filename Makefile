@@ -1,0 +1,66 @@
+# The daily commands. Each sets up what it needs: a bare machine needs python3 (3.11 or later), make and a package registry.
+
+PYTHON ?= python3
+TORCH := torch==2.13.0
+VENV := .venv
+COMPAT := .venv-compat
+BIN := $(VENV)/bin
+TESTS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv venv-compat demo test compat lint format bench wheel clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(VENV)/.installed  ## create .venv with effconv (editable) and what development needs, pinned
+
+venv-compat: $(COMPAT)/.installed  ## create .venv-compat: transformers 4.57, in which emitted repos must load too
+
+demo: venv  ## convert a real sentence encoder to 4,096 tokens, verify it, encode a long text
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
+
+test: venv venv-compat  ## run all tests (TESTS="tests/test_x.py -k word" for some)
+	EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest $(TESTS)
+
+compat: venv venv-compat  ## run only the tests that load emitted repos in the second environment
+	EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest -m compat $(TESTS)
+
+lint: venv build/typing/effconv  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv  ## measure the conversion against cp + sync + sha256sum
+	$(BIN)/python -m effconv.bench
+
+wheel: venv  ## build dist/effconv-*.whl
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## remove what the other commands made, the environments included
+	rm -rf $(VENV) $(COMPAT) build dist effconv.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone, so that the resolver never meets a second candidate for the largest download.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(COMPAT)/.installed: constraints-compat.txt
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install -q $(TORCH)
+	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt transformers pytest jinja2
+	touch $@
+
+# mypy names modules by folder: the link gives the checkout's root, whatever it is called, the package's name.
+build/typing/effconv:
+	mkdir -p $(@D)
+	ln -sfn ../.. $@

@@ -1,0 +1,34 @@
+"""effconv turns pretrained encoders into efficient ones: repos that load anywhere, with a proof of what stayed equal.
+
+    import effconv
+    result = effconv.convert("bert-base-uncased", "lsg", max_length=4096, output="lsg-bert")
+    effconv.verify("lsg-bert", against="bert-base-uncased")
+
+Names are imported when they are first used, so that `import effconv` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import convert, plan, verify
+    from .convert.errors import EffconvError
+    from .inmemory import lsgify
+
+__version__ = "0.1.0"
+__all__ = ["EffconvError", "convert", "lsgify", "plan", "verify"]
+
+_HOMES = {"EffconvError": "convert.errors", "plan": "api", "verify": "api"}
+_CALLABLE_PACKAGES = ("convert", "lsgify")  # see callable_package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,99 @@
+"""The public Python API: convert, plan, verify, inspect. Each does what the command of that name does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .convert.errors import UsageError
+from .convert.manifest import Measured
+from .convert.options import Settings
+from .convert.plan import Plan
+from .convert.run import Result, convert_source, prepare, verify_repo
+from .convert.target import Target
+from .targets import TARGETS, target_named
+
+Progress = Callable[[str, int, int], None]
+
+
+def _quiet(step: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def convert(source: str | os.PathLike[str], target: str, *, progress: Progress = _quiet, **options: Any) -> Result:
+    """Converts a checkpoint into a repo that loads with `trust_remote_code=True`.
+
+    Args:
+        source: a folder or a Hub id.
+        target: `lsg`.
+        progress: called with the step, and with bytes done and in all where the step counts them.
+        options: the target's options and the common ones, by the names of the command's flags with underscores
+            (`max_length`, `block_size`, `output`, `overwrite`, `verify`, ...).
+
+    Returns:
+        What was made: the folder, the plan, the manifest, one entry a check.
+
+    Raises:
+        EffconvError: each kind with its exit code; nothing is left behind.
+    """
+    found, chosen, settings = _split(target, options)
+    return convert_source(source, found, chosen, settings, progress)
+
+
+def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:
+    """What `convert` would do to every tensor, from headers and config alone; nothing is written.
+
+    Raises:
+        EffconvError: as `convert`.
+    """
+    found, chosen, settings = _split(target, options)
+    ready = prepare(source, found, chosen, settings, remote=True)
+    ready.checkpoint.close()
+    return ready.plan
+
+
+def verify(
+    repo: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = _quiet,
+) -> list[Measured]:
+    """Checks an emitted repo again: hashes, then the target's checks in a fresh process.
+
+    Args:
+        against: the dense source; what compares with it is left out where this is None.
+
+    Raises:
+        CheckFailedError: with everything that differs.
+    """
+    return verify_repo(
+        repo,
+        TARGETS,
+        against=against,
+        token=token,
+        offline=offline,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+
+
+def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
+    """The target, its own options and the common ones, from one flat set of keywords."""
+    target = target_named(name)
+    own = {field.name for field in dataclasses.fields(target.options)}
+    common = {field.name for field in dataclasses.fields(Settings)}
+    unknown = sorted(options.keys() - own - common)
+    if unknown:
+        raise UsageError(
+            f"{name} takes no option {', '.join(unknown)}", hint="it takes " + ", ".join(sorted(own | common))
+        )
+    settings = {key: value for key, value in options.items() if key in common}
+    if settings.get("output") is not None:
+        settings["output"] = Path(settings["output"])
+    return target, target.options(**{key: options[key] for key in options.keys() & own}), Settings(**settings)

@@ -1,0 +1,192 @@
+"""The command line: parse, call one function, print. Results on stdout, progress and errors on stderr.
+
+Nothing heavy is imported at the top, so that --help answers at once. A converting command is made from the fields of its
+target's options, which carry their flags and help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from .convert.options import Settings, flag_of
+from .lsgify.options import LSGOptions
+
+app = typer.Typer(
+    name="effconv",
+    help="Convert pretrained encoders into efficient ones: repos that load anywhere, checked against their source.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+REPORT = "This is a fault of effconv's own. Please report it with the command and the lines above."
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Source = Annotated[str, typer.Argument(help="A folder, or a Hub id such as bert-base-uncased.", show_default=False)]
+Token = Annotated[str | None, typer.Option(help="Hub token. [default: HF_TOKEN, else the stored login]", show_default=False)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.", show_default=False)]
+Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read Hub sources from the cache.")]
+
+
+def main() -> None:
+    """Runs the command line and turns what went wrong into a message and an exit code."""
+    from .convert.errors import EffconvError
+
+    try:
+        app(standalone_mode=True)
+    except EffconvError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was left behind")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away: nothing to tell it
+        sys.exit(0)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _complain(REPORT)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        typer.echo(f"effconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _converting_command(name: str, help: str, options_class: type) -> None:
+    """Adds `effconv NAME SOURCE`, whose options are the fields of `options_class` and of `Settings`."""
+
+    def command(**values: Any) -> None:
+        from .convert.run import convert_source, prepare
+        from .report import Progress, show_plan, show_result
+        from .targets import target_named
+
+        own = {field.name for field in dataclasses.fields(options_class)}
+        source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
+        options = options_class(**{key: values[key] for key in own})
+        settings = Settings(**{key: value for key, value in values.items() if key not in own})
+        target = target_named(name)
+        if plan_only:
+            ready = prepare(source, target, options, settings, remote=True)
+            ready.checkpoint.close()
+            show_plan(ready.plan, as_json=as_json)
+            return
+        with Progress() as progress:
+            result = convert_source(source, target, options, settings, progress)
+        show_result(result, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("source", keyword, annotation=Source)]
+    for part in (options_class, Settings):
+        parameters += _parameters(part)
+    plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
+    parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = help
+    app.command(name, rich_help_panel="Convert")(command)
+
+
+def _parameters(options_class: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(options_class)
+    parameters = []
+    for field in dataclasses.fields(options_class):
+        flag = flag_of(field)
+        names = [flag + (f"/--no-{flag[2:]}" if field.default is True else "")]
+        names += [field.metadata["short"]] if field.metadata.get("short") else []
+        option = typer.Option(
+            *names,
+            help=field.metadata["help"],
+            show_default=field.default is not None,
+            rich_help_panel=field.metadata.get("panel") or "Options",
+        )
+        annotation = Annotated[hints[field.name], option]  # type: ignore[valid-type]
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+        )
+    return parameters
+
+
+_converting_command(
+    "lsg",
+    "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
+    LSGOptions,
+)
+
+
+@app.command("inspect", rich_help_panel="Look")
+def inspect_command(
+    source: Source, revision: Revision = None, token: Token = None, offline: Offline = False, json: Json = False
+) -> None:
+    """Say what a source is and what it can become, from its headers alone."""
+    from .inspection import inspect_source
+    from .report import show_inspection
+
+    show_inspection(inspect_source(source, revision=revision, token=token, offline=offline), as_json=json)
+
+
+@app.command(rich_help_panel="Look")
+def verify(
+    repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
+    against: Annotated[str | None, typer.Option(help="The dense source to compare with.", show_default=False)] = None,
+    token: Token = None,
+    offline: Offline = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")] = False,
+    json: Json = False,
+) -> None:
+    """Check a repo again: every hash, then its target's promises in a fresh process."""
+    from .api import verify as verify_repo
+    from .report import Progress, show_checks
+
+    with Progress() as progress:
+        measured = verify_repo(
+            repo, against=against, token=token, offline=offline, trust_remote_code=trust_remote_code, progress=progress
+        )
+    show_checks(measured, as_json=json)
+
+
+@app.command(rich_help_panel="Look")
+def targets(json: Json = False) -> None:
+    """List what a source can become."""
+    from .report import show_targets
+    from .targets import TARGETS
+
+    show_targets(TARGETS.values(), as_json=json)
+
+
+@app.command(rich_help_panel="Look")
+def families(json: Json = False) -> None:
+    """List the architectures that can be converted, with their heads."""
+    from .convert.families import FAMILIES
+    from .report import show_families
+    from .targets import TARGETS
+
+    show_families(FAMILIES.values(), TARGETS.values(), as_json=json)
+
+
+def _complain(message: str) -> None:
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+
+
+if __name__ == "__main__":
+    main()

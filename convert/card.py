@@ -1,0 +1,120 @@
+"""The model card: front matter from the source's card, and generated blocks that later commands may replace.
+
+A generated block stands between `<!-- effconv:NAME -->` and `<!-- /effconv:NAME -->`; what a person writes outside the
+blocks stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .options import Settings, changed
+from .source import Source, sentence_modules
+from .target import Target
+
+PIPELINES = {
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForPreTraining": "fill-mask",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
+    "AutoModel": "feature-extraction",
+}
+CARRIED_FIELDS = ("license", "license_name", "license_link", "language", "datasets")
+
+
+def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source: Source) -> None:
+    """Writes README.md from the manifest and the source's card."""
+    (folder / "README.md").write_text(render_card(target, manifest, source), encoding="utf-8")
+
+
+def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> str:
+    import jinja2
+    import yaml
+
+    templates = resources.files(__package__.rpartition(".")[0]) / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    sentence = bool(sentence_modules(source))
+    front = yaml.safe_dump(front_matter(manifest, source, sentence), sort_keys=False, allow_unicode=True)
+    measurements = manifest["measurements"]
+    return environment.get_template("card.md.jinja").render(
+        front=front,
+        manifest=manifest,
+        target=target,
+        sentence=sentence,
+        auto=own_auto(manifest),
+        checks=measurements["checks"] if isinstance(measurements["checks"], list) else None,
+        fidelity=measurements.get("fidelity", []),
+        command=command(target, manifest),
+        source=described(manifest),
+    )
+
+
+def front_matter(manifest: Mapping[str, Any], source: Source, sentence: bool) -> dict[str, Any]:
+    """The card's YAML: what the source's card says of license and language, and what this repo is."""
+    theirs = source_front_matter(source)
+    front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
+    if source.hub_id:
+        front |= {"base_model": source.hub_id, "base_model_relation": "finetune"}
+    front["library_name"] = "sentence-transformers" if sentence else "transformers"
+    front["pipeline_tag"] = "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
+    front["tags"] = ["effconv", manifest["target"], "long-context", "custom_code"]
+    if sentence:
+        front["tags"] += ["sentence-transformers"]
+    return front
+
+
+def source_front_matter(source: Source) -> dict[str, Any]:
+    """The front matter of the source's README.md; {} where it has none that can be read."""
+    import yaml
+
+    if "README.md" not in source.files:
+        return {}
+    text = source.fetch("README.md").read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return {}
+    try:
+        parsed = yaml.safe_load(text[3:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def own_auto(manifest: Mapping[str, Any]) -> str:
+    """The Auto class of the repo's own architecture."""
+    return str(manifest["auto"])
+
+
+def described(manifest: Mapping[str, Any]) -> str:
+    """The source in a sentence: Hub id and commit, or name and hash."""
+    source = manifest["source"]
+    if source.get("hub_id"):
+        return f"[{source['hub_id']}](https://huggingface.co/{source['hub_id']}) at commit `{source['commit'][:12]}`"
+    weights = next((digest for name, digest in source["sha256"].items() if name != "config.json"), "")
+    return f"`{source['name']}` (weights sha256 `{weights[:12]}`)"
+
+
+def command(target: Target, manifest: Mapping[str, Any]) -> str:
+    """The command that makes the same repo again: only options that differ from their defaults."""
+    source = manifest["source"]
+    parts = ["effconv", target.name, source.get("hub_id") or source["name"]]
+    if source.get("commit"):
+        parts += ["--revision", source["commit"]]
+    options = changed(target.options(), manifest["options"]) | changed(Settings(), manifest["settings"])
+    for flag, value in options.items():
+        if isinstance(value, bool):
+            parts.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            parts += [flag, str(value)]
+    return " ".join(parts)

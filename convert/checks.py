@@ -1,0 +1,59 @@
+"""Checks that every target promises. Each takes a `Loaded` and returns the largest difference found, and details."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .loaded import Loaded, difference, outputs
+
+
+def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """A text alone, and the same text padded beside a longer one, short and long ones."""
+    model = loaded.model("AutoModel") if "AutoModel" in loaded.autos else loaded.model()
+    auto = "AutoModel" if "AutoModel" in loaded.autos else loaded.auto
+    worst = 0.0
+    pairs = [(real, mate) for real, mate in ((5, 60), (70, 300), (300, 700)) if mate <= loaded.max_length]
+    for real, mate in pairs or [(max(loaded.max_length // 3, 2), loaded.max_length)]:
+        ids = random_ids(loaded, 2, mate)
+        mask = torch.ones_like(ids)
+        mask[0, real:] = 0
+        ids[0, real:] = pad_id(loaded)
+        alone = outputs(model, auto, ids[:1, :real], None)
+        beside = outputs(model, auto, ids, mask)
+        for name, value in alone.items():
+            row = beside[name][:1]
+            worst = _worst(worst, difference(row[:, :real] if row.dim() > 2 or row.shape[-1] == mate else row, value))
+    return worst, {"lengths": [list(pair) for pair in pairs]}
+
+
+def saved_again_equal(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """Saved by the model itself, code files and all, and loaded from there."""
+    model = loaded.model()
+    ids = random_ids(loaded, 1, min(64, loaded.max_length))
+    before = outputs(model, loaded.auto, ids, None)
+    with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
+        model.save_pretrained(folder)
+        again = loaded.model(folder=Path(folder))
+        after = outputs(again, loaded.auto, ids, None)
+    return max(difference(after[name], before[name]) for name in before), {}
+
+
+def random_ids(loaded: Loaded, batch: int, length: int) -> Tensor:
+    """Token ids (batch, length) from a fixed seed, without the special tokens at the start of the vocabulary."""
+    vocabulary = loaded.config.vocab_size
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(min(10, vocabulary - 1), vocabulary, (batch, length), generator=generator)
+
+
+def pad_id(loaded: Loaded) -> int:
+    pad = loaded.config.pad_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+def _worst(one: float, other: float) -> float:
+    return other if other != other or other > one else one  # NaN wins: max() would lose it

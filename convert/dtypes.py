@@ -1,0 +1,76 @@
+"""Tensor element types: safetensors' names, sizes, and exact conversion to and from float32.
+
+numpy has no bfloat16, so a tensor travels as raw little-endian elements with its type's name beside it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
+NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class Array(NamedTuple):
+    """Raw elements and their type. `data` has numpy's type where there is one, else the same-sized unsigned integer."""
+
+    data: np.ndarray
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    def float32(self) -> np.ndarray:
+        """The values as float32 (exact for F32, F16 and BF16)."""
+        if self.dtype == "BF16":
+            return (self.data.astype("<u4") << 16).view("<f4")
+        return self.data.astype("<f4", copy=False)
+
+
+def from_bytes(buffer: bytes | bytearray | memoryview, dtype: str, shape: tuple[int, ...]) -> Array:
+    return Array(np.frombuffer(buffer, dtype=RAW.get(dtype, f"<u{SIZES[dtype]}")).reshape(shape), dtype)
+
+
+def from_float32(values: np.ndarray, dtype: str) -> Array:
+    """Rounds float32 values to `dtype`, to nearest, ties to even."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        # Adding to a NaN's payload could carry into infinity: keep it a (quiet) NaN.
+        rounded = np.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded)
+        return Array(rounded.astype("<u2"), dtype)
+    with np.errstate(over="ignore"):  # float16 overflow becomes infinity, which the finite check then reports
+        return Array(np.ascontiguousarray(values).astype(RAW[dtype]), dtype)
+
+
+def cast(array: Array, dtype: str) -> Array:
+    if array.dtype == dtype:
+        return array
+    if array.dtype == "F64" and dtype in ("F16", "BF16"):
+        return from_float32(array.data.astype("<f4"), dtype)
+    return from_float32(array.float32(), dtype) if dtype != "F64" else Array(array.float32().astype("<f8"), "F64")
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite; integer types always are finite.
+
+    The sum of squares is finite only if every element is, and is one fast pass; where it is not (large values
+    overflow it), the elements decide.
+    """
+    if array.dtype not in FLOATS:
+        return True
+    flat = array.data.reshape(-1)
+    if array.dtype in ("F32", "F64"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
+    exponent = 0x7F80 if array.dtype == "BF16" else 0x7C00
+    bits = flat.view("<u2") & exponent
+    return not bool((bits == exponent).any())

@@ -1,0 +1,92 @@
+"""Everything in an emitted repo but the weights: config, tokenizer, code, sentence-transformers files, index of shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .execute import Written
+from .modelcode import auto_map, names, render
+from .plan import Plan
+from .source import TOKENIZER_FILES, Source, checked_name, sentence_modules
+from .target import Context, Target
+from .tokenizer import edited
+
+# Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
+STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")
+CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def emitted_config(target: Target, context: Context) -> dict[str, Any]:
+    """config.json of the repo: the source's fields, the target's, a model_type of its own and the code to load."""
+    kept = {key: value for key, value in context.config.items() if key not in STALE_FIELDS}
+    heads = {head.suffix: head.auto for head in context.family.heads}
+    return {
+        **kept,
+        **target.config(context),
+        "model_type": names(context.family.code, target.code).model_type,
+        "architectures": [target.code.class_prefix + context.family.class_name(context.head)],
+        "auto_map": auto_map(context.family.code, target.code, heads),
+    }
+
+
+def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
+    """Writes the files that make the weights in `folder` a repo."""
+    types = [row.dtype for row in plan.rows if row.target and row.dtype in DTYPES]
+    dtype = DTYPES[max(set(types), key=types.count)] if types else "float32"
+    _write(folder / "config.json", {**context.emitted, "dtype": dtype})
+    if len(written.files) > 1:
+        _write(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
+        )
+    heads = {head.suffix: head.auto for head in context.family.heads}
+    for name, text in render(context.family.code, target.code, heads).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    max_length = target.max_length(context.options)
+    _tokenizer(folder, source, max_length, f"{context.family.code.class_prefix}Tokenizer")
+    for name in CARRIED:
+        if source.has(name):
+            shutil.copyfile(source.path(name), folder / name)
+    _sentence_transformers(folder, source, max_length)
+
+
+def _tokenizer(folder: Path, source: Source, max_length: int, tokenizer_class: str) -> None:
+    for name in TOKENIZER_FILES:
+        if not source.has(name):
+            continue
+        if name in ("tokenizer.json", "tokenizer_config.json"):
+            parsed = edited(name, source.json(name), max_length, tokenizer_class)
+            pretty = source.path(name).read_bytes()[:64].count(b"\n") > 0  # laid out as the source's
+            text = json.dumps(parsed, ensure_ascii=False, indent=2 if pretty else None)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(source.path(name), folder / name)
+    if any((folder / name).exists() for name in TOKENIZER_FILES) and not (folder / "tokenizer_config.json").exists():
+        _write(folder / "tokenizer_config.json", edited("tokenizer_config.json", {}, max_length, tokenizer_class))
+
+
+def _sentence_transformers(folder: Path, source: Source, max_length: int) -> None:
+    """modules.json and each module's folder; the encoder's own module moves to the root if it stood elsewhere."""
+    modules = sentence_modules(source)
+    if not modules:
+        return
+    _write(folder / "modules.json", [{**modules[0], "path": ""}, *modules[1:]])
+    settings = source.json("sentence_bert_config.json") if source.has("sentence_bert_config.json") else {}
+    _write(folder / "sentence_bert_config.json", {**settings, "max_seq_length": max_length})
+    for module in modules[1:]:
+        path = str(module.get("path") or "")
+        if not path:
+            continue
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        for name in source.files:
+            if name.startswith(f"{path}/"):
+                shutil.copyfile(source.fetch(checked_name(name, "modules.json")), folder / name)
+
+
+def _write(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,163 @@
+"""Carries a plan out: streams tensors from reader to files, one at a time, and says how far it is.
+
+Tensors that do not change are copied as byte ranges, neighbours in one go; the others are computed one at a time. The
+memory held is the base plus the largest computed tensor, whatever the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .dtypes import Array, cast, from_bytes
+from .errors import BadInputError
+from .ops import Copy
+from .plan import Plan, Row
+from .reader import Checkpoint, PickledCheckpoint
+from .source import Source
+from .tensorfile import TensorFile, file_sha256
+
+Progress = Callable[[str, int, int], None]  # step, bytes done, bytes in all
+
+
+@dataclass(slots=True)
+class Written:
+    """What the executor made: sha256 by file name, and the tensors that hold NaN or Inf."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+    weight_map: dict[str, str] = field(default_factory=dict)
+
+
+def execute(plan: Plan, checkpoint: Checkpoint, folder: Path, *, shard_bytes: int, progress: Progress) -> Written:
+    """Writes the plan's tensors into `folder` as safetensors, in shards of at most `shard_bytes`.
+
+    Raises:
+        BadInputError: a tied tensor that differs from its twin, or a source that ends early.
+    """
+    _check_tied(plan, checkpoint)
+    shards = _shards([row for row in plan.rows if row.target], shard_bytes)
+    result = Written()
+    done = 0
+    for number, rows in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = TensorFile(folder / name, [(str(row.target), row.dtype, row.shape, row.nbytes) for row in rows])
+        try:
+            for count in _stream(rows, checkpoint, file):
+                done += count
+                progress("weights", done, plan.bytes_out)
+            result.files[name] = file.finish()
+        except BaseException:
+            file.abandon()
+            raise
+        result.not_finite += file.not_finite
+        result.weight_map.update({str(row.target): name for row in rows})
+    return result
+
+
+class SourceHash:
+    """Hashes the source's weight files beside the conversion, so that the manifest can name a local source by content."""
+
+    def __init__(self, source: Source, names: Sequence[str]) -> None:
+        self._source, self._names = source, names
+        self._digests: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> dict[str, str]:
+        self._thread.join()
+        return self._digests
+
+    def _run(self) -> None:
+        for name in self._names:
+            self._digests[name] = file_sha256(self._source.path(name))
+
+
+def _stream(rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile) -> Iterator[int]:
+    for group in _neighbours(rows, checkpoint):
+        if len(group) > 1 or _is_range(group[0], checkpoint):
+            first = checkpoint.tensors[group[0].sources[0]]
+            try:
+                yield from file.append_range(checkpoint.descriptor(first.file), first.start, sum(row.nbytes for row in group))
+            except EOFError:
+                raise BadInputError(
+                    f"{first.file} ends early", where=first.file, hint="it changed while it was read: run again"
+                ) from None
+        else:
+            yield from _computed(group[0], checkpoint, file)
+
+
+def _computed(row: Row, checkpoint: Checkpoint, file: TensorFile) -> Iterator[int]:
+    if isinstance(row.op, Copy):  # a cast, or a source without byte ranges: piece by piece
+        stored = checkpoint.tensors[row.sources[0]].dtype
+        for chunk in checkpoint.chunks(row.sources[0]):
+            data = cast(from_bytes(chunk, stored, (-1,)), row.dtype).data if stored != row.dtype else chunk
+            file.append(memoryview(data).cast("B"))
+            yield len(chunk) if stored == row.dtype else data.nbytes
+        return
+    array = cast(row.op.apply(*(checkpoint.read(name) for name in row.sources)), row.dtype)
+    if array.shape != row.shape:
+        raise AssertionError(f"{row.target}: the operation made {array.shape}, the plan says {row.shape}")
+    file.append(memoryview(np.ascontiguousarray(array.data)).cast("B"))
+    yield row.nbytes
+
+
+def _neighbours(rows: Sequence[Row], checkpoint: Checkpoint) -> Iterator[list[Row]]:
+    """Rows in groups; the tensors of a group lie end to end in one source file."""
+    group: list[Row] = []
+    end = ("", -1)
+    for row in rows:
+        here = checkpoint.tensors[row.sources[0]] if _is_range(row, checkpoint) else None
+        if here and group and (here.file, here.start) == end:
+            group.append(row)
+        else:
+            if group:
+                yield group
+            group = [row]
+        end = (here.file, here.start + here.nbytes) if here else ("", -1)
+    if group:
+        yield group
+
+
+def _is_range(row: Row, checkpoint: Checkpoint) -> bool:
+    if not isinstance(row.op, Copy) or isinstance(checkpoint, PickledCheckpoint):
+        return False
+    return checkpoint.tensors[row.sources[0]].dtype == row.dtype
+
+
+def _shards(rows: Sequence[Row], limit: int) -> list[list[Row]]:
+    shards: list[list[Row]] = [[]]
+    size = 0
+    for row in rows:
+        if shards[-1] and size + row.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(row)
+        size += row.nbytes
+    return shards
+
+
+def _check_tied(plan: Plan, checkpoint: Checkpoint) -> None:
+    """A tied tensor that is stored twice is dropped once, which is right only if both are the same."""
+    for row in plan.rows:
+        if row.equals and not _same(checkpoint, row.sources[0], row.equals):
+            raise BadInputError(
+                f"{row.sources[0]} differs from {row.equals}, though config.json ties them",
+                where=row.sources[0],
+                hint="set tie_word_embeddings to false in config.json to keep both, or remove the one that is not used",
+            )
+
+
+def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    if checkpoint.tensors[one].nbytes != checkpoint.tensors[other].nbytes:
+        return False
+    return all(a == b for a, b in zip(checkpoint.chunks(one), checkpoint.chunks(other), strict=True))
+
+
+def as_array(checkpoint: Checkpoint, row: Row) -> Array:
+    """The row's tensor in memory, for conversions that write no file."""
+    return cast(row.op.apply(*(checkpoint.read(name) for name in row.sources)), row.dtype)

@@ -1,0 +1,101 @@
+"""Fidelity: how close a converted model is to its source on the same text.
+
+Token cosine: mean over real tokens of the cosine between last hidden states. Sentence cosine: between their means over
+real tokens. With a masked-LM head: the mean KL divergence of the token distributions (nats), and both models' loss on
+masked tokens (nats a token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .loaded import Loaded
+
+BUILTIN_LENGTHS = (128, 256, 512)
+BUILTIN_TEXTS = 4
+MASKED_SHARE = 0.15
+
+
+def builtin_text() -> str:
+    """The text that comes with effconv: about 10,000 words of general English prose."""
+    return (resources.files(__package__) / "data" / "text.txt").read_text(encoding="utf-8")
+
+
+def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
+    """Fidelity on the built-in text at 128, 256 and 512 tokens, as far as both models reach."""
+    reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
+    lengths = [length for length in BUILTIN_LENGTHS if length <= reach] or [reach]
+    return fidelity(loaded, builtin_text(), lengths, BUILTIN_TEXTS)
+
+
+def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> list[dict[str, Any]]:
+    """One entry a length, each over `texts` windows of that many tokens, special tokens included."""
+    heads = [auto for auto in loaded.autos if auto == "AutoModelForMaskedLM"]
+    auto = heads[0] if heads else "AutoModel"
+    source, emitted = loaded.source_model(auto), loaded.model(auto) if heads else _base(loaded)
+    found = []
+    for length in lengths:
+        windows = cut(loaded.tokenizer, text, length, texts)
+        if windows is not None:
+            found.append({"tokens": length, "texts": len(windows), **compare(source, emitted, windows, loaded.tokenizer)})
+    return found
+
+
+def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:  # noqa: ANN401
+    """Up to `count` windows of `length` tokens (count, length), evenly spread; None where the text is too short for one."""
+    body = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    size = length - tokenizer.num_special_tokens_to_add()
+    available = len(body) // size if size > 0 else 0
+    if not available:
+        return None
+    chosen = sorted({round(i * (available - 1) / max(count - 1, 1)) for i in range(min(count, available))})
+    first, last = _ends(tokenizer)
+    return torch.tensor([[*first, *body[i * size : (i + 1) * size], *last] for i in chosen])
+
+
+def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401
+    """The special tokens before and after a text, as the tokenizer itself puts them."""
+    alone = tokenizer("", add_special_tokens=True)["input_ids"]
+    lead = 1 if len(alone) > 1 else 0
+    return alone[:lead], alone[lead:]
+
+
+def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, float]:  # noqa: ANN401
+    """Mean figures of two models over ids (b, t), one text at a time so that memory stays small."""
+    rows = [_compare_one(source, emitted, ids[i : i + 1], tokenizer, i) for i in range(len(ids))]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+@torch.no_grad()
+def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any, seed: int) -> dict[str, float]:  # noqa: ANN401
+    one, other = source(ids, output_hidden_states=True), emitted(ids, output_hidden_states=True)
+    a, b = one.hidden_states[-1], other.hidden_states[-1]
+    row = {
+        "token_cosine": float(F.cosine_similarity(a, b, dim=-1).mean()),
+        "sentence_cosine": float(F.cosine_similarity(a.mean(1), b.mean(1), dim=-1).mean()),
+    }
+    if "logits" in one and one.logits.dim() == 3 and tokenizer.mask_token_id is not None:
+        row["logit_kl"] = float(F.kl_div(other.logits.log_softmax(-1), one.logits.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean())
+        generator = torch.Generator().manual_seed(seed)
+        masked = torch.rand(ids.shape, generator=generator) < MASKED_SHARE
+        masked[:, 0] = masked[:, -1] = False
+        hidden = ids.masked_fill(masked, tokenizer.mask_token_id)
+        row["source_mlm_loss"] = float(F.cross_entropy(source(hidden).logits[masked], ids[masked]))
+        row["mlm_loss"] = float(F.cross_entropy(emitted(hidden).logits[masked], ids[masked]))
+    return row
+
+
+def _base(loaded: Loaded) -> nn.Module:
+    """The base model; where the repo stores no pooler, its own head's base (the pooler would be random)."""
+    if "AutoModel" in loaded.autos:
+        return loaded.model("AutoModel")
+    model = loaded.model()
+    return getattr(model, model.base_model_prefix)
+
+

@@ -1,0 +1,89 @@
+"""An emitted repo and its source as models, loaded as a stranger loads them; for checks and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+
+class Loaded:
+    """A repo, and the source it was made from, loaded when a check asks for them; float32, in eval mode.
+
+    Attributes:
+        repo: folder of the repo. source: folder of the dense source, or None.
+        manifest: the repo's manifest.
+    """
+
+    def __init__(self, repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_remote_code: bool) -> None:
+        self.repo, self.source, self.manifest = repo, source, manifest
+        self._trust = trust_remote_code
+
+    @cached_property
+    def config(self) -> Any:  # noqa: ANN401 - the repo's own class
+        return transformers.AutoConfig.from_pretrained(self.repo, trust_remote_code=True)
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        return transformers.AutoTokenizer.from_pretrained(self.repo, trust_remote_code=True)
+
+    @property
+    def auto(self) -> str:
+        """The Auto class of the architecture that the repo was made for."""
+        named = self.manifest["architecture"]
+        for auto, reference in self.config.auto_map.items():
+            if reference.rpartition(".")[2] == named:
+                return str(auto)
+        raise ValueError(f"auto_map has no class {named}")
+
+    @property
+    def autos(self) -> list[str]:
+        """The Auto classes of every head whose tensors the repo stores."""
+        return list(self.manifest.get("heads") or [self.auto])
+
+    def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> nn.Module:  # noqa: ANN401
+        """The repo's model under an Auto class; `overrides` are config fields. Missing tensors are an error."""
+        model, info = getattr(transformers, auto or self.auto).from_pretrained(
+            folder or self.repo, trust_remote_code=True, output_loading_info=True, dtype=torch.float32, **overrides
+        )
+        if info["missing_keys"] or info["mismatched_keys"]:
+            raise ValueError(f"not loaded: {sorted(info['missing_keys'])[:4]} {list(info['mismatched_keys'])[:4]}")
+        unexpected = set(info["unexpected_keys"]) - set(self.manifest.get("carried", ()))
+        if unexpected and (auto or self.auto) == self.auto:
+            raise ValueError(f"tensors that no part of the model takes: {sorted(unexpected)[:4]}")
+        return model.eval()
+
+    def source_model(self, auto: str) -> nn.Module:
+        """The dense source under an Auto class."""
+        return (
+            getattr(transformers, auto)
+            .from_pretrained(self.source, trust_remote_code=self._trust, dtype=torch.float32)
+            .eval()
+        )
+
+    @property
+    def max_length(self) -> int:
+        return int(self.manifest["max_length"])
+
+
+def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Every output tensor by name: logits, hidden states, pooled outputs. `ids` (b, t); multiple choice gets b choices."""
+    if auto == "AutoModelForMultipleChoice":
+        ids, mask = ids[None], None if mask is None else mask[None]
+    with torch.no_grad():
+        result = model(input_ids=ids, attention_mask=mask)
+    return {name: value.float() for name, value in result.items() if isinstance(value, Tensor)}
+
+
+def difference(got: Tensor, wanted: Tensor, real: Tensor | None = None) -> float:
+    """max |a - b| / max(1, max |b|), over real tokens (`real` (b, t)) where the output has a row a token."""
+    if real is not None and got.dim() >= 2 and got.shape[:2] == real.shape:
+        got, wanted = got[real], wanted[real]
+    if not bool(torch.isfinite(got).all()):
+        return float("nan") if bool(torch.isfinite(wanted).all()) else float("inf")
+    return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1)) if got.numel() else 0.0

@@ -1,0 +1,185 @@
+"""The code of an emitted repo: files copied as they are, and two thin ones rendered for a family and a target.
+
+A class is named by the target's prefix before the stock name: LSGBertForMaskedLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
+BASE_SUFFIX = "Model"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyCode:
+    """What the rendered files need to know of a family.
+
+    Args:
+        module: the family in file names, such as `xlm_roberta`.
+        model_type: as in config.json, such as `xlm-roberta`.
+        class_prefix: of the stock classes, such as `XLMRoberta`.
+        special_positions: rows of the position table that no token uses.
+        layers_path: attribute path from the base model to its list of layers.
+        attention_path: attribute path from a layer to its self-attention.
+        projections: names of the query, key and value projections in it.
+        attention_lines: further lines of the attention class's body.
+        model_lines: further lines of the base model's body.
+    """
+
+    module: str
+    model_type: str
+    class_prefix: str
+    special_positions: int = 0
+    layers_path: str = "encoder.layer"
+    attention_path: str = "attention.self"
+    projections: tuple[str, str, str] = ("query", "key", "value")
+    attention_lines: tuple[str, ...] = ()
+    model_lines: tuple[str, ...] = ()
+
+    @property
+    def config_class(self) -> str:
+        return f"{self.class_prefix}Config"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCode:
+    """What the rendered files need to know of a target; a part of it is named as (module, class).
+
+    Args:
+        name: in file names and model types, such as `lsg`.
+        class_prefix: of the emitted classes, such as `LSG`.
+        mix: the module that mixes q, k and v.
+        encoder_mixin: the target's `EncoderMixin`.
+        config_mixin: the target's fields of the config.
+        others: further modules that the repo needs, each with a name to import from it.
+    """
+
+    name: str
+    class_prefix: str
+    mix: tuple[str, str]
+    encoder_mixin: tuple[str, str]
+    config_mixin: tuple[str, str]
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are copied as they are."""
+        parts = (self.mix, self.encoder_mixin, self.config_mixin, *self.others)
+        return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
+
+
+BERT_CODE = FamilyCode(module="bert", model_type="bert", class_prefix="Bert")
+ROBERTA_CODE = FamilyCode(module="roberta", model_type="roberta", class_prefix="Roberta", special_positions=2)
+LSG_CODE = TargetCode(
+    name="lsg",
+    class_prefix="LSG",
+    mix=("lsg_attention", "LSGMix"),
+    encoder_mixin=("lsg_encoder", "LSGEncoderMixin"),
+    config_mixin=("lsg_configuration", "LSGConfigMixin"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Files and classes of a pair of family and target."""
+
+    configuration_module: str
+    modeling_module: str
+    model_type: str
+    config: str
+    attention: str
+    model: str
+
+
+def names(family: FamilyCode, target: TargetCode) -> Names:
+    """How the files and classes of the pair are called."""
+    prefix = target.class_prefix + family.class_prefix
+    return Names(
+        configuration_module=f"configuration_{target.name}_{family.module}",
+        modeling_module=f"modeling_{target.name}_{family.module}",
+        model_type=f"{target.name}-{family.model_type}",
+        config=f"{prefix}Config",
+        attention=f"{prefix}Attention",
+        model=f"{prefix}{BASE_SUFFIX}",
+    )
+
+
+def class_name(family: FamilyCode, target: TargetCode, suffix: str) -> str:
+    """The emitted class of a head, such as LSGBertForMaskedLM."""
+    return target.class_prefix + family.class_prefix + suffix
+
+
+def auto_map(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -> dict[str, str]:
+    """`auto_map` of config.json: which class each Auto class loads.
+
+    Args:
+        family: of the source.
+        target: what it becomes.
+        heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
+    """
+    of = names(family, target)
+    return {
+        "AutoConfig": f"{of.configuration_module}.{of.config}",
+        **{auto: f"{of.modeling_module}.{class_name(family, target, suffix)}" for suffix, auto in heads.items()},
+    }
+
+
+def render(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -> dict[str, str]:
+    """All code files of an emitted repo as {name: text}.
+
+    Args:
+        family: of the source.
+        target: what it becomes.
+        heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
+    """
+    import jinja2
+
+    of = names(family, target)
+    package = resources.files(f"{__package__.rpartition('.')[0]}.templates")
+    copied = {file: (package / file).read_text(encoding="utf-8") for file in target.files}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    values = {
+        "family": family,
+        "target": target,
+        "names": of,
+        "core": {"attention": CORE_ATTENTION, "head": CORE_HEAD},
+        "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
+        "imports": _imports(family, target),
+        "heads": [
+            (family.class_prefix + suffix, class_name(family, target, suffix))
+            for suffix in heads
+            if suffix != BASE_SUFFIX
+        ],
+        "quoted": lambda words: ", ".join(f'"{word}"' for word in words),
+    }
+    rendered = {
+        f"{module}.py": environment.from_string((package / template).read_text(encoding="utf-8")).render(values)
+        for module, template in (
+            (of.configuration_module, "configuration.py.jinja"),
+            (of.modeling_module, "modeling.py.jinja"),
+        )
+    }
+    return {**copied, **rendered}
+
+
+def _imports(family: FamilyCode, target: TargetCode) -> list[tuple[str, str, bool]]:
+    """What the modeling file imports: module, names, and whether it does so only to have the file copied."""
+    of = names(family, target)
+    used = [
+        (of.configuration_module, of.config),
+        (CORE_MODULE, CORE_ATTENTION),
+        (CORE_MODULE, CORE_HEAD),
+        target.mix,
+        target.encoder_mixin,
+    ]
+    found: dict[str, list[str]] = {}
+    for module, name in used:
+        found.setdefault(module, []).append(name)
+    copied = [(module, name) for module, name in (target.config_mixin, *target.others) if module not in found]
+    rows = [(module, ", ".join(sorted(imported)), False) for module, imported in found.items()]
+    return sorted(rows + [(module, name, True) for module, name in copied])

@@ -1,0 +1,134 @@
+"""Pure tensor operations. Each has a shape rule that works on headers alone, so that a plan is checked before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .dtypes import Array, from_float32
+
+Shape = tuple[int, ...]
+
+
+class Op(Protocol):
+    """One operation. `action` is the word of the plan: copy, rename, tile, derive or new."""
+
+    @property
+    def action(self) -> str: ...
+
+    def shape(self, *inputs: Shape) -> Shape:
+        """Shape of the result; raises ValueError, with the reason, for inputs that do not fit."""
+        ...
+
+    def apply(self, *inputs: Array) -> Array:
+        """The result, in the type of the first input."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The same bytes. The executor copies them as a byte range, without decoding."""
+
+    action = "copy"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return inputs[0]
+
+    def apply(self, *inputs: Array) -> Array:
+        return inputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TilePositions:
+    """Rows repeated until the table is long enough: special rows first, then body[t mod n] for t = 0 .. length - 1.
+
+    Args:
+        length: positions of the new table, special rows not counted.
+        special: leading rows that no token uses (RoBERTa: 2).
+    """
+
+    length: int
+    special: int = 0
+    action = "tile"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return _resized(inputs[0], self.special, self.length)
+
+    def apply(self, *inputs: Array) -> Array:
+        data, dtype = inputs[0]
+        body = data.shape[0] - self.special
+        rows = np.concatenate([np.arange(self.special), self.special + np.arange(self.length) % body])
+        return Array(data[rows], dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolatePositions:
+    """Rows between the source's rows, linearly: new position t stands at t (n - 1) / (length - 1) of the old table."""
+
+    length: int
+    special: int = 0
+    action = "derive"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return _resized(inputs[0], self.special, self.length)
+
+    def apply(self, *inputs: Array) -> Array:
+        table = inputs[0].float32()
+        body = table[self.special :]
+        at = np.linspace(0.0, len(body) - 1.0, self.length)
+        low = np.minimum(at.astype(np.int64), len(body) - 1)
+        high = np.minimum(low + 1, len(body) - 1)
+        share = (at - low).astype(np.float32)[:, None]
+        between = body[low] * (1 - share) + body[high] * share
+        return from_float32(np.concatenate([table[: self.special], between]), inputs[0].dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """A tensor that the source does not have, drawn from a seed of its own name.
+
+    Args:
+        name: the canonical name; with `seed` it decides the draw, whatever else the plan holds.
+        size: the shape.
+        init: normal (N(0, std)), zeros or ones.
+    """
+
+    name: str
+    size: Shape
+    init: str
+    std: float
+    seed: int
+    dtype: str
+    action = "new"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.size
+
+    def apply(self, *inputs: Array) -> Array:
+        if self.init == "normal":
+            values = generator(self.seed, self.name).standard_normal(self.size, dtype=np.float32) * np.float32(self.std)
+        else:
+            values = np.full(self.size, 1.0 if self.init == "ones" else 0.0, dtype=np.float32)
+        return from_float32(values, self.dtype)
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """A random generator that depends on the seed and the tensor's name only, not on the order of tensors."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def elements(shape: Shape) -> int:
+    return math.prod(shape)
+
+
+def _resized(table: Shape, special: int, length: int) -> Shape:
+    if len(table) != 2 or table[0] <= special:
+        raise ValueError(f"a position table of shape {table} has no rows beyond the {special} special ones")
+    if length < 1:
+        raise ValueError(f"a position table of {length} rows")
+    return (special + length, table[1])

@@ -1,0 +1,81 @@
+"""Options as data: a dataclass field carries its flag and its help, so that the command line and the API share one list."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UsageError
+
+DTypeName = Literal["float32", "float16", "bfloat16"]
+
+
+def option(default: Any, help: str, *, flag: str | None = None, short: str | None = None, panel: str = "") -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        flag: its name on the command line where it is not the field's own (`--max-len` for max_length).
+        panel: heading in the command's help.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "short": short, "panel": panel})
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    """The long flag of a field."""
+    return str(field.metadata.get("flag") or "--" + field.name.replace("_", "-"))
+
+
+def changed(options: object, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that differ from the defaults of the options' class, by flag."""
+    return {
+        flag_of(field): values[field.name]
+        for field in dataclasses.fields(options)  # type: ignore[arg-type]
+        if field.name in values and values[field.name] != field.default
+    }
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of a size such as 5GB, 500MB, 2GiB or 1000000.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    number = str(text).strip()
+    unit = number.lstrip("0123456789.").strip().upper()
+    amount = number[: len(number) - len(unit)].strip() if unit else number
+    try:
+        size = int(float(amount) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise UsageError(f"{text!r} is no size", where="--max-shard-size", hint="give a size such as 5GB or 500MB")
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every target's conversion takes, whatever the target."""
+
+    output: Path | None = option(None, "Folder to make. [default: named after target, source and length]", short="-o")
+    architecture: str | None = option(None, "Head to emit, such as ForSequenceClassification. [default: the source's]")
+    seed: int = option(123, "Seed of every tensor that is drawn.")
+    dtype: DTypeName | None = option(None, "Cast the weights. [default: each keeps its own]")
+    max_shard_size: str = option("5GB", "Bound of one weights file.")
+    overwrite: bool = option(False, "Replace an output folder that is not empty, once the new one is complete.")
+    verify: bool = option(True, "Load the repo in a fresh process and check it before it appears.")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub source.", panel="Hub")
+    token: str | None = option(None, "Hub token. [default: HF_TOKEN, else the stored login]", panel="Hub")
+    offline: bool = option(False, "Open no socket; read Hub sources from the cache.", panel="Hub")
+    allow_pickle: bool = option(False, "Load .bin files that can run code when read.", panel="Dangerous: only for sources you trust")
+    trust_remote_code: bool = option(False, "Let the source's own code run, in verify.", panel="Dangerous: only for sources you trust")
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that mean nothing."""
+        choices = ("float32", "float16", "bfloat16")
+        if self.dtype is not None and self.dtype not in choices:
+            raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="one of " + ", ".join(choices))
+        parse_size(self.max_shard_size)

@@ -1,0 +1,306 @@
+"""The plan: what happens to every tensor, decided from headers and configs before a byte is written.
+
+Every stored tensor is used or dropped with a reason, and every tensor of the emitted model is made exactly once, in the
+right shape. All faults are collected and raised together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+from .dtypes import FLOATS, SIZES
+from .errors import BadInputError, UnsupportedError, listing
+from .families import Family, Head, Weight, head_of, shape_of
+from .ops import Copy, New, Op, Shape, elements
+from .reader import Checkpoint, Tensor
+from .target import Context, Rule, Target
+
+BASE_MEMORY = 64 << 20  # bytes: interpreter, numpy and the command line, measured
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the plan.
+
+    `sources` are names as stored. `target` is the emitted name, None for a dropped tensor. `equals` names the stored
+    tensor that a dropped one must be equal to (tied weights), which the executor checks before it writes.
+    """
+
+    action: str
+    sources: tuple[str, ...]
+    target: str | None
+    shape: Shape
+    dtype: str
+    op: Op
+    why: str = ""
+    equals: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return elements(self.shape) * SIZES[self.dtype] if self.target else 0
+
+    def described(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        op = {"op": type(self.op).__name__, **(_plain(asdict(self.op)) if is_dataclass(self.op) else {})}  # type: ignore[call-overload]
+        return {
+            "action": self.action,
+            "sources": list(self.sources),
+            "target": self.target,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "operation": op,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All rows, in the order in which they are written, and what they cost."""
+
+    target: str
+    family: str
+    architecture: str
+    rows: tuple[Row, ...]
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(row.nbytes for row in self.rows)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes: the base plus the largest tensor that is computed (its inputs, its result and the work between)."""
+        derived = (row for row in self.rows if row.target and not isinstance(row.op, Copy))
+        return BASE_MEMORY + max((4 * row.nbytes for row in derived), default=0)
+
+    @property
+    def sha256(self) -> str:
+        text = json.dumps([row.described() for row in self.rows], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        """Rows by action."""
+        found: dict[str, int] = {}
+        for row in self.rows:
+            found[row.action] = found.get(row.action, 0) + 1
+        return found
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "family": self.family,
+            "architecture": self.architecture,
+            "sha256": self.sha256,
+            "bytes_out": self.bytes_out,
+            "peak_memory": self.peak_memory,
+            "counts": self.counts(),
+            "rows": [row.described() for row in self.rows],
+        }
+
+
+def choose_head(checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None) -> tuple[Head, str | None]:
+    """The head to emit: the one asked for, the one the config names, or the richest one whose tensors are all stored.
+
+    The second value is the source's class name where it is unknown to the family (its extra tensors are then carried).
+    """
+    if architecture is not None or config.get("architectures"):
+        return head_of(config, family, architecture)
+    stored = set(_canonical(checkpoint, family)[0])
+    fitting = [head for head in family.heads if {weight.name for weight in head.weights} <= stored]
+    return max(fitting, key=lambda head: (len(head.weights), head.suffix == family.default_head)), None
+
+
+def make_plan(
+    checkpoint: Checkpoint, target: Target, context: Context, *, unknown_class: str | None = None, dtype: str | None = None
+) -> Plan:
+    """Matches every stored tensor and every tensor of the emitted model.
+
+    Args:
+        unknown_class: the source's class, where it is none of the family's: tensors beyond the base are carried over.
+        dtype: safetensors name of the type that float tensors are cast to.
+
+    Raises:
+        BadInputError: unmatched, missing or misshapen tensors, all of them listed.
+    """
+    return _Planner(checkpoint, target, context, unknown_class, dtype).plan()
+
+
+class _Planner:
+    def __init__(
+        self, checkpoint: Checkpoint, target: Target, context: Context, unknown_class: str | None, dtype: str | None
+    ) -> None:
+        self.checkpoint, self.target, self.context = checkpoint, target, context
+        self.family, self.head = context.family, context.head
+        self.unknown_class, self.dtype = unknown_class, dtype
+        self.stored, self.faults = _canonical(checkpoint, self.family)
+        self.tied = self._tied()
+        self.used: set[str] = set()
+        self.rows: list[Row] = []
+        base = {weight.name for weight in (*self.family.base_weights(context.config), *self.family.pooler)}
+        # A base model stores no prefix, unless it carries tensors of a head: transformers 4.57 tells by the prefix
+        # whether a checkpoint holds more than the base.
+        self.prefixed = self.head.suffix != "Model" or bool(self.stored.keys() - base - set(self.family.buffers))
+
+    def plan(self) -> Plan:
+        rules = {rule.dst: rule for rule in self.target.rules(self.context)}
+        weights = {weight.name: weight for weight in self.family.weights(self.context.emitted, self.head)}
+        weights |= self._untied()
+        weights |= {weight.name: weight for weight in self.target.weights(self.context)}
+        for name in rules.keys() - weights.keys():
+            self.faults.append(f"{name}: the recipe makes it, but no model of this kind has it")
+        for name, weight in weights.items():
+            self._make(weight, rules.get(name))
+        for name, tensor in self.stored.items():
+            if name not in self.used:
+                self._leave(name, tensor)
+        made: set[str] = set()
+        for row in self.rows:
+            if row.target in made:
+                self.faults.append(f"{row.target}: made twice")
+            made.update([row.target] if row.target else [])
+        if self.faults:
+            raise BadInputError(
+                f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{listing(self.faults)}",
+                where=self.checkpoint.source.where(),
+                hint="check config.json against the weights; for a class of your own, name it in config.json: architectures",
+            )
+        order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
+        rows = sorted(self.rows, key=lambda row: (-SIZES[row.dtype], order.get(row.sources[0], -1) if row.sources else -1))
+        return Plan(
+            target=self.target.name,
+            family=self.family.name,
+            architecture=self.target.code.class_prefix + self.family.class_name(self.head),
+            rows=tuple(rows),
+        )
+
+    def _tied(self) -> dict[str, str]:
+        return {alias: name for head in self.family.heads for alias, name in head.tied.items()}
+
+    def _untied(self) -> dict[str, Weight]:
+        """Parameters of this head that the config does not tie: they are tensors of their own."""
+        if self.context.config.get("tie_word_embeddings", True):
+            return {}
+        shapes = {weight.name: weight.shape for weight in (*self.family.embeddings, *self.head.weights)}
+        return {alias: Weight(alias, shapes[name]) for alias, name in self.head.tied.items()}
+
+    def _make(self, weight: Weight, rule: Rule | None) -> None:
+        expected = shape_of(weight, self.context.emitted)
+        if rule is None:
+            rule = self._default_rule(weight, expected)
+        if rule is None:
+            return
+        missing = [name for name in rule.src if name not in self.stored]
+        if missing:
+            self.faults += [f"{name}: missing, needed for {weight.name}" for name in missing]
+            return
+        inputs = [self.stored[name] for name in rule.src]
+        self.used.update(rule.src)
+        try:
+            shape = rule.op.shape(*(tensor.shape for tensor in inputs))
+        except ValueError as error:
+            self.faults.append(f"{weight.name}: {error}")
+            return
+        if shape != expected:
+            self.faults.append(f"{weight.name}: shape {shape}, where the config says {expected}")
+            return
+        self._add(rule, inputs, self._emitted_name(weight.name), shape)
+
+    def _default_rule(self, weight: Weight, expected: Shape) -> Rule | None:
+        if weight.name in self.stored:
+            return Rule((weight.name,), weight.name)
+        alias = next((alias for alias, name in self.tied.items() if name == weight.name and alias in self.stored), None)
+        if alias:
+            return Rule((alias,), weight.name, why=f"tied to {alias}, which is what the source stores")
+        if weight.name in self.tied and self.tied[weight.name] in self.stored:
+            name = self.tied[weight.name]
+            return Rule((name,), weight.name, why=f"the source stores it once, as {name}")
+        if any(weight.name == base.name for base in self.family.base_weights(self.context.config)):
+            self.faults.append(f"{weight.name}: missing")
+            return None
+        op = New(
+            weight.name,
+            expected,
+            weight.init,
+            float(self.context.config.get("initializer_range", 0.02)),
+            self.context.seed,
+            self.dtype or self._main_dtype(),
+        )
+        return Rule((), weight.name, op, f"the source has none; train it ({weight.init})")
+
+    def _leave(self, name: str, tensor: Tensor) -> None:
+        drop = ""
+        equals = None
+        if name in self.family.buffers:
+            drop = "a buffer, built anew when the model loads"
+        elif name in self.tied and self.tied[name] in self.stored and self.context.config.get("tie_word_embeddings", True):
+            equals = self.stored[self.tied[name]].name
+            drop = f"tied to {self.tied[name]}, stored once"
+        if drop:
+            self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
+            return
+        others = [
+            head.suffix
+            for head in self.family.heads
+            if any(weight.name == name for weight in (*head.weights, *(self.family.pooler if head.pooler else ())))
+            or name in head.tied
+        ]
+        if others:
+            why = f"not in {self.family.class_name(self.head)}: kept for {', '.join(others)}"
+        elif self.unknown_class:
+            why = f"part of {self.unknown_class}, carried over as it is"
+        else:
+            self.faults.append(f"{tensor.name}: unknown to {self.family.name}")
+            return
+        base = any(weight.name == name for weight in self.family.pooler)
+        self._add(Rule((name,), name, why=why), [tensor], self._emitted_name(name) if base else name, tensor.shape)
+
+    def _emitted_name(self, name: str) -> str:
+        return f"{self.family.prefix}.{name}" if self.prefixed and not self.family.is_head_weight(name) else name
+
+    def _add(self, rule: Rule, inputs: Sequence[Tensor], emitted: str, shape: Shape) -> None:
+        dtype = inputs[0].dtype if inputs else getattr(rule.op, "dtype", self._main_dtype())
+        action, why = rule.op.action, rule.why
+        if inputs and self.dtype and dtype in FLOATS and dtype != self.dtype:
+            why = f"{why}; {dtype} to {self.dtype}".lstrip("; ")
+            dtype = self.dtype
+            action = "derive" if action == "copy" else action
+        if action == "copy" and inputs[0].name != emitted:
+            action = "rename"
+        self.rows.append(Row(action, tuple(tensor.name for tensor in inputs), emitted, shape, dtype, rule.op, why))
+
+    def _main_dtype(self) -> str:
+        words = self.stored.get(self.family.words)
+        return words.dtype if words and words.dtype in FLOATS else "F32"
+
+
+def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor], list[str]]:
+    """Stored tensors by canonical name, and a fault for each name that two stored tensors claim."""
+    found: dict[str, Tensor] = {}
+    faults = []
+    for stored, tensor in checkpoint.tensors.items():
+        name = stored.removeprefix(f"{family.prefix}.")
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        if name in found:
+            faults.append(f"{name}: stored twice, as {found[name].name} and {stored}")
+        found[name] = tensor
+    return found, faults
+
+
+def check_floats(tensors: Iterable[Tensor]) -> None:
+    """Refuses integer and 8-bit weights, which are quantised whatever the config says."""
+    odd = [f"{tensor.name}: {tensor.dtype}" for tensor in tensors if tensor.dtype not in FLOATS and len(tensor.shape) > 1
+           and not tensor.name.endswith(("position_ids", "token_type_ids"))]
+    if odd:
+        raise UnsupportedError(
+            f"the weights are quantised:\n{listing(odd)}",
+            hint="convert the unquantised checkpoint, then quantise the result",
+        )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,299 @@
+"""Keys, shapes and dtypes of a checkpoint from its headers; its tensors one at a time, in chunks.
+
+safetensors (one file or sharded) is read by byte range, without decoding. `.bin` files are opened by torch with
+`weights_only=True`; nothing else here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .dtypes import SIZES, Array, from_bytes
+from .errors import BadInputError, UnsupportedError, listing
+from .source import Source, checked_name, read_json
+
+HEADER_LIMIT = 100_000_000  # bytes, the format's own bound
+CHUNK = 1 << 22  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A stored tensor: name, type, shape, and where its bytes are (`start` is absolute in the file, -1 in a .bin)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int = -1
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * SIZES[self.dtype]
+
+
+class Checkpoint:
+    """All tensors of a source by stored name. `close()` releases the files.
+
+    Raises:
+        BadInputError: from `read` and `chunks`, where a file ends early.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], source: Source) -> None:
+        self.tensors = {tensor.name: tensor for tensor in tensors}
+        self.source = source
+        self._files: dict[str, int] = {}
+
+    def files(self) -> list[str]:
+        """Names of the weight files, in order."""
+        return list(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
+
+    def read(self, name: str) -> Array:
+        """The whole tensor as raw elements; its bytes are held once."""
+        tensor = self.tensors[name]
+        buffer = bytearray(tensor.nbytes)
+        view, done = memoryview(buffer), 0
+        for chunk in self.chunks(name):
+            view[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return from_bytes(buffer, tensor.dtype, tensor.shape)
+
+    def chunks(self, name: str, buffer: bytearray | None = None) -> Iterator[memoryview]:
+        """The tensor's bytes in order, at most a chunk at a time; a chunk is valid until the next one is asked for."""
+        tensor = self.tensors[name]
+        view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, max(tensor.nbytes, 1))))
+        done = 0
+        while done < tensor.nbytes:
+            part = view[: min(len(view), tensor.nbytes - done)]
+            got = os.preadv(self.descriptor(tensor.file), [part], tensor.start + done)
+            if got == 0:
+                raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
+            yield part[:got]
+            done += got
+
+    def close(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    def descriptor(self, name: str) -> int:
+        """The open weight file of that name."""
+        if name not in self._files:
+            self._files[name] = os.open(self.source.path(name), os.O_RDONLY)
+        return self._files[name]
+
+
+class PickledCheckpoint(Checkpoint):
+    """Tensors of `.bin` files, opened by torch (memory-mapped where the file is a zip)."""
+
+    def __init__(self, loaded: Mapping[str, tuple[str, Any]], source: Source) -> None:
+        self._loaded = {name: value for name, (_, value) in loaded.items()}
+        super().__init__(
+            (Tensor(name, _torch_dtype(name, value), tuple(value.shape), file) for name, (file, value) in loaded.items()),
+            source,
+        )
+
+    def chunks(self, name: str, buffer: bytearray | None = None) -> Iterator[memoryview]:
+        import torch
+
+        flat = self._loaded[name].detach().reshape(-1).view(torch.uint8).numpy()
+        for start in range(0, len(flat), CHUNK):
+            yield memoryview(flat[start : start + CHUNK])
+
+    def close(self) -> None:
+        self._loaded = {}
+
+
+def open_checkpoint(source: Source, *, allow_pickle: bool = False, remote: bool = False) -> Checkpoint:
+    """Reads the headers of a source's weights.
+
+    Args:
+        allow_pickle: load `.bin` files that `weights_only` refuses. They can run code: only for files you trust.
+        remote: of a Hub source, read headers by range requests and leave the payload where it is.
+
+    Raises:
+        BadInputError: no weights, missing shards, a hostile index, a damaged header; every fault is listed.
+    """
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if source.has(single) or source.has(index):
+            names = [single] if source.has(single) else _shards(source, index)
+            if single.endswith(".bin"):
+                return _pickled(source, names, allow_pickle)
+            return Checkpoint(_merged(source, names, remote), source)
+    if source.has("adapter_config.json"):
+        raise UnsupportedError(
+            "the source is an adapter, not a model",
+            where=source.where(),
+            hint="merge it into its base model first (peft: merge_and_unload, then save_pretrained)",
+        )
+    stored = [name for name in source.files if name.endswith((".msgpack", ".h5", ".onnx", ".gguf"))]
+    raise BadInputError(
+        "no weights that can be read: need model.safetensors, pytorch_model.bin, or the index of their shards",
+        where=source.where() + (f" (it holds {', '.join(stored[:4])})" if stored else ""),
+        hint="save the model with save_pretrained first",
+    )
+
+
+def parse_header(raw: bytes, name: str, file_size: int) -> list[Tensor]:
+    """Tensors of one safetensors file from its first bytes (length, then JSON), everything checked.
+
+    Raises:
+        BadInputError: with every fault of the header.
+    """
+    if len(raw) < 8:
+        raise _damaged(name, ["the file is shorter than its header"])
+    (length,) = struct.unpack("<Q", raw[:8])
+    if length > HEADER_LIMIT or 8 + length > file_size or 8 + length > len(raw):
+        raise _damaged(name, [f"the header claims {length:,} bytes, the file has {file_size:,}"])
+    try:
+        header = json.loads(raw[8 : 8 + length])
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise _damaged(name, ["the header is not a JSON object"])
+    return _tensors(header, name, 8 + length, file_size)
+
+
+def _tensors(header: Mapping[str, Any], file: str, base: int, file_size: int | None) -> list[Tensor]:
+    tensors, faults = [], []
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        fault = _entry_fault(entry)
+        if fault:
+            faults.append(f"{key[:200]}: {fault}")
+            continue
+        start, end = entry["data_offsets"]
+        tensor = Tensor(key, entry["dtype"], tuple(entry["shape"]), file, base + start)
+        if end - start != tensor.nbytes:
+            faults.append(f"{key[:200]}: {end - start:,} bytes stored, {tensor.nbytes:,} needed for {tensor.shape}")
+        tensors.append(tensor)
+    tensors.sort(key=lambda tensor: tensor.start)
+    if not faults:
+        expected = base
+        for tensor in tensors:
+            if tensor.start != expected:
+                faults.append(f"{tensor.name[:200]}: starts at byte {tensor.start - base:,}, not {expected - base:,}")
+                break
+            expected = tensor.start + tensor.nbytes
+        else:
+            if file_size is not None and expected != file_size:
+                faults.append(f"the file has {file_size:,} bytes, its header describes {expected:,}")
+    if faults:
+        raise _damaged(file, faults)
+    return tensors
+
+
+def _entry_fault(entry: object) -> str:
+    def sizes(value: object) -> bool:
+        return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
+
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return "no dtype, shape and data_offsets"
+    if entry["dtype"] not in SIZES:
+        return f"unknown dtype {str(entry['dtype'])[:40]!r}"
+    if not sizes(entry["shape"]) or len(entry["shape"]) > 8:
+        return "its shape is not a list of sizes"
+    if not sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
+        return "its data_offsets are not two sizes"
+    return "" if entry["data_offsets"][0] <= entry["data_offsets"][1] else "its data ends before it starts"
+
+
+def _damaged(name: str, faults: list[str]) -> BadInputError:
+    return BadInputError(
+        f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="fetch or save the file again"
+    )
+
+
+def _merged(source: Source, names: list[str], remote: bool) -> Iterator[Tensor]:
+    seen: dict[str, str] = {}
+    for name in names:
+        for tensor in _header_of(source, name, remote):
+            if tensor.name in seen:
+                raise BadInputError(f"{tensor.name} is stored in {seen[tensor.name]} and in {name}", where=name)
+            seen[tensor.name] = name
+            yield tensor
+
+
+def _header_of(source: Source, name: str, remote: bool) -> list[Tensor]:
+    if remote and source.remote_header is not None:
+        return _tensors(source.remote_header(source.root + name), name, 0, None)
+    path = source.path(name)
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        raw = first + (file.read(length) if length <= HEADER_LIMIT else b"")
+        return parse_header(raw, name, os.fstat(file.fileno()).st_size)
+
+
+def _shards(source: Source, index: str) -> list[str]:
+    parsed = read_json(source.path(index), index)
+    weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInputError(f"{index} has no weight_map", where=index, hint="fetch the file again")
+    names = sorted({checked_name(name, index) for name in weight_map.values()})
+    missing = [name for name in names if not source.has(name)]
+    if missing:
+        raise BadInputError(
+            f"{len(missing)} of {len(names)} shards are missing:\n{listing(missing)}",
+            where=index,
+            hint="fetch them, or give a complete checkpoint",
+        )
+    return names
+
+
+def _pickled(source: Source, names: list[str], allow_pickle: bool) -> Checkpoint:
+    import pickle
+
+    import torch
+
+    loaded: dict[str, tuple[str, Any]] = {}
+    for name in names:
+        path = source.path(name)
+        try:
+            state = _torch_load(torch, path, weights_only=True)
+        except pickle.UnpicklingError as error:
+            if not allow_pickle:
+                raise BadInputError(
+                    f"{name} needs a full unpickling, which can run code ({str(error).splitlines()[0][:160]})",
+                    where=name,
+                    hint="if you trust the file, pass --allow-pickle; better: ask for safetensors",
+                ) from None
+            state = _torch_load(torch, path, weights_only=False)
+        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+            raise _damaged(name, [str(error).splitlines()[0][:200] if str(error) else type(error).__name__]) from None
+        if hasattr(state, "state_dict"):
+            state = state.state_dict()
+        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise BadInputError(f"{name} is not a state dict", where=name, hint="save model.state_dict(), nothing else")
+        loaded.update({key: (name, value) for key, value in state.items()})
+    return PickledCheckpoint(loaded, source)
+
+
+def _torch_load(torch: Any, path: Path, *, weights_only: bool) -> Any:  # noqa: ANN401 - torch is imported by the caller
+    try:
+        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=weights_only)  # the format before 1.6 cannot be mapped
+
+
+def _torch_dtype(name: str, value: Any) -> str:  # noqa: ANN401
+    names = {
+        "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+        "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+    }  # fmt: skip
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in names:
+        raise UnsupportedError(f"{name} has dtype {dtype}", where=name, hint="cast the checkpoint to float32 first")
+    return names[dtype]

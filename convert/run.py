@@ -1,0 +1,303 @@
+"""One conversion from end to end: resolve, plan, write, emit, verify, publish. All or nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .card import write_card
+from .dtypes import NAMES
+from .emit import emit, emitted_config
+from .errors import CheckFailedError, OutputError, UnsupportedError, UsageError, listing
+from .execute import Progress, SourceHash, execute
+from .families import Family, Head, family_of, number
+from .manifest import (
+    Measured,
+    check_hashes,
+    hash_files,
+    make_manifest,
+    read_manifest,
+    with_measurements,
+    write_manifest,
+)
+from .options import Settings, parse_size
+from .plan import Plan, check_floats, choose_head, make_plan
+from .reader import Checkpoint, open_checkpoint
+from .source import Source, resolve
+from .staging import Staging, check_apart, check_output, check_room, output_errors
+from .target import Context, Target
+from .tensorfile import file_sha256
+from .tokenizer import SpecialTokens, special_tokens
+from .verify import require_passed, run_checks
+
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished conversion.
+
+    Attributes:
+        output: the folder. bytes: of its weights. seconds: wall time of the whole conversion and of verify alone.
+        measured: one entry a check, None where verify was off. findings: what was found in the source.
+    """
+
+    output: Path
+    plan: Plan
+    manifest: Mapping[str, Any]
+    measured: list[Measured] | None
+    findings: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "output": str(self.output),
+            "bytes": self.plan.bytes_out,
+            "architecture": self.plan.architecture,
+            "plan": self.plan.counts(),
+            "checks": None if self.measured is None else [asdict(result) for result in self.measured],
+            "fidelity": self.manifest["measurements"].get("fidelity", []),
+            "findings": self.findings,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source opened and planned, nothing written yet."""
+
+    source: Source
+    checkpoint: Checkpoint
+    context: Context
+    plan: Plan
+
+
+def prepare(source: str | os.PathLike[str], target: Target, options: object, settings: Settings, *, remote: bool) -> Prepared:
+    """Resolves and plans.
+
+    Args:
+        remote: of a Hub source, read only the headers of its weights.
+
+    Raises:
+        EffconvError: for any fault of the source or of the options.
+    """
+    found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
+    return prepare_resolved(found, target, options, settings, remote=remote)
+
+
+def prepare_resolved(source: Source, target: Target, options: object, settings: Settings, *, remote: bool) -> Prepared:
+    """The same for a source that is resolved already."""
+    family = family_of(source.config, target.families)
+    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote)
+    check_floats(checkpoint.tensors.values())
+    head, unknown_class = choose_head(checkpoint, source.config, family, settings.architecture)
+    context, plan = plan_tensors(
+        checkpoint, target, options, family, head, source.config, special_tokens(source), settings, unknown_class
+    )
+    return Prepared(source, checkpoint, context, plan)
+
+
+def plan_tensors(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: object,
+    family: Family,
+    head: Head,
+    config: Mapping[str, Any],
+    tokens: SpecialTokens,
+    settings: Settings,
+    unknown_class: str | None = None,
+) -> tuple[Context, Plan]:
+    """Context and plan from what has been read; the part that a model in memory shares."""
+    context = Context(family, head, config, options, tokens, settings.seed, config)
+    context = Context(family, head, config, options, tokens, settings.seed, emitted_config(target, context))
+    dtype = NAMES[settings.dtype] if settings.dtype else None
+    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, dtype=dtype)
+
+
+def convert_source(
+    source: str | os.PathLike[str],
+    target: Target,
+    options: object,
+    settings: Settings,
+    progress: Progress = lambda step, done, total: None,
+) -> Result:
+    """Converts a source into a repo.
+
+    Args:
+        progress: called with the step, and bytes done and in all where the step counts them.
+
+    Returns:
+        The result; the output folder is complete when this returns, and does not exist where it raises.
+    """
+    begin = time.monotonic()
+    progress("source", 0, 0)
+    found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
+    output = _absolute(settings.output or Path(target.folder(found.name, options)))
+    check_apart(found.folder, output)
+    with output_errors(output):
+        check_output(output, overwrite=settings.overwrite)
+    progress("plan", 0, 0)
+    if found.remote_header:  # faults show before gigabytes are fetched
+        prepare_resolved(found, target, options, settings, remote=True)
+        progress("download", 0, 0)
+    ready = prepare_resolved(found, target, options, settings, remote=False)
+    check_room(output.parent, ready.plan.bytes_out + (16 << 20))
+    with Staging(output, overwrite=settings.overwrite) as staging, output_errors(output):
+        result = _fill(staging.folder, ready, target, options, settings, progress, begin)
+        progress("publish", 0, 0)
+        staging.publish()
+    progress("done", 0, 0)
+    result.seconds["all"] = time.monotonic() - begin
+    return Result(output, result.plan, result.manifest, result.measured, result.findings, result.seconds)
+
+
+def _fill(
+    folder: Path, ready: Prepared, target: Target, options: object, settings: Settings, progress: Progress, begin: float
+) -> Result:
+    hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
+    progress("weights", 0, ready.plan.bytes_out)
+    try:
+        written = execute(ready.plan, ready.checkpoint, folder, shard_bytes=parse_size(settings.max_shard_size), progress=progress)
+    finally:
+        ready.checkpoint.close()
+    progress("files", 0, 0)
+    emit(folder, ready.source, target, ready.context, ready.plan, written)
+    findings = [f"{name} holds NaN or infinite values" for name in written.not_finite]
+    manifest = make_manifest(
+        version=__version__,
+        target=target.name,
+        family=ready.context.family.name,
+        architecture=ready.plan.architecture,
+        source=_described_source(ready.source, hashing.result() if hashing else {}),
+        options={option.name: getattr(options, option.name) for option in fields(options)},  # type: ignore[arg-type]
+        plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
+        files={},
+        findings=findings,
+    ) | _facts(ready, target, settings)
+    seconds = {"convert": time.monotonic() - begin}
+    measured, others = None, {}
+    if settings.verify:
+        if findings:
+            raise CheckFailedError(
+                f"the weights are not sound:\n{listing(findings)}",
+                where=ready.source.where(),
+                hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
+            )
+        progress("verify", 0, 0)
+        measured, others = run_checks(
+            folder,
+            target,
+            manifest,
+            source=_folder(ready.source),
+            progress=lambda name: progress(f"verify: {name}", 0, 0),
+            trust_remote_code=settings.trust_remote_code,
+        )
+        require_passed(folder, measured)
+        seconds["verify"] = time.monotonic() - begin - seconds["convert"]
+    progress("manifest", 0, 0)
+    complete = with_measurements(manifest, measured, **others)
+    write_card(folder, target, complete, ready.source)
+    complete["files"] = hash_files(folder, known=written.files)
+    write_manifest(folder, complete)
+    return Result(folder, ready.plan, complete, measured, findings, seconds)
+
+
+def verify_repo(
+    repo: str | os.PathLike[str],
+    targets: Mapping[str, Target],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda step, done, total: None,
+) -> list[Measured]:
+    """Checks an emitted repo again: every hash, then the target's checks in a fresh process.
+
+    Args:
+        against: the dense source to compare with; without it what needs a source is left out.
+
+    Raises:
+        CheckFailedError: a file differs from the manifest, or a check fails.
+    """
+    folder = Path(repo)
+    if not folder.is_dir():
+        raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
+    manifest = read_manifest(folder)
+    target = targets.get(manifest["target"])
+    if target is None:
+        raise UnsupportedError(
+            f"the repo's target {manifest['target']!r} is unknown to this effconv", where=str(folder), hint="upgrade effconv"
+        )
+    progress("hashes", 0, 0)
+    check_hashes(folder, manifest)
+    source = None
+    if against is not None:
+        found = resolve(against, token=token, offline=offline)
+        if found.config.get("model_type") != manifest["family"]:
+            raise UsageError(
+                f"the source is a {found.config.get('model_type')}, the repo was made from a {manifest['family']}",
+                where=str(against),
+                hint="give the checkpoint that the repo was made from",
+            )
+        for name in open_checkpoint(found).files():
+            found.path(name)
+        source = _folder(found)
+    measured, _ = run_checks(
+        folder.resolve(),
+        target,
+        manifest,
+        source=source,
+        progress=lambda name: progress(f"verify: {name}", 0, 0),
+        trust_remote_code=trust_remote_code,
+    )
+    require_passed(folder, measured)
+    return measured
+
+
+def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any]:
+    """What checks and card need to know of the repo, beside the options."""
+    context = ready.context
+    emitted = {row.target for row in ready.plan.rows if row.target}
+    names = {name.removeprefix(f"{context.family.prefix}.") for name in emitted if name}
+    heads = [
+        head.auto
+        for head in context.family.heads
+        if {w.name for w in (*head.weights, *(context.family.pooler if head.pooler else ()))} <= names
+    ]
+    new = [row.target for row in ready.plan.rows if row.action == "new"]
+    return {
+        "max_length": target.max_length(context.options),
+        "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
+        "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
+        "auto": context.head.auto,
+        "heads": heads,
+        "new": new,
+        "carried": [row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)],
+    }
+
+
+def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """A Hub source by id and commit, a local one by name and content: never a path."""
+    if source.hub_id:
+        return {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
+    return {"name": source.name, "sha256": {**hashes, "config.json": file_sha256(source.path("config.json"))}}
+
+
+def _folder(source: Source) -> Path:
+    """The folder with config and weights, all of it local by now."""
+    return source.path("config.json").parent
+
+
+def _absolute(path: Path) -> Path:
+    expanded = path.expanduser()
+    if not expanded.name or expanded.name == "..":
+        raise OutputError("the output is no folder name", where=str(path), hint="choose one with --output")
+    return expanded.absolute()
+

@@ -1,0 +1,55 @@
+"""The process that meets an emitted repo as a stranger: reads a job from stdin, loads the repo, prints results as JSON.
+
+Run as `python -m effconv.convert.stranger` by `verify.run_checks`, never by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from .loaded import Loaded
+
+
+def _run(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
+    module, _, function = check["function"].partition(":")
+    result = {"name": check["name"], "says": check["says"], "tolerance": check["tolerance"]}
+    try:
+        value, details = getattr(importlib.import_module(module), function)(loaded)
+    except Exception as error:  # noqa: BLE001 - whatever a repo's code raises is the check's result
+        return {**result, "passed": False, "value": None, "why": f"{type(error).__name__}: {str(error)[:600]}", "details": {}}
+    passed = value <= check["tolerance"]  # False for NaN
+    why = "" if passed else f"differs by {value:.3g}, at most {check['tolerance']:g} is promised"
+    return {**result, "passed": passed, "value": value, "why": why, "details": details}
+
+
+def main() -> None:
+    """Runs the job on stdin."""
+    job = json.load(sys.stdin)
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    source = Path(job["source"]) if job["source"] else None
+    loaded = Loaded(Path(job["repo"]), source, job["manifest"], job["trust_remote_code"])
+    results = []
+    for check in job["checks"]:
+        print(json.dumps({"begins": check["name"]}), flush=True)
+        results.append(_run(loaded, check))
+    fidelity = []
+    if source and all(result["passed"] for result in results):
+        from .fidelity import builtin_fidelity
+
+        print(json.dumps({"begins": "fidelity"}), flush=True)
+        fidelity = builtin_fidelity(loaded)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps({"checks": results, "fidelity": fidelity, "versions": versions}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

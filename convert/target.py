@@ -1,0 +1,89 @@
+"""What a newcomer writes to add a target: one `Target`, which says in data and pure functions what becomes of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .families import Config, Family, Head, Weight
+from .modelcode import TargetCode
+from .ops import Copy, Op
+from .tokenizer import SpecialTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a recipe: canonical names in, one canonical name out, and the operation between.
+
+    `why` is required for a tensor that the source does not have.
+    """
+
+    src: tuple[str, ...]
+    dst: str
+    op: Op = Copy()  # noqa: RUF009 - frozen and without state
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that a target may look at: no file, no network, no clock.
+
+    Attributes:
+        config: the source's config.json. emitted: the new config (set once `Target.config` has made it).
+        tokens: ids of the special tokens that the tokenizer names.
+        options: the target's own options object.
+    """
+
+    family: Family
+    head: Head
+    config: Config
+    options: Any
+    tokens: SpecialTokens
+    seed: int
+    emitted: Config
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """An equality that a target promises.
+
+    Attributes:
+        name: as it stands in the manifest.
+        function: `module:function`, imported in the process that loads the repo; it takes a `Loaded` and returns findings.
+        says: one line for the card.
+        tolerance: t of max |a - b| <= t max(1, max |b|), in float32, over real tokens.
+        applies: whether the promise holds for this manifest's options (and, where it does not, why).
+    """
+
+    name: str
+    function: str
+    says: str
+    tolerance: float
+    applies: Callable[[Mapping[str, Any]], str] = lambda manifest: ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a source can become.
+
+    Attributes:
+        families: names of the families it takes.
+        options: dataclass of its options, every field with a default.
+        folder: default output folder from the source's name and the options.
+        config: the emitted config's own fields.
+        weights: tensors of the emitted model beyond (or, by name, instead of) the family's.
+        rules: the tensors that are not plain copies.
+    """
+
+    name: str
+    says: str
+    families: tuple[str, ...]
+    options: type
+    code: TargetCode
+    folder: Callable[[str, Any], str]
+    max_length: Callable[[Any], int]
+    config: Callable[[Context], dict[str, Any]]
+    weights: Callable[[Context], Sequence[Weight]]
+    rules: Callable[[Context], Sequence[Rule]]
+    checks: tuple[Check, ...]

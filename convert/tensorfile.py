@@ -1,0 +1,187 @@
+"""Writes a safetensors file: header first, then bytes in order, hashed and flushed while they are written.
+
+A follower reads what was written back from the file, hashes it and looks for NaN and Inf; another asks the disk to keep
+up. When the last byte is written, hash and disk are nearly done.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .dtypes import all_finite, from_bytes
+from .ops import Shape
+
+COPY_STEP = 1 << 25  # bytes handed to the system in one copy
+FOLLOW_STEP = 1 << 21  # bytes hashed in one step: small enough to stay in the processor's cache
+SYNC_STEP = 1 << 26  # bytes between two requests to write back
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor's place in the file: start and stop count from the end of the header."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    start: int
+    stop: int
+
+
+class TensorFile:
+    """One safetensors file, written in the order of its slots.
+
+    Args:
+        path: must not exist.
+        tensors: (name, dtype, shape, bytes) in file order.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, Shape, int]]) -> None:
+        self.path = path
+        self.slots = []
+        stop = 0
+        for name, dtype, shape, nbytes in tensors:
+            self.slots.append(Slot(name, dtype, shape, stop, stop + nbytes))
+            stop += nbytes
+        header = json.dumps(
+            {
+                "__metadata__": {"format": "pt"},
+                **{
+                    slot.name: {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [slot.start, slot.stop]}
+                    for slot in self.slots
+                },
+            },
+            separators=(",", ":"),
+            ensure_ascii=False,
+        ).encode()
+        header += b" " * (-len(header) % 8)
+        self.size = 8 + len(header) + stop
+        self.data_start = 8 + len(header)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._written = 0
+        self._progress = threading.Condition()
+        self._stop = False
+        self._failure: BaseException | None = None
+        self._digest = hashlib.sha256()
+        self.not_finite: list[str] = []
+        self._threads = [threading.Thread(target=self._guard, args=(work,), daemon=True) for work in (self._hash, self._sync)]
+        for thread in self._threads:
+            thread.start()
+        self.append(struct.pack("<Q", len(header)) + header)
+
+    def append(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            count = os.write(self._file, view)
+            view = view[count:]
+            self._advance(count)
+
+    def append_range(self, source: int, start: int, count: int) -> Iterator[int]:
+        """Copies `count` bytes from the open file `source`; yields the bytes done in each step."""
+        while count:
+            done = _copy_range(source, self._file, start, min(count, COPY_STEP))
+            if done == 0:
+                raise EOFError
+            start, count = start + done, count - done
+            self._advance(done)
+            yield done
+
+    def finish(self) -> str:
+        """Waits for hash and disk; returns the sha256 of the whole file."""
+        self._end()
+        if self._failure:
+            raise self._failure
+        os.fsync(self._file)
+        os.close(self._file)
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Stops the followers after an error; the file is left to whoever clears the staging folder."""
+        self._stop = True
+        self._end()
+        os.close(self._file)
+
+    def _end(self) -> None:
+        with self._progress:
+            self.size = min(self.size, self._written) if self._stop else self.size
+            self._progress.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _advance(self, count: int) -> None:
+        with self._progress:
+            self._written += count
+            self._progress.notify_all()
+        if self._failure:
+            raise self._failure
+
+    def _wait_beyond(self, done: int, least: int) -> int:
+        """Bytes written once at least `least` more than `done` are there (fewer at the end of the file)."""
+        with self._progress:
+            self._progress.wait_for(lambda: self._stop or self._written >= min(done + least, self.size))
+            return done if self._stop else self._written
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the writing thread, which raises it
+            self._failure = error
+
+    def _hash(self) -> None:
+        buffer = bytearray(FOLLOW_STEP)
+        done, slots = 0, iter(self.slots)
+        slot = next(slots, None)
+        while done < self.size:
+            # Steps end where tensors end, so that a step holds elements of one type.
+            while slot and self.data_start + slot.stop <= done:
+                slot = next(slots, None)
+            stop = self.data_start if done < self.data_start else self.data_start + (slot.stop if slot else 0)
+            count = min(FOLLOW_STEP, stop - done)
+            if self._wait_beyond(done, count) == done:
+                return
+            part = memoryview(buffer)[:count]
+            got = os.preadv(self._file, [part], done)
+            self._digest.update(part[:got])
+            if slot and done >= self.data_start and slot.name not in self.not_finite[-1:]:
+                if not all_finite(from_bytes(part[:got], slot.dtype, (-1,))):
+                    self.not_finite.append(slot.name)
+            done += got
+
+    def _sync(self) -> None:
+        done = 0
+        while done < self.size:
+            reached = self._wait_beyond(done, SYNC_STEP)
+            if reached == done:
+                return
+            os.fdatasync(self._file)
+            done = reached
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    digest, buffer = hashlib.sha256(), bytearray(FOLLOW_STEP)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
+def _copy_range(source: int, target: int, start: int, count: int) -> int:
+    """Bytes copied inside the system, or through a buffer where the file systems cannot do that."""
+    try:
+        return os.copy_file_range(source, target, count, offset_src=start)
+    except (OSError, AttributeError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    data = os.pread(source, min(count, FOLLOW_STEP), start)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]
+    return len(data)

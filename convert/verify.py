@@ -1,0 +1,111 @@
+"""Runs a target's checks on a repo, in a fresh process that loads it as a stranger does: offline, with remote code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckFailedError, listing
+from .manifest import Measured
+from .target import Target
+
+CHILD = "effconv.convert.stranger"
+
+
+def run_checks(
+    repo: Path,
+    target: Target,
+    manifest: Mapping[str, Any],
+    *,
+    source: Path | None,
+    progress: Callable[[str], None] = lambda step: None,
+    trust_remote_code: bool = False,
+) -> tuple[list[Measured], dict[str, Any]]:
+    """The result of every check of the target, and the measured fidelity.
+
+    Args:
+        source: folder of the dense source; None leaves out what compares with it.
+        progress: called with the name of each check as it begins.
+        trust_remote_code: lets the source run code of its own.
+
+    Raises:
+        CheckFailedError: the process that loads the repo died.
+    """
+    applying, left_out = [], []
+    for check in target.checks:
+        why = check.applies(manifest)
+        if not why and source is None and check.name == "equal_to_source":
+            why = "no source was given to compare with"
+        (left_out if why else applying).append((check, why))
+    job = {
+        "repo": str(repo),
+        "source": str(source) if source else None,
+        "manifest": dict(manifest),
+        "trust_remote_code": trust_remote_code,
+        "checks": [{"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying],
+    }
+    reply = _child(job, progress)
+    measured = [Measured(**result) for result in reply["checks"]]
+    measured += [Measured(check.name, check.says, None, why=f"does not apply: {why}") for check, why in left_out]
+    return measured, {"fidelity": reply["fidelity"], "versions": reply["versions"]}
+
+
+def require_passed(repo: Path, measured: list[Measured]) -> None:
+    """Raises CheckFailedError with every check that failed."""
+    failed = [f"{result.name}: {result.why}" for result in measured if result.passed is False]
+    if failed:
+        raise CheckFailedError(
+            f"{len(failed)} of {len(measured)} checks failed:\n{listing(failed)}",
+            where=str(repo),
+            hint="do not use this repo; please report it with the command that made it",
+        )
+
+
+def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="effconv-") as modules:
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": modules,  # the repo's code is copied there: nothing of it stays behind
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=modules,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with process:
+            try:
+                process.stdin.write(json.dumps(job))
+                process.stdin.close()
+                last: dict[str, Any] = {}
+                for line in process.stdout:
+                    if line.startswith("{"):
+                        last = json.loads(line)
+                        if "begins" in last:
+                            progress(last["begins"])
+                errors = process.stderr.read() if process.stderr else ""
+            except BaseException:
+                process.kill()
+                raise
+    if process.returncode or "checks" not in last:
+        tail = "\n".join(f"    {line}" for line in errors.strip().splitlines()[-6:])
+        raise CheckFailedError(
+            f"the repo could not be loaded in a fresh process (it ended with {process.returncode}):\n{tail}",
+            where=str(job["repo"]),
+            hint="if memory ran out, use a machine with more of it or pass --no-verify; else please report this",
+        )
+    return last

@@ -1,0 +1,88 @@
+"""What a source is and what it can become, from its config and headers alone: no payload is read."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+
+from .convert.errors import UnsupportedError
+from .convert.families import FAMILIES, family_of, number
+from .convert.plan import check_floats, choose_head
+from .convert.reader import open_checkpoint
+from .convert.source import resolve, sentence_modules
+from .targets import TARGETS
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `effconv inspect` says of a source.
+
+    Attributes:
+        parameters: elements of all stored tensors. bytes: of their payload.
+        max_length: tokens that it takes.
+        becomes: targets that take its family.
+        why_not: why it cannot be converted, where it cannot.
+    """
+
+    name: str
+    commit: str | None
+    family: str
+    architecture: str | None
+    head: str | None
+    sentence_transformers: bool
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    tensors: int
+    max_length: int | None
+    becomes: list[str]
+    why_not: str = ""
+
+    def described(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def inspect_source(
+    source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> Inspection:
+    """Reads config and headers.
+
+    Raises:
+        EffconvError: the source cannot be found or read. One that is read but not supported is no error here.
+    """
+    found = resolve(source, revision=revision, token=token, offline=offline)
+    checkpoint = open_checkpoint(found, remote=True)
+    tensors = list(checkpoint.tensors.values())
+    dtypes: dict[str, int] = {}
+    for tensor in tensors:
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    head = max_length = None
+    becomes: list[str] = []
+    why_not = ""
+    try:
+        family = family_of(found.config, FAMILIES)
+        check_floats(tensors)
+        head = choose_head(checkpoint, found.config, family, None)[0].suffix
+        max_length = number(found.config, "max_position_embeddings") - family.special_positions
+        becomes = [target.name for target in TARGETS.values() if family.name in target.families]
+    except UnsupportedError as error:
+        why_not = error.what + (f" ({error.hint})" if error.hint else "")
+    finally:
+        checkpoint.close()
+    architectures = found.config.get("architectures")
+    return Inspection(
+        name=found.hub_id or found.name,
+        commit=found.commit,
+        family=str(found.config.get("model_type")),
+        architecture=str(architectures[0]) if architectures else None,
+        head=head,
+        sentence_transformers=bool(sentence_modules(found)),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        dtypes=dtypes,
+        tensors=len(tensors),
+        max_length=max_length,
+        becomes=becomes,
+        why_not=why_not,
+    )

@@ -1,0 +1,74 @@
+"""What LSG promises, measured on a loaded repo. Each check returns the largest difference found, and details."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..convert.checks import pad_id, random_ids
+from ..convert.loaded import Loaded, difference, outputs
+from .oracle import dense_attention
+
+
+def equal_to_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """Without global tokens and up to two blocks, attention is full: every head's outputs are the source's."""
+    longest = min(2 * loaded.config.block_size, loaded.max_length, int(loaded.manifest["source_max_length"]))
+    worst, heads = 0.0, {}
+    for auto in loaded.autos:
+        dense = loaded.source_model(auto)
+        emitted = loaded.model(auto, num_global_tokens=0, pool_with_global=False, mask_first_token=False)
+        calls = count_calls(emitted)
+        ids = random_ids(loaded, 3, longest)
+        mask = torch.ones_like(ids)
+        for row, real in enumerate((longest, max(longest // 2, 1), min(3, longest))):
+            mask[row, real:] = 0
+            ids[row, real:] = pad_id(loaded)
+        heads[auto] = 0.0
+        for visible in (mask, None):
+            real = torch.ones_like(mask).bool() if visible is None else mask.bool()
+            wanted, got = outputs(dense, auto, ids, visible), outputs(emitted, auto, ids, visible)
+            for name, value in wanted.items():
+                found = difference(got[name], value, real)
+                heads[auto] = found if found != found or found > heads[auto] else heads[auto]
+        if not calls:
+            raise AssertionError("the emitted attention was never called: the model is still the dense one")
+        worst = heads[auto] if heads[auto] != heads[auto] or heads[auto] > worst else worst
+    return worst, {"heads": heads, "tokens": longest}
+
+
+def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """The first layer's attention on random q, k, v over more than two blocks, against the dense float64 form."""
+    model = loaded.model()
+    mixes = mixes_of(model)
+    config = loaded.config
+    heads, globals_ = config.num_attention_heads, config.num_global_tokens
+    width = config.hidden_size // heads
+    generator = torch.Generator().manual_seed(0)
+    worst, lengths = 0.0, []
+    for blocks in (3, 5):
+        tokens = blocks * config.block_size - config.block_size // 3
+        q, k, v = (torch.randn((2, heads, globals_ + tokens, width), generator=generator) for _ in range(3))
+        mask = torch.ones((2, globals_ + tokens), dtype=torch.bool)
+        mask[1, -tokens // 3 :] = False
+        with torch.no_grad():
+            got = mixes[0](q, k, v, mask)
+        wanted = dense_attention(q, k, v, mask, config).float()
+        found = difference(got.transpose(1, 2), wanted.transpose(1, 2), mask)
+        worst = found if found != found or found > worst else worst
+        lengths.append(tokens)
+    return worst, {"tokens": lengths}
+
+
+def mixes_of(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of the emitted code, in the order of the layers."""
+    return [module for name, module in model.named_modules() if name.endswith(".mix")]
+
+
+def count_calls(model: nn.Module) -> list[int]:
+    """A list that grows by one entry at each call of an emitted attention module."""
+    calls: list[int] = []
+    for index, mix in enumerate(mixes_of(model)):
+        mix.register_forward_hook(lambda *_, index=index: calls.append(index))
+    return calls

@@ -1,0 +1,92 @@
+"""The table of global embeddings, made from a source's own embeddings so that it starts where tokens live.
+
+512 rows. Row 0 is the first position's embedding plus that of the beginning-of-sequence token, the others are positions
+spread over the table plus the mask token's embedding (arXiv 2210.15497, section 3.3, and its published converter).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..convert.dtypes import Array, from_float32
+from ..convert.ops import Shape, generator
+from .options import ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalEmbeddings:
+    """Makes the table from the position table, the word embeddings and (where they count) the token types.
+
+    Args:
+        bos, mask: ids of the tokens whose embeddings are added to row 0 and to the others; mask may be None for `random`.
+        special: leading rows of the position table that no token uses.
+        stride: distance of the positions that rows 0, 1, 2, ... take, in a table of 512.
+        init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
+        seed: of the random draws.
+    """
+
+    bos: int
+    mask: int | None
+    special: int
+    stride: int
+    init: str
+    seed: int
+    action = "derive"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        positions, words = inputs[0], inputs[1]
+        if len(words) != 2 or positions[-1] != words[1]:
+            raise ValueError(f"positions {positions} and words {words} differ in width")
+        for name, token in (("beginning-of-sequence", self.bos), ("mask", self.mask)):
+            if token is not None and not 0 <= token < words[0]:
+                raise ValueError(f"the id of the {name} token is {token}, the vocabulary has {words[0]} rows")
+        return (ROWS, words[1])
+
+    def apply(self, *inputs: Array) -> Array:
+        body = inputs[0].float32()[self.special :]
+        words = inputs[1]
+        table = self._positions(body)
+        if self.init == "random":
+            table[1:] += self._sample(words)[1:]
+        else:
+            table[1:] += _row(words, self.mask)
+        table[0] += _row(words, self.bos)
+        if len(inputs) > 2:
+            table += _row(inputs[2], 0)
+        return from_float32(table, inputs[0].dtype)
+
+    def _positions(self, body: np.ndarray) -> np.ndarray:
+        """512 position rows (512, width), in the order that takes every `stride`-th first.
+
+        A longer table gives every F-th of its first 512 F rows; a shorter one is filled up with draws from N(mean, std).
+        """
+        factor = max(len(body) // ROWS, 1)
+        chosen = body[: ROWS * factor : factor]
+        if len(chosen) < ROWS:
+            mean, std = body.mean(axis=0), body.std(axis=0, ddof=1) if len(body) > 1 else np.zeros_like(body[0])
+            draws = generator(self.seed, "global_embeddings.positions").standard_normal((ROWS - len(chosen), body.shape[1]))
+            chosen = np.concatenate([chosen, (mean + std * draws).astype(np.float32)])
+        stride = max(self.stride // factor, 1)
+        order = sorted(range(ROWS), key=lambda position: (position % stride, position // stride))
+        return chosen[order].astype(np.float32)
+
+    def _sample(self, words: Array) -> np.ndarray:
+        """512 draws of N(mean, covariance) of the word embeddings."""
+        count, width = words.shape
+        total, products = np.zeros(width), np.zeros((width, width))
+        for start in range(0, count, 4096):
+            block = Array(words.data[start : start + 4096], words.dtype).float32().astype(np.float64)
+            total += block.sum(axis=0)
+            products += block.T @ block
+        mean = total / count
+        covariance = (products - count * np.outer(mean, mean)) / max(count - 1, 1)
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0))
+        draws = generator(self.seed, "global_embeddings.words").standard_normal((ROWS, width))
+        return (mean + draws @ root.T).astype(np.float32)
+
+
+def _row(table: Array, index: int | None) -> np.ndarray:
+    return Array(table.data[index : None if index is None else index + 1], table.dtype).float32()[0]

@@ -1,0 +1,144 @@
+"""LSG as a target: which options it takes, which tensors it changes, what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..convert.errors import BadInputError, UsageError
+from ..convert.families import Weight, number
+from ..convert.modelcode import LSG_CODE
+from ..convert.ops import InterpolatePositions, TilePositions
+from ..convert.target import Check, Context, Rule, Target
+from .global_embeddings import GlobalEmbeddings
+from .options import ROWS, LSGOptions
+
+# Families whose token type 0 is part of every embedding, and so of the globals too.
+TYPED = ("bert", "electra", "albert")
+
+
+CONFIG_FIELDS = (
+    "adaptive", "block_size", "sparse_block_size", "sparsity_factor", "sparsity_type", "num_global_tokens",
+    "mask_first_token", "pool_with_global", "lsh_num_pre_rounds", "causal_globals", "bos_pooling_padding",
+)  # fmt: skip
+
+
+def _config(context: Context) -> dict[str, Any]:
+    fields = {name: getattr(context.options, name) for name in CONFIG_FIELDS}
+    fields["pool_with_global"] = fields["pool_with_global"] or fields["mask_first_token"]
+    return {
+        **fields,
+        "lsh_seed": context.seed,
+        "max_position_embeddings": context.options.max_length + context.family.special_positions,
+        "use_cache": False,  # block attention keeps no key and value cache
+    }
+
+
+def _weights(context: Context) -> Sequence[Weight]:
+    words = next(weight for weight in context.family.embeddings if weight.name == context.family.words)
+    return (Weight(context.family.global_embeddings, (ROWS, words.shape[1])),)
+
+
+def _rules(context: Context) -> Sequence[Rule]:
+    family, options = context.family, context.options
+    special = family.special_positions
+    rules = [
+        Rule(
+            (family.positions, family.words, *_types(context)),
+            family.global_embeddings,
+            GlobalEmbeddings(
+                bos=_bos(context),
+                mask=_mask(context),
+                special=special,
+                stride=options.global_positional_stride,
+                init=options.global_init,
+                seed=context.seed,
+            ),
+        )
+    ]
+    if options.keep_first_global_token:
+        raise UsageError(
+            "--keep-first-global-token needs a source that is LSG already", hint="leave it out for a dense source"
+        )
+    if options.max_length != number(context.config, "max_position_embeddings") - special:
+        resize = TilePositions if options.positions == "repeat" else InterpolatePositions
+        rules.append(Rule((family.positions,), family.positions, resize(options.max_length, special)))
+    return rules
+
+
+def _types(context: Context) -> tuple[str, ...]:
+    family = context.family
+    return (family.token_types,) if context.options.use_token_ids and family.token_types and family.name in TYPED else ()
+
+
+def _bos(context: Context) -> int:
+    tokens, config = context.tokens, context.config
+    for token in (tokens.bos, tokens.cls, config.get("bos_token_id")):
+        if isinstance(token, int):
+            return token
+    raise BadInputError(
+        "no beginning-of-sequence token: neither the tokenizer nor config.json names one",
+        where="tokenizer_config.json",
+        hint="add the tokenizer's files to the source, or bos_token_id to config.json",
+    )
+
+
+def _mask(context: Context) -> int | None:
+    if context.options.global_init == "random":
+        return None
+    if context.tokens.mask is None:
+        raise BadInputError(
+            "the tokenizer has no mask token, whose embedding the global tokens start from",
+            where="tokenizer_config.json: mask_token",
+            hint="add the tokenizer's files to the source, or pass --global-init random",
+        )
+    return context.tokens.mask
+
+
+def _equal_to_source(manifest: Mapping[str, Any]) -> str:
+    if manifest["options"]["positions"] != "repeat":
+        return "interpolated positions differ from the source's"
+    if manifest["settings"]["dtype"]:
+        return "the weights were cast"
+    return "trained after the conversion" if manifest.get("adapted") else ""
+
+
+LSG = Target(
+    name="lsg",
+    says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
+    families=("bert", "roberta"),
+    options=LSGOptions,
+    code=LSG_CODE,
+    folder=lambda name, options: f"lsg-{name}-{options.max_length}",
+    max_length=lambda options: int(options.max_length),
+    config=_config,
+    weights=_weights,
+    rules=_rules,
+    checks=(
+        Check(
+            "equal_to_source",
+            "effconv.lsgify.checks:equal_to_source",
+            "without global tokens, inputs of up to two blocks give the source's outputs on every head",
+            1e-5,
+            _equal_to_source,
+        ),
+        Check(
+            "equal_to_formula",
+            "effconv.lsgify.checks:equal_to_formula",
+            "longer inputs give what a dense, masked float64 form of the attention formula gives",
+            1e-5,
+        ),
+        Check(
+            "padding_changes_nothing",
+            "effconv.convert.checks:padding_changes_nothing",
+            "padding and other texts in the batch do not change a text's outputs",
+            1e-5,
+        ),
+        Check(
+            "saved_again_equal",
+            "effconv.convert.checks:saved_again_equal",
+            "saved with save_pretrained and loaded again, the model gives the same outputs",
+            0.0,
+        ),
+    ),
+)

@@ -1,0 +1,208 @@
+"""What commands print: tables and JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .convert.families import Family
+from .convert.manifest import Measured
+from .convert.plan import Plan, Row
+from .convert.run import Result
+from .convert.target import Target
+from .inspection import Inspection
+
+NUMBER = re.compile(r"\.\d+\.")
+
+class Progress:
+    """Steps on stderr: a bar in bytes while weights are written, one line a step where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._step = ""
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if self._bar:
+            if step != self._step:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(step, total=total or None)
+            self._bar.update(self._task, completed=done)
+        elif step != self._step and step != "done":
+            print(f"{step}: {total:,} bytes" if total else step, file=sys.stderr, flush=True)
+        self._step = step
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        return _json(plan.described())
+    table = Table(title=f"{plan.architecture}: what happens to every tensor", title_justify="left", box=None)
+    table.add_column("action")
+    table.add_column("tensor", no_wrap=True)
+    for column in ("shape", "type", "from, and why"):
+        table.add_column(column, overflow="fold")
+    for row, count in _alike(plan.rows):
+        name = row.target or row.sources[0]
+        shown = NUMBER.sub(f".0-{count - 1}.", name, count=1) if count > 1 else name
+        origin = [] if row.sources in ((name,), ()) or count > 1 else [", ".join(row.sources)]
+        table.add_row(row.action, escape(shown), _shape(row.shape), row.dtype, escape("; ".join([*origin, row.why] if row.why else origin)))
+    console = _console()
+    console.print(table)
+    counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items())
+    console.print(f"{counts}; {_bytes(plan.bytes_out)} out, about {_bytes(plan.peak_memory)} of memory, plan {plan.sha256[:12]}")
+    return None
+
+
+def show_result(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        return _json(result.described())
+    console = _console()
+    console.print(f"[bold]{escape(str(result.output))}[/bold]", soft_wrap=True)
+    counts = ", ".join(f"{count} {action}" for action, count in result.plan.counts().items())
+    console.print(f"{result.plan.architecture}: {_bytes(result.plan.bytes_out)} of weights ({counts})")
+    for finding in result.findings:
+        console.print(f"[yellow]found:[/yellow] {escape(finding)}")
+    if result.measured is None:
+        console.print("[yellow]not verified[/yellow] (--no-verify)")
+    else:
+        _checks(console, result.measured)
+    _fidelity(console, result.manifest["measurements"].get("fidelity", []))
+    console.print(
+        f"converted in {result.seconds['convert']:.1f} s"
+        + (f", verified in {result.seconds['verify']:.1f} s" if "verify" in result.seconds else "")
+    )
+    return None
+
+
+def show_checks(measured: Sequence[Measured], *, as_json: bool) -> None:
+    if as_json:
+        return _json([asdict(result) for result in measured])
+    console = _console()
+    console.print("all files are what the manifest says")
+    _checks(console, measured)
+    return None
+
+
+def show_inspection(found: Inspection, *, as_json: bool) -> None:
+    if as_json:
+        return _json(found.described())
+    console = _console()
+    table = Table(show_header=False, box=None)
+    types = ", ".join(f"{name} ({count:,})" for name, count in found.dtypes.items())
+    rows = {
+        "source": found.name + (f" at {found.commit}" if found.commit else ""),
+        "family": found.family,
+        "architecture": (found.architecture or "not named") + (" (sentence-transformers)" if found.sentence_transformers else ""),
+        "head": found.head or "–",
+        "parameters": f"{found.parameters:,} in {found.tensors} tensors, {_bytes(found.bytes)}",
+        "dtype": types,
+        "tokens": f"{found.max_length:,}" if found.max_length else "–",
+        "can become": ", ".join(found.becomes) or f"nothing: {found.why_not}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+    return None
+
+
+def show_targets(targets: Iterable[Target], *, as_json: bool) -> None:
+    rows = [{"name": target.name, "says": target.says, "families": list(target.families)} for target in targets]
+    if as_json:
+        return _json(rows)
+    table = Table("target", "what it is", "families")
+    for row in rows:
+        table.add_row(str(row["name"]), escape(str(row["says"])), ", ".join(row["families"]))
+    _console().print(table)
+    return None
+
+
+def show_families(families: Iterable[Family], targets: Iterable[Target], *, as_json: bool) -> None:
+    targets = list(targets)
+    rows = [
+        {
+            "name": family.name,
+            "heads": [head.suffix for head in family.heads],
+            "becomes": [target.name for target in targets if family.name in target.families],
+        }
+        for family in families
+    ]
+    if as_json:
+        return _json(rows)
+    table = Table("family", "heads", "can become")
+    for row in rows:
+        table.add_row(str(row["name"]), ", ".join(row["heads"]), ", ".join(row["becomes"]))
+    _console().print(table)
+    return None
+
+
+def _checks(console: Console, measured: Sequence[Measured]) -> None:
+    for result in measured:
+        mark = {True: "[green]holds[/green]", False: "[red]fails[/red]", None: "[dim]–[/dim]"}[result.passed]
+        figure = f" (differs by {result.value:.1e}, at most {result.tolerance:g})" if result.value is not None else ""
+        why = f" ({result.why})" if result.why else ""
+        console.print(f"{mark}  {escape(result.says + figure + why)}", soft_wrap=True)
+
+
+def _fidelity(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(title="close to the source, untrained, on the built-in text", title_justify="left")
+    names = [name for name in rows[0] if name not in ("tokens", "texts")]
+    for column in ("tokens", *names):
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(str(row["tokens"]), *(f"{row[name]:.4f}" for name in names))
+    console.print(table)
+
+
+def _alike(rows: Iterable[Row]) -> list[tuple[Row, int]]:
+    """Rows that differ in the layer only, as one row and their count, in the order of the first of each."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        name = row.target or row.sources[0]
+        key = (row.action, NUMBER.sub(".#.", name, count=1), _shape(row.shape), row.dtype, row.why)
+        found.setdefault(key, []).append(row)
+    return [(group[0], len(group)) for group in found.values()]
+
+
+def _console() -> Console:
+    """stdout; where it is no terminal, wide enough that names stay in one piece."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(size) for size in shape)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

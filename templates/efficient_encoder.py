@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put another attention into a stock transformers encoder, without touching one parameter name.
+
+A checkpoint's key names are attribute paths, so they are the same in every version of transformers; class names,
+signatures and masks are not. Three pieces rely on the paths alone:
+
+* `EfficientAttention` takes the place of a layer's self-attention and adopts its projections;
+* `EncoderMixin` gives the base model a forward of its own: stock embeddings, stock layers in a loop, stock pooler, with
+  the padding mask handed to the attention as it came, so that nothing of size T * T is ever made;
+* `HeadMixin` gives a stock task class that base.
+
+What the outputs hold: `hidden_states` has one entry a layer and one for the embeddings, each cut to the tokens that
+came in; `attentions` is always None, because no matrix of attention weights is ever formed; `past_key_values` is always
+None. Of the `attn_implementation` values, "eager" and "sdpa" run the same code here (they differ only in a decoder's
+stock cross-attention); the others are refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+def attention_dropout(config: Any) -> float:
+    """The dropout probability of attention weights, under either of the names that families give it."""
+    probability = getattr(config, "attention_probs_dropout_prob", None)
+    return config.attention_dropout if probability is None else probability
+
+
+class EfficientAttention(nn.Module):
+    """A self-attention with the projections of the stock one and the mixing of the target.
+
+    `mix(q, k, v, mask)` is a module of the target, built as `mix_class(config, layer_index)`; it takes q, k and v of
+    shape (b, h, t, d) and the mask, a bool tensor (b, t), True for what may be seen, or None, and returns (b, h, t, d).
+    """
+
+    mix_class: ClassVar[type[nn.Module]]
+    projections: ClassVar[tuple[str, str, str]] = ("query", "key", "value")
+
+    def __init__(self, stock: nn.Module, config: Any, layer_index: int) -> None:
+        super().__init__()
+        for name, child in stock.named_children():  # same modules under the same names: the same keys in a checkpoint
+            self.add_module(name, child)
+        self.heads = config.num_attention_heads
+        self.mix = self.mix_class(config, layer_index)
+
+    def tail(self, context: Tensor, hidden_states: Tensor) -> Tensor:
+        """What the family does inside this module after mixing, such as an output projection."""
+        return context
+
+    def forward(
+        self,
+        hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *_: Any,
+        query: Tensor | None = None,
+        mask: Tensor | None = None,
+        **__: Any,
+    ) -> tuple[Tensor, None]:
+        """Layers call this in several ways, by family and by version; all of them hand over a state and a mask."""
+        x = query if hidden_states is None else hidden_states
+        visible = mask if attention_mask is None else attention_mask
+        q, k, v = (getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in self.projections)
+        context = self.mix(q, k, v, visible).transpose(1, 2).flatten(2)  # b h t d -> b t (h d)
+        return self.tail(context, x), None
+
+
+class EncoderMixin:
+    """A stock base model whose layers use an `EfficientAttention`; goes before the stock class in the bases.
+
+    The class attributes and small methods say how a family or a target differs; the values here are BERT's.
+    """
+
+    attention_class: ClassVar[type[EfficientAttention]]
+    layers_path: ClassVar[str] = "encoder.layer"
+    attention_path: ClassVar[str] = "attention.self"
+    special_positions: ClassVar[int] = 0  # rows of the position table that no token uses
+
+    # The stock classes claim these backends; here they would be ignored, so transformers shall refuse them.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.adapt()
+        self.post_init()  # again: there are new parameters to initialise
+
+    def adapt(self) -> None:
+        """Put the efficient attention into every layer; called once, on the finished stock model."""
+        if getattr(self.config, "position_embedding_type", "absolute") != "absolute":
+            raise ValueError(
+                f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
+                "no relative positions; use a checkpoint with absolute ones"
+            )
+        for index, layer in enumerate(self.layers()):
+            self.adapt_layer(layer, index)
+
+    def adapt_layer(self, layer: nn.Module, index: int) -> None:
+        parent_path, _, name = self.attention_path.rpartition(".")
+        parent = layer.get_submodule(parent_path)
+        setattr(parent, name, self.attention_class(getattr(parent, name), self.config, index))
+
+    def layers(self) -> Iterable[nn.Module]:
+        """Every layer that has parameters of its own, once."""
+        return self.get_submodule(self.layers_path)
+
+    def order(self) -> Iterable[nn.Module]:
+        """The layers as they are run; one that is shared comes several times."""
+        return self.layers()
+
+    def embed(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> Tensor:
+        """Token embeddings (b, t, e), normalised."""
+        return self.embeddings(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+        )
+
+    def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the target does between the embeddings and the layers: rows may be added to x and to the mask."""
+        return x, mask
+
+    def project(self, x: Tensor) -> Tensor:
+        """From the embedding size to the hidden size, where a family has two sizes."""
+        return x
+
+    def end(self, x: Tensor, length: int) -> Tensor:
+        """Undo `begin`: the `length` rows that stand for the tokens that came in."""
+        return x
+
+    def final(self, x: Tensor) -> Tensor:
+        """A norm after the last layer, where a family has one."""
+        return x
+
+    def pool(self, x: Tensor) -> Tensor | None:
+        """The pooled output (b, e), where the model has a pooler."""
+        pooler = getattr(self, "pooler", None)
+        return None if pooler is None else pooler(x)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> Any:
+        """Run the encoder.
+
+        Args:
+            input_ids: token ids (b, t); either these or `inputs_embeds`.
+            attention_mask: (b, t), nonzero for real tokens; None where all are.
+            token_type_ids: segment ids (b, t).
+            position_ids: (b, t) or (1, t).
+            inputs_embeds: word embeddings (b, t, e) in place of ids.
+            encoder_hidden_states: (b, s, hidden), for a decoder with cross-attention.
+            encoder_attention_mask: (b, s), nonzero for real positions.
+            head_mask: not supported.
+            past_key_values: not supported, there is no cache; generate with `use_cache=False`.
+            output_attentions: has no effect but a warning: no attention weights are formed.
+            output_hidden_states: whether to return the state before and after every layer.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: for what is not supported, and for inputs whose shapes do not fit.
+        """
+        config = self.config
+        refuse_unsupported(head_mask, past_key_values)
+        if output_attentions if output_attentions is not None else config.output_attentions:
+            logger.warning_once("output_attentions has no effect: this attention forms no weights, attentions is None")
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if return_dict is None:
+            return_dict = config.return_dict
+
+        batch, length = self.token_shape(input_ids, inputs_embeds, position_ids)
+        mask = visible_tokens(attention_mask, (batch, length))
+        x = self.embed(input_ids, inputs_embeds, token_type_ids, position_ids)
+        x, mask = self.begin(x, mask)
+        x = self.project(x)
+        cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
+
+        states = []
+        for layer in self.order():
+            if output_hidden_states:
+                states.append(self.end(x, length))
+            x = run_layer(layer, x, mask, cross)
+        last = self.end(self.final(x), length)
+        if output_hidden_states:
+            states.append(last)
+
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=last,
+            pooler_output=self.pool(last),
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+        if return_dict:
+            return output
+        # Stock heads read the tuple by position: where the family has a pooler, its place is kept even when unused.
+        second = (output.pooler_output,) if hasattr(self, "pooler") else ()
+        return (last, *second, *((output.hidden_states,) if output_hidden_states else ()))
+
+    def token_shape(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None
+    ) -> tuple[int, int]:
+        """Batch size and number of tokens, refused where the position table is too short for them."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+        batch, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+        longest = self.config.max_position_embeddings - self.special_positions
+        if position_ids is None and length > longest:
+            raise ValueError(
+                f"the input has {length} tokens and this model takes {longest}; truncate it (tokenizer(..., "
+                f"truncation=True, max_length={longest})) or convert the source again with a larger --max-len"
+            )
+        return batch, length
+
+    def cross_inputs(
+        self, states: Tensor | None, mask: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """What the stock cross-attention of a decoder takes: the encoder's states and an additive mask (b, 1, 1, s)."""
+        if states is None:
+            return None
+        if not getattr(self.config, "add_cross_attention", False):
+            raise ValueError("encoder_hidden_states were given to a model that has no cross-attention; leave them out")
+        visible = visible_tokens(mask, states.shape[:2], name="encoder_attention_mask")
+        if visible is None:
+            return states, None
+        blocked = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return states, blocked.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class HeadMixin:
+    """A stock task class on an efficient base; goes before the stock class in the bases."""
+
+    base_class: ClassVar[type[EncoderMixin]]
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        # The head has just built its stock base with the options it wants (no pooler, say). Building another would cost
+        # 40 % of the construction, so that one changes its class: the efficient one adds methods and no state.
+        base = getattr(self, self.base_model_prefix)
+        base.__class__ = self.base_class
+        base.adapt()
+        self.post_init()
+
+
+def run_layer(
+    layer: nn.Module, x: Tensor, mask: Tensor | None, cross: tuple[Tensor, Tensor | None] | None = None
+) -> Tensor:
+    """One stock layer; x and all else that may need a gradient go by position, as reentrant checkpointing asks."""
+    if cross is None:
+        output = layer(x, mask)
+    else:
+        # transformers 4 has head_mask in third place, 5 has no such argument.
+        gap = (None,) if "head_mask" in inspect.signature(layer.forward).parameters else ()
+        output = layer(x, mask, *gap, *cross)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def visible_tokens(mask: Tensor | None, shape: tuple[int, int], name: str = "attention_mask") -> Tensor | None:
+    """A padding mask as bool (b, t), True for real tokens; the caller's tensor is never written to.
+
+    Raises:
+        ValueError: for masks of other shapes.
+    """
+    if mask is None:
+        return None
+    if mask.dim() != 2:
+        raise ValueError(
+            f"{name} has {mask.dim()} dimensions; only (batch, tokens) is supported, 1 for real tokens and 0 for "
+            "padding, because this attention never forms the tokens * tokens matrix that other masks are made for"
+        )
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} is {tuple(mask.shape)} and the input is {tuple(shape)}: they must be the same")
+    return mask.bool()
+
+
+def refuse_unsupported(head_mask: Any, past_key_values: Any) -> None:
+    """Raise ValueError for arguments that would have no effect here but change what a caller expects."""
+    if head_mask is not None:
+        raise ValueError("head_mask is not supported by this attention; leave it out")
+    if past_key_values is not None:
+        raise ValueError("this model keeps no key and value cache: pass use_cache=False, to generate() too")

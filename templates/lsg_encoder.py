@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What LSG adds to an encoder: global tokens in front of the input, and their removal at the end.
+
+The globals are learned embeddings without position or segment; they pass the stock LayerNorm and dropout of the
+embeddings. A LayerNorm works row by row, so normalising them apart equals putting them in front before it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .efficient_encoder import EncoderMixin
+from .lsg_configuration import MAX_GLOBAL_TOKENS, uses_sparse_keys
+
+
+class LSGEncoderMixin(EncoderMixin):
+    """An encoder with LSG attention: local, sparse and global keys (arXiv 2210.15497)."""
+
+    def adapt(self) -> None:
+        self.config.validate_lsg()
+        super().adapt()
+        width = self.get_input_embeddings().embedding_dim
+        # All rows are kept whatever num_global_tokens says, so that it can be changed when the model is loaded.
+        self.embeddings.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, width)
+
+    def embed_globals(self, batch: int, device: torch.device) -> Tensor:
+        """The global tokens' embeddings (b, g, e), normalised as those of the other tokens are."""
+        rows = self.embeddings.global_embeddings(torch.arange(self.config.num_global_tokens, device=device))
+        rows = rows.expand(batch, -1, -1)  # before the dropout: every example draws its own
+        return self.embeddings.dropout(self.embeddings.LayerNorm(rows))
+
+    def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        config = self.config
+        batch, length, _ = x.shape
+        if config.mask_first_token:
+            mask = torch.ones((batch, length), dtype=torch.bool, device=x.device) if mask is None else mask.clone()
+            mask[:, 0] = False
+        padding = self.visible_padding(length)
+        if padding:
+            mask = torch.ones((batch, length), dtype=torch.bool, device=x.device) if mask is None else mask
+            x, mask = F.pad(x, (0, 0, 0, padding)), F.pad(mask, (0, padding))
+        if config.num_global_tokens:
+            x = torch.cat([self.embed_globals(batch, x.device).to(x.dtype), x], dim=1)
+            mask = None if mask is None else F.pad(mask, (config.num_global_tokens, 0), value=True)
+        return x, mask
+
+    def visible_padding(self, length: int) -> int:
+        """Rows of padding that the layers themselves must see.
+
+        The attention pads to whole blocks by itself, and what it pads with is masked. Only the published form of
+        "bos_pooling" lets padding be seen, and there it must be what the published model has: rows that start at zero
+        after the LayerNorm of the embeddings and change from layer to layer.
+        """
+        config = self.config
+        seen = (
+            config.bos_pooling_padding == "published"
+            and config.sparsity_type == "bos_pooling"
+            and uses_sparse_keys(config)
+            and config.adaptive
+            and length > 2 * config.block_size
+        )
+        return -length % config.block_size if seen else 0
+
+    def end(self, x: Tensor, length: int) -> Tensor:
+        first = self.config.num_global_tokens
+        tokens = x[:, first : first + length]
+        if first and self.config.pool_with_global:
+            tokens = torch.cat([x[:, :1], tokens[:, 1:]], dim=1)
+        return tokens

@@ -1,0 +1,194 @@
+"""Tiny random checkpoints with real tokenizers, made in a fraction of a second: the sources that the tests convert.
+
+Every weight is random, biases and norms too, so that a swapped, dropped or untouched tensor shows in the outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SPECIAL_TOKENS = {
+    "bert": {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    "roberta": {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "cls_token": "<s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+}
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "a",
+    "is",
+    "that",
+    "it",
+    "was",
+    "for",
+    "on",
+    "with",
+    "as",
+    "he",
+    "be",
+    "by",
+    "at",
+    "this",
+    "had",
+    "not",
+    "are",
+    "but",
+    "from",
+    "or",
+    "have",
+    "an",
+    "they",
+]
+
+
+def save_tiny(
+    folder: Path | str,
+    family: str = "bert",
+    head: str = "ForMaskedLM",
+    positions: int = 64,
+    *,
+    seed: int = 0,
+    tokenizer: bool = True,
+    safetensors: bool = True,
+    **config: object,
+) -> Path:
+    """Save a random model of one family and head, with its tokenizer, and return the folder.
+
+    Args:
+        folder: where to; made if missing.
+        family: `bert` or `roberta`.
+        head: the class's name without the family: `ForMaskedLM`, `ForSequenceClassification`, ..., or `Model`.
+        positions: how many tokens it takes (RoBERTa's table gets its two extra rows on top).
+        seed: for the weights; the same seed gives the same bytes.
+        tokenizer: whether to save one.
+        safetensors: False writes `pytorch_model.bin`.
+        config: any field of the config, over the tiny defaults.
+    """
+    import torch
+    import transformers
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab_size = save_tokenizer(folder, family, positions) if tokenizer else len(_wordpiece_vocab())
+    prefix, pad_token_id, offset = {"bert": ("Bert", 0, 0), "roberta": ("Roberta", 1, 2)}[family]
+    settings: dict[str, object] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": positions + offset,
+        "pad_token_id": pad_token_id,
+        **({"type_vocab_size": 1, "bos_token_id": 0, "eos_token_id": 2} if family == "roberta" else {}),
+        **config,
+    }
+    model_config = getattr(transformers, f"{prefix}Config")(**settings)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{prefix}{head}")(model_config).eval()
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    if safetensors:
+        model.save_pretrained(folder)
+    else:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positions: int = 64, **config: object) -> Path:
+    """Save a base model in the sentence-transformers layout: mean pooling, then normalisation."""
+    folder = save_tiny(folder, family, "Model", positions, **config)
+    modules = [("", "models.Transformer"), ("1_Pooling", "models.Pooling"), ("2_Normalize", "models.Normalize")]
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{module}"}
+            for i, (path, module) in enumerate(modules)
+        ],
+    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    width = config.get("hidden_size", 32)
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True},
+    )
+    return folder
+
+
+def save_tokenizer(folder: Path, family: str, positions: int) -> int:
+    """Save a fast tokenizer (its slow form's vocabulary too) and return the size of its vocabulary."""
+    build = {"bert": _save_wordpiece, "roberta": _save_byte_bpe}[family]
+    vocab_size = build(folder)
+    name = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}[family]
+    special = SPECIAL_TOKENS[family]
+    _write_json(folder / "special_tokens_map.json", special)
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": name, "model_max_length": positions, **special})
+    return vocab_size
+
+
+def _save_wordpiece(folder: Path) -> int:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocab = _wordpiece_vocab()
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(vocab[:5])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return len(vocab)
+
+
+def _wordpiece_vocab() -> list[str]:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    punctuation = list(".,;:!?'\"()-0123456789")
+    words = [word for word in WORDS if word != "a"]
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *punctuation, *letters, *(f"##{c}" for c in letters), *words]
+
+
+def _save_byte_bpe(folder: Path) -> int:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("i", "n")]
+    tokens = [*special, *alphabet, *(a + b for a, b in merges), "<mask>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    _write_json(folder / "vocab.json", vocab)
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([*special, AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return len(tokens)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
