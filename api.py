@@ -1,4 +1,4 @@
-"""The public Python API: convert, plan, verify, inspect. Each does what the command of that name does."""
+"""The public Python API: convert, plan, verify, load. The first three do what the command of that name does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .convert.errors import UsageError
-from .convert.manifest import Measured
+from .convert.manifest import Measured, check_hashes, read_manifest
 from .convert.options import Settings
 from .convert.plan import Plan
 from .convert.run import Result, convert_source, prepare, verify_repo
@@ -81,6 +81,25 @@ def verify(
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
+
+
+def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:
+    """Loads an emitted repo's model after comparing every file with the manifest.
+
+    Args:
+        repo: folder of the repo.
+        auto: Auto class to load with; by default that of the repo's own architecture.
+        overrides: what `from_pretrained` takes: config fields (block_size=64), dtype, device_map.
+
+    Raises:
+        CheckFailedError: a file is not what the manifest says; its code is then not run.
+    """
+    folder = Path(repo)
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    import transformers
+
+    return getattr(transformers, auto or manifest["auto"]).from_pretrained(folder, trust_remote_code=True, **overrides)
 
 
 def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,14 +56,16 @@ class Checkpoint:
         return list(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
 
     def read(self, name: str) -> Array:
-        """The whole tensor as raw elements; its bytes are held once."""
+        """The whole tensor as raw elements, mapped: only the parts that an operation looks at are read."""
         tensor = self.tensors[name]
-        buffer = bytearray(tensor.nbytes)
-        view, done = memoryview(buffer), 0
-        for chunk in self.chunks(name):
-            view[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return from_bytes(buffer, tensor.dtype, tensor.shape)
+        descriptor = self.descriptor(tensor.file)
+        if tensor.nbytes == 0:
+            return from_bytes(b"", tensor.dtype, tensor.shape)
+        if os.fstat(descriptor).st_size < tensor.start + tensor.nbytes:
+            raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
+        begin = tensor.start - tensor.start % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(descriptor, tensor.start + tensor.nbytes - begin, access=mmap.ACCESS_READ, offset=begin)
+        return from_bytes(memoryview(mapped)[tensor.start - begin :], tensor.dtype, tensor.shape)
 
     def chunks(self, name: str, buffer: bytearray | None = None) -> Iterator[memoryview]:
         """The tensor's bytes in order, at most a chunk at a time; a chunk is valid until the next one is asked for."""
@@ -105,6 +108,14 @@ class PickledCheckpoint(Checkpoint):
         flat = self._loaded[name].detach().reshape(-1).view(torch.uint8).numpy()
         for start in range(0, len(flat), CHUNK):
             yield memoryview(flat[start : start + CHUNK])
+
+    def read(self, name: str) -> Array:
+        """The whole tensor as raw elements, in torch's own memory."""
+        import torch
+
+        value = self._loaded[name].detach().contiguous()
+        raw = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
+        return from_bytes(memoryview(raw), self.tensors[name].dtype, tuple(value.shape))
 
     def close(self) -> None:
         self._loaded = {}

@@ -138,6 +138,7 @@ def sentence_modules(source: Source) -> list[dict[str, Any]]:
 
 
 def _local(folder: Path) -> Source:
+    name = Path(os.path.abspath(folder)).name  # as it was given: a link's own name, not what it leads to
     folder = folder.resolve()
 
     def fetch(name: str) -> Path:
@@ -147,7 +148,7 @@ def _local(folder: Path) -> Source:
         files = tuple(sorted(_walk(folder)))
     except PermissionError as error:
         raise BadInputError("the source is not readable", where=str(error.filename), hint="check its mode") from None
-    return Source(name=folder.name, files=files, fetch=fetch, folder=folder)
+    return Source(name=name, files=files, fetch=fetch, folder=folder)
 
 
 def _walk(folder: Path, depth: int = 2) -> Iterator[str]:

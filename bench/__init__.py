@@ -1,0 +1,1 @@
+"""Speed and memory, measured: `make bench`. Figures are ratios from one run, with the machine's name beside them."""

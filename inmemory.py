@@ -1,0 +1,98 @@
+"""`effconv.lsgify(model, tokenizer, ...)`: the conversion of `effconv lsg` for a model that is already loaded.
+
+The same plan and the same emitted code; tensors come from the model's state dict and go into a new model.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .convert.dtypes import Array
+from .convert.execute import as_array
+from .convert.families import family_of, head_of
+from .convert.modelcode import render
+from .convert.options import Settings
+from .convert.reader import Checkpoint, Tensor
+from .convert.run import plan_tensors
+from .convert.source import Source
+from .convert.tokenizer import SpecialTokens
+from .lsgify.options import LSGOptions
+from .lsgify.target import LSG
+
+SAFETENSORS_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **options: Any) -> nn.Module:
+    """An LSG model with the weights of a dense one; the dense one is not touched.
+
+    Args:
+        model: a transformers model of a supported family, with or without a head.
+        tokenizer: its tokenizer, which names the mask token that the global tokens start from. Set its
+            `model_max_length` to use the new length.
+        seed: of every tensor that is drawn.
+        options: those of `effconv lsg`: max_length=4096, block_size=128, sparsity_type="norm", num_global_tokens=1, ...
+
+    Returns:
+        A model of the emitted class (LSGBertForMaskedLM and so on), on the same device, in the same dtype and mode.
+        `save_pretrained` writes its code files too, so that the folder loads with `trust_remote_code=True`.
+
+    Raises:
+        EffconvError: as `effconv lsg`: a family that is not supported, options that make no sense.
+    """
+    import transformers
+
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    family = family_of(config, LSG.families)
+    head, unknown = head_of({"architectures": [type(model).__name__]}, family)
+    checkpoint = _MemoryCheckpoint(model.state_dict())
+    context, plan = plan_tensors(
+        checkpoint, LSG, LSGOptions(**options), family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
+    )
+    with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
+        heads = {head.suffix: head.auto for head in family.heads}
+        for name, text in render(family.code, LSG.code, heads).items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        (Path(folder) / "config.json").write_text(json.dumps(dict(context.emitted)), encoding="utf-8")
+        emitted = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        auto = getattr(transformers, head.auto)
+        result = auto.from_config(emitted, trust_remote_code=True, dtype=model.dtype)
+    result.config.name_or_path = ""
+    arrays = {row.target: as_array(checkpoint, row) for row in plan.rows if row.target}
+    missing, unexpected = result.load_state_dict({name: _torch(array) for name, array in arrays.items()}, strict=False)
+    tied = {name for name in missing if name.endswith(tuple(head.tied))}
+    if set(missing) - tied or unexpected:
+        raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
+    return result.to(model.device).train(model.training)
+
+
+class _MemoryCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are those of a state dict."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        names = ((name, SAFETENSORS_NAMES.get(value.dtype, "I64"), value) for name, value in self._state.items())
+        source = Source(name="the model in memory", files=(), fetch=Path)
+        super().__init__((Tensor(name, dtype, tuple(value.shape), "memory") for name, dtype, value in names), source)
+
+    def read(self, name: str) -> Array:
+        value, dtype = self._state[name], self.tensors[name].dtype
+        return Array(value.view(torch.int16).numpy().view("<u2") if dtype == "BF16" else value.numpy(), dtype)
+
+
+def _torch(array: Array) -> torch.Tensor:
+    data = array.data.copy()
+    return torch.from_numpy(data.view("<i2")).view(torch.bfloat16) if array.dtype == "BF16" else torch.from_numpy(data)
+
+
+def _tokens(tokenizer: Any) -> SpecialTokens:
+    if tokenizer is None:
+        return SpecialTokens()
+    names = ("bos", "cls", "mask", "sep", "pad")
+    return SpecialTokens(**{name: getattr(tokenizer, f"{name}_token_id", None) for name in names})

@@ -1,0 +1,389 @@
+"""Check an emitted LSG repo from outside: only torch and transformers, every class through its Auto class.
+
+    python repo_worker.py JOB.json
+
+JOB.json is {"repo", "source", "save", "checks", "results", "heads": {suffix: Auto class}}; the file named `results` gets
+{check: "" or its traceback}.
+`source` is the dense checkpoint with the head ForMaskedLM; the repo takes 256 tokens, with blocks of 8.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import transformers
+
+SPARSITY_TYPES = ("none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling")
+
+
+def load(job, head="ForMaskedLM", **options):
+    auto = getattr(transformers, job["heads"][head])
+    return auto.from_pretrained(job["repo"], trust_remote_code=True, **options).eval()
+
+
+def ids(model, *lengths, seed=0):
+    """Random right-padded ids (b, t) and their mask."""
+    generator = torch.Generator().manual_seed(seed)
+    size, pad = model.config.vocab_size, model.config.pad_token_id
+    tokens = torch.randint(5, size, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": tokens.where(mask.bool(), torch.tensor(pad)), "attention_mask": mask}
+
+
+def close(actual, expected, tolerance=1e-5):
+    difference = (actual.float() - expected.float()).abs().max().item()
+    bound = tolerance * max(1.0, expected.abs().max().item())
+    assert actual.isfinite().all(), "not finite"
+    assert difference <= bound, f"differs by {difference}"
+
+
+def raises(kind, words, call):
+    message = f"no {kind.__name__}"
+    try:
+        call()
+    except kind as error:
+        message = str(error)
+    assert words in message, message
+
+
+def check_every_head_equals_the_source_without_globals_on_short_inputs(job):
+    for head, auto_name in job["heads"].items():
+        torch.manual_seed(0)
+        auto = getattr(transformers, auto_name)
+        stock = auto.from_pretrained(job["source"]).eval()
+        converted = load(job, head, num_global_tokens=0, block_size=16, sparse_block_size=16)
+        assert type(converted).__name__.startswith("LSG")
+        converted.load_state_dict(  # heads that the source lacks are random: take the stock ones
+            {k: v for k, v in stock.state_dict().items() if "position" not in k}, strict=False
+        )
+        inputs = ids(converted, 32, 20)
+        if head == "ForMultipleChoice":
+            inputs = {name: tensor[:, None].repeat(1, 3, 1) for name, tensor in inputs.items()}
+        with torch.no_grad():
+            expected = stock(**inputs, output_hidden_states=True)
+            actual = converted(**inputs, output_hidden_states=True)
+        real = inputs["attention_mask"].bool()
+        for name, tensor in expected.items():
+            if name == "hidden_states":
+                assert len(actual[name]) == len(tensor)
+                pairs = list(zip(actual[name], tensor, strict=True))
+            elif isinstance(tensor, torch.Tensor):
+                pairs = [(actual[name], tensor)]
+            else:
+                continue
+            for a, b in pairs:
+                if head != "ForMultipleChoice" and b.shape[:2] == real.shape:
+                    a, b = a[real], b[real]
+                close(a, b)
+
+
+def check_a_small_window_changes_the_logits(job):
+    wide, narrow = (load(job, block_size=size, sparse_block_size=size, sparsity_type="none") for size in (64, 4))
+    inputs = ids(wide, 100)
+    with torch.no_grad():
+        difference = (wide(**inputs).logits - narrow(**inputs).logits).abs().max()
+    assert difference > 1e-3
+
+
+def check_padding_and_batch_mates_change_no_real_token(job):
+    for sparsity_type in SPARSITY_TYPES:
+        for length in (10, 33, 70):
+            model = load(job, "Model", sparsity_type=sparsity_type, num_global_tokens=3)
+            inputs = ids(model, 100, length)
+            with torch.no_grad():
+                together = model(**inputs).last_hidden_state[1, :length]
+                alone = model(input_ids=inputs["input_ids"][1:, :length]).last_hidden_state[0]
+            close(together, alone)
+
+
+def check_options_are_overridden_at_loading(job):
+    model = load(job, block_size=64, sparsity_type="none", num_global_tokens=16)
+    assert (model.config.block_size, model.config.sparsity_type, model.config.num_global_tokens) == (64, "none", 16)
+    assert load(job, mask_first_token=True, pool_with_global=False).config.pool_with_global is True
+    raises(ValueError, "block_size 8 is not divisible by sparsity_factor 3", lambda: load(job, sparsity_factor=3))
+    raises(ValueError, "num_global_tokens is 513", lambda: load(job, num_global_tokens=513))
+    raises(ValueError, "sparsity_type is 'nrom'", lambda: load(job, sparsity_type="nrom"))
+
+
+def check_global_tokens_matter_and_stay_inside(job):
+    model = load(job, "Model", num_global_tokens=5, pool_with_global=False)
+    inputs = ids(model, 50)
+    with torch.no_grad():
+        before = model(**inputs, output_hidden_states=True)
+        model.embeddings.global_embeddings.weight[4] += torch.linspace(-1, 1, 32)
+        changed = model(**inputs).last_hidden_state
+        model.embeddings.global_embeddings.weight[5] += torch.linspace(-1, 1, 32)  # not in use
+        same = model(**inputs).last_hidden_state
+    assert all(state.shape == before.last_hidden_state.shape for state in before.hidden_states)
+    assert (changed - before.last_hidden_state).abs().max() > 1e-4
+    assert torch.equal(changed, same)
+
+
+def check_the_first_global_is_returned_for_the_first_token(job):
+    plain, pooled = (load(job, "Model", pool_with_global=pool) for pool in (False, True))
+    inputs = ids(plain, 50)
+    with torch.no_grad():
+        a, b = (model(**inputs, output_hidden_states=True) for model in (plain, pooled))
+    assert torch.equal(a.last_hidden_state[:, 1:], b.last_hidden_state[:, 1:])
+    assert not torch.allclose(a.last_hidden_state[:, 0], b.last_hidden_state[:, 0])
+    assert torch.equal(b.hidden_states[-1], b.last_hidden_state)
+
+
+def check_a_masked_first_token_is_seen_by_none(job):
+    model = load(job, "Model", mask_first_token=True)
+    for length in (10, 50):
+        inputs = ids(model, length)
+        other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+        other["input_ids"][:, 0] += 1
+        with torch.no_grad():
+            a, b = model(**inputs).last_hidden_state, model(**other).last_hidden_state
+        close(a, b)
+        assert inputs["attention_mask"].all()
+
+
+def check_inputs_in_every_form_give_the_same(job):
+    model = load(job, "Model")
+    inputs = ids(model, 50, 40)
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True)
+        by_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
+        for mask in (inputs["attention_mask"].bool(), inputs["attention_mask"].float()):
+            assert torch.equal(model(inputs["input_ids"], mask).last_hidden_state, expected.last_hidden_state)
+        types = torch.zeros_like(inputs["input_ids"])
+        close(model(**inputs, token_type_ids=types).last_hidden_state, expected.last_hidden_state)
+        full = ids(model, 50)
+        embeds = model.get_input_embeddings()(full["input_ids"])
+        close(model(inputs_embeds=embeds).last_hidden_state, model(**full).last_hidden_state)
+        start = model.config.max_position_embeddings - 256
+        positions = torch.arange(start, start + 50)[None]
+        close(model(**full, position_ids=positions).last_hidden_state, model(**full).last_hidden_state)
+        shifted = model(**full, position_ids=positions + 1).last_hidden_state
+        assert not torch.allclose(shifted, model(**full).last_hidden_state)
+    assert torch.equal(by_tuple[0], expected.last_hidden_state)
+    assert torch.equal(by_tuple[1], expected.pooler_output)
+    assert len(by_tuple[2]) == len(expected.hidden_states)
+    assert expected.attentions is None
+
+
+def check_heads_return_tuples(job):
+    for head in job["heads"]:
+        if head in ("Model", "ForMultipleChoice"):
+            continue
+        model = load(job, head)
+        inputs = ids(model, 20)
+        with torch.no_grad():
+            named = model(**inputs, output_hidden_states=True)
+            plain = model(**inputs, output_hidden_states=True, return_dict=False)
+        assert torch.equal(named[0], plain[0])
+        assert len(plain[-1]) == len(named.hidden_states)
+
+
+def check_what_is_not_supported_is_refused(job):
+    model = load(job, "Model")
+    inputs = ids(model, 20)
+    tokens = inputs["input_ids"]
+    refused = {
+        "3 dimensions": {"attention_mask": torch.ones(1, 20, 20)},
+        "4 dimensions": {"attention_mask": torch.ones(1, 1, 20, 20)},
+        "must be the same": {"attention_mask": torch.ones(1, 19)},
+        "head_mask": {"head_mask": torch.ones(2, 4)},
+        "use_cache=False": {"past_key_values": transformers.DynamicCache()},
+        "no cross-attention": {"encoder_hidden_states": torch.ones(1, 3, 32)},
+        "not both": {"inputs_embeds": torch.ones(1, 20, 32)},
+    }
+    for words, arguments in refused.items():
+        raises(ValueError, words, lambda arguments=arguments: model(tokens, **arguments))
+    raises(ValueError, "neither", lambda: model())
+    raises(ValueError, "takes 256", lambda: model(torch.full((1, 257), 7)))
+    assert model(torch.full((1, 256), 7)).last_hidden_state.shape[1] == 256
+    raises(ValueError, "Flash Attention 2", lambda: load(job, attn_implementation="flash_attention_2"))
+    for name in ("eager", "sdpa"):
+        assert torch.equal(load(job, "Model", attn_implementation=name)(**inputs)[0], model(**inputs)[0])
+    assert model(tokens, output_attentions=True).attentions is None
+
+
+def check_checkpointing_gives_the_same_gradients(job):
+    def gradients(**checkpointing):
+        torch.manual_seed(0)
+        model = load(job, num_global_tokens=3).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.config.attention_probs_dropout_prob = 0.0
+        calls = []
+        layers = list(model.base_model.encoder.layer)
+        for layer in layers:
+            mix = layer.get_submodule("attention.self").mix
+            mix.register_forward_hook(lambda *_: calls.append(1))
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+        inputs = ids(model, 40, 30)
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        assert len(calls) == len(layers) * (2 if checkpointing else 1)
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    expected = gradients()
+    assert expected[f"{load(job).base_model_prefix}.embeddings.global_embeddings.weight"][:3].abs().sum() > 0
+    for reentrant in (False, True):
+        actual = gradients(use_reentrant=reentrant)
+        assert actual.keys() == expected.keys()
+        for name, gradient in expected.items():
+            close(actual[name], gradient)
+
+
+def check_half_precision_and_autocast(job):
+    for sparsity_type in SPARSITY_TYPES:
+        model = load(job, sparsity_type=sparsity_type)
+        inputs = ids(model, 60, 41)
+        with torch.no_grad():
+            expected = model(**inputs).logits
+            with torch.autocast("cpu", torch.bfloat16):
+                mixed = model(**inputs).logits
+            results = {"autocast": mixed}
+            for dtype in (torch.bfloat16, torch.float16):
+                half = load(job, sparsity_type=sparsity_type, torch_dtype=dtype)
+                assert half.dtype == dtype
+                results[dtype] = half(**inputs).logits
+        for name, logits in results.items():
+            assert logits.isfinite().all(), name
+            error = (logits.float() - expected).abs().median() / expected.abs().median()
+            assert error < 0.05, (sparsity_type, name, error)
+    model = load(job).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def check_tied_weights_and_resizing(job):
+    model = load(job)
+    words, decoder = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert words.data_ptr() == decoder.data_ptr()
+    size = len(words)
+    model.resize_token_embeddings(size + 3)
+    assert model.get_output_embeddings().weight.shape[0] == size + 3
+    assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    assert model(**ids(model, 40)).logits.shape[-1] == size + 3
+
+
+def check_models_are_copied_and_pickled(job):
+    model = load(job)
+    inputs = ids(model, 40)
+    expected = model(**inputs).logits
+    assert torch.equal(copy.deepcopy(model)(**inputs).logits, expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(**inputs).logits, expected)
+
+
+def check_a_decoder_sees_no_later_token(job):
+    head = "LMHeadModel" if "LMHeadModel" in job["heads"] else "ForCausalLM"
+    for sparsity_type in SPARSITY_TYPES:
+        model = load(job, head, is_decoder=True, sparsity_type=sparsity_type, num_global_tokens=2)
+        inputs = ids(model, 60)
+        with torch.no_grad():
+            expected = model(**inputs).logits
+            for length in (5, 16, 17, 40):
+                close(model(input_ids=inputs["input_ids"][:, :length]).logits, expected[:, :length])
+
+
+def check_a_decoder_generates(job):
+    head = "LMHeadModel" if "LMHeadModel" in job["heads"] else "ForCausalLM"
+    model = load(job, head, is_decoder=True)
+    assert model.config.use_cache is False
+    inputs = ids(model, 20)
+    settings = {
+        "do_sample": False,
+        "min_new_tokens": 4,
+        "max_new_tokens": 4,
+        "pad_token_id": model.config.pad_token_id,
+    }
+    generated = model.generate(**inputs, **settings)
+    tokens = inputs["input_ids"]
+    with torch.no_grad():
+        for _ in range(4):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(generated, tokens)
+    raises(ValueError, "use_cache=False", lambda: model.generate(**inputs, **settings, use_cache=True))
+
+
+def check_cross_attention_passes_gradients_under_checkpointing(job):
+    head = "LMHeadModel" if "LMHeadModel" in job["heads"] else "ForCausalLM"
+    gradients = []
+    for checkpointing in ({}, {"use_reentrant": False}, {"use_reentrant": True}):
+        torch.manual_seed(0)
+        model = load(job, head, is_decoder=True, add_cross_attention=True, attention_probs_dropout_prob=0.0)
+        model.config.hidden_dropout_prob = 0.0
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "crossattention" in name and parameter.dim() > 1:
+                    parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+        if checkpointing:
+            model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+        states = torch.linspace(-1, 1, 7 * 32).view(1, 7, 32).requires_grad_()
+        seen = torch.tensor([[1, 1, 1, 1, 1, 0, 0]])
+        logits = model(**ids(model, 40), encoder_hidden_states=states, encoder_attention_mask=seen).logits
+        logits.square().sum().backward()
+        gradients.append(states.grad)
+    assert gradients[0].abs().sum() > 0
+    assert gradients[0][:, 5:].abs().max() == 0
+    for gradient in gradients[1:]:
+        close(gradient, gradients[0], 1e-4)
+
+
+def check_pipelines(job):
+    text = "the of and to in it"
+    options = {"trust_remote_code": True, "model": job["repo"], "device": "cpu"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job["repo"])
+    fill = transformers.pipeline("fill-mask", tokenizer=tokenizer, **options)
+    assert type(fill.model).__name__.startswith("LSG")
+    assert len(fill(f"{text} {tokenizer.mask_token}")) == 5
+    features = transformers.pipeline("feature-extraction", tokenizer=tokenizer, **options)(text * 8)
+    assert len(features[0][0]) == 32
+    assert transformers.pipeline("text-classification", tokenizer=tokenizer, **options)(text)[0]["label"]
+
+
+def check_a_saved_model_carries_its_code(job):
+    model = load(job, num_global_tokens=2)
+    inputs = ids(model, 60, 40)
+    model.save_pretrained(job["save"])
+    with torch.no_grad():
+        torch.save({**inputs, "logits": model(**inputs).logits}, Path(job["save"]) / "expected.pt")
+    code = {path.name for path in Path(job["repo"]).glob("*.py")}
+    assert code <= {path.name for path in Path(job["save"]).glob("*.py")}, sorted(Path(job["save"]).glob("*.py"))
+
+
+def check_a_saved_model_loads_again(job):
+    expected = torch.load(Path(job["save"]) / "expected.pt")
+    logits = expected.pop("logits")
+    model, report = transformers.AutoModelForMaskedLM.from_pretrained(
+        job["save"], trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    with torch.no_grad():
+        close(model.eval()(**expected).logits, logits, 1e-6)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    job = json.loads(Path(sys.argv[1]).read_text())
+    results = {}
+    for name in job["checks"]:
+        try:
+            globals()[name](job)
+            results[name] = ""
+        except Exception:
+            results[name] = traceback.format_exc()
+    Path(job["results"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
