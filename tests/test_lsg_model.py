@@ -52,6 +52,7 @@ def emit(source: Path, family: str, repo: Path, tokens: int = 256) -> Path:
         "auto_map": modelcode.auto_map(code, modelcode.LSG_CODE, heads),
         "architectures": [modelcode.class_name(code, modelcode.LSG_CODE, "ForMaskedLM")],
         "max_position_embeddings": tokens + special,
+        "use_cache": False,
         "block_size": 8,
         "sparse_block_size": 8,
     }
