@@ -71,11 +71,12 @@ def inspect_source(
     finally:
         checkpoint.close()
     architectures = found.config.get("architectures")
+    named = isinstance(architectures, list) and architectures
     return Inspection(
         name=found.hub_id or found.name,
         commit=found.commit,
         family=str(found.config.get("model_type")),
-        architecture=str(architectures[0]) if architectures else None,
+        architecture=str(architectures[0]) if named else None,
         head=head,
         sentence_transformers=bool(sentence_modules(found)),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),

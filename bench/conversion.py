@@ -27,6 +27,7 @@ SHAPES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096, "num_attention_heads": 16},
 }
+PIECE = 1 << 20  # bytes made at a time: a child's peak memory counts what its parent held when it was started
 COMMON = {
     "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522, "max_position_embeddings": 512,
     "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "pad_token_id": 0,
@@ -49,8 +50,10 @@ def make_source(folder: Path, size: str) -> Path:
         tensors.append((name, "F32", shape, 4 * int(np.prod(shape))))
     file = TensorFile(folder / "model.safetensors", tensors)
     random = np.random.default_rng(0)
-    for _, _, shape, _ in tensors:
-        file.append(memoryview(random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)).cast("B"))
+    for _, _, _, nbytes in tensors:
+        for start in range(0, nbytes, PIECE):
+            values = random.standard_normal(min(PIECE, nbytes - start) // 4, dtype=np.float32)
+            file.append(memoryview(values * np.float32(0.02)).cast("B"))
     file.finish()
     return folder
 

@@ -6,6 +6,7 @@ blocks stays as it is.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -86,7 +87,7 @@ def source_front_matter(source: Source) -> dict[str, Any]:
         return {}
     try:
         parsed = yaml.safe_load(text[3:].partition("\n---")[0])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -117,4 +118,4 @@ def command(target: Target, manifest: Mapping[str, Any]) -> str:
             parts.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             parts += [flag, str(value)]
-    return " ".join(parts)
+    return shlex.join(parts)

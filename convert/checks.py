@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """A text alone, and the same text padded beside a longer one, short and long ones."""
     model = loaded.model("AutoModel") if "AutoModel" in loaded.autos else loaded.model()
     auto = "AutoModel" if "AutoModel" in loaded.autos else loaded.auto
-    worst = 0.0
+    found = []
     pairs = [(real, mate) for real, mate in ((5, 60), (70, 300), (300, 700)) if mate <= loaded.max_length]
     for real, mate in pairs or [(max(loaded.max_length // 3, 2), loaded.max_length)]:
         ids = random_ids(loaded, 2, mate)
@@ -27,8 +29,8 @@ def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         beside = outputs(model, auto, ids, mask)
         for name, value in alone.items():
             row = beside[name][:1]
-            worst = _worst(worst, difference(row[:, :real] if row.dim() > 2 or row.shape[-1] == mate else row, value))
-    return worst, {"lengths": [list(pair) for pair in pairs]}
+            found.append(difference(row[:, :real] if row.dim() > 2 or row.shape[-1] == mate else row, value))
+    return worst_of(found), {"lengths": [list(pair) for pair in pairs]}
 
 
 def saved_again_equal(loaded: Loaded) -> tuple[float, dict[str, Any]]:
@@ -40,7 +42,7 @@ def saved_again_equal(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         model.save_pretrained(folder)
         again = loaded.model(folder=Path(folder))
         after = outputs(again, loaded.auto, ids, None)
-    return max(difference(after[name], before[name]) for name in before), {}
+    return worst_of(difference(after[name], before[name]) for name in before), {}
 
 
 def random_ids(loaded: Loaded, batch: int, length: int) -> Tensor:
@@ -55,5 +57,7 @@ def pad_id(loaded: Loaded) -> int:
     return pad if isinstance(pad, int) else 0
 
 
-def _worst(one: float, other: float) -> float:
-    return other if other != other or other > one else one  # NaN wins: max() would lose it
+def worst_of(differences: Iterable[float]) -> float:
+    """The largest difference; NaN where one is NaN, which max() would lose."""
+    found = list(differences)
+    return math.nan if any(math.isnan(value) for value in found) else max(found, default=0.0)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import BadInputError
 from .execute import Written
 from .modelcode import auto_map, names, render
 from .plan import Plan
-from .source import TOKENIZER_FILES, Source, checked_name, sentence_modules
+from .source import TOKENIZER_FILES, Source, sentence_modules
 from .target import Context, Target
 from .tokenizer import edited
 
@@ -50,8 +51,8 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     max_length = target.max_length(context.options)
     _tokenizer(folder, source, max_length, f"{context.family.code.class_prefix}Tokenizer")
     for name in CARRIED:
-        if source.has(name):
-            shutil.copyfile(source.path(name), folder / name)
+        if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
+            shutil.copyfile(source.path(name) if source.has(name) else source.fetch(name), folder / name)
     _sentence_transformers(folder, source, max_length)
 
 
@@ -79,13 +80,16 @@ def _sentence_transformers(folder: Path, source: Source, max_length: int) -> Non
     settings = source.json("sentence_bert_config.json") if source.has("sentence_bert_config.json") else {}
     _write(folder / "sentence_bert_config.json", {**settings, "max_seq_length": max_length})
     for module in modules[1:]:
-        path = str(module.get("path") or "")
-        if not path:
-            continue
+        path = module["path"]
+        if (folder / path).is_file():
+            raise BadInputError(
+                f"a module's folder is called {path}, as a file of the repo", where="modules.json", hint="rename it"
+            )
         (folder / path).mkdir(parents=True, exist_ok=True)
         for name in source.files:
-            if name.startswith(f"{path}/"):
-                shutil.copyfile(source.fetch(checked_name(name, "modules.json")), folder / name)
+            if path and name.startswith(f"{path}/"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source.fetch(name), folder / name)
 
 
 def _write(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

@@ -17,7 +17,7 @@ from .dtypes import Array, cast, from_bytes
 from .errors import BadInputError
 from .ops import Copy
 from .plan import Plan, Row
-from .reader import Checkpoint, PickledCheckpoint
+from .reader import Checkpoint
 from .source import Source
 from .tensorfile import TensorFile, file_sha256
 
@@ -124,9 +124,10 @@ def _neighbours(rows: Sequence[Row], checkpoint: Checkpoint) -> Iterator[list[Ro
 
 
 def _is_range(row: Row, checkpoint: Checkpoint) -> bool:
-    if not isinstance(row.op, Copy) or isinstance(checkpoint, PickledCheckpoint):
+    if not isinstance(row.op, Copy):
         return False
-    return checkpoint.tensors[row.sources[0]].dtype == row.dtype
+    stored = checkpoint.tensors[row.sources[0]]
+    return stored.start >= 0 and stored.dtype == row.dtype
 
 
 def _shards(rows: Sequence[Row], limit: int) -> list[list[Row]]:

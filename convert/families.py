@@ -51,6 +51,7 @@ class Family:
     Attributes:
         prefix: of the base model's tensors in a checkpoint with a head.
         embeddings, layer, pooler: tensors of the base model; `layer` once, with `{i}`.
+        special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
         buffers: what old checkpoints store although a model builds it anew.
     """
 
@@ -62,6 +63,7 @@ class Family:
     pooler: tuple[Weight, ...]
     heads: tuple[Head, ...]
     default_head: str
+    special_tokens: Mapping[str, str]
     buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
     words: str = "embeddings.word_embeddings.weight"
     positions: str = "embeddings.position_embeddings.weight"
@@ -99,28 +101,35 @@ class Family:
 
     def base_weights(self, config: Config) -> list[Weight]:
         """Embeddings and all layers, in order, `{i}` filled in."""
-        layers = range(number(config, "num_hidden_layers"))
+        layers = range(number(config, "num_hidden_layers", most=10_000))
         return [
             *self.embeddings,
             *(Weight(weight.name.format(i=i), weight.shape, weight.init) for i in layers for weight in self.layer),
         ]
 
+    def head_weights(self, head: Head) -> list[Weight]:
+        """What the class stores beyond embeddings and layers."""
+        return [*(self.pooler if head.pooler else ()), *head.weights]
+
     def weights(self, config: Config, head: Head) -> list[Weight]:
         """Every tensor that the class stores."""
-        return [*self.base_weights(config), *(self.pooler if head.pooler else ()), *head.weights]
+        return [*self.base_weights(config), *self.head_weights(head)]
 
 
-def number(config: Config, name: str) -> int:
+def number(config: Config, name: str, most: int = 1 << 31) -> int:
     """A size from the config.
+
+    Args:
+        most: what is larger is no size: a hostile config shall not make us count to it.
 
     Raises:
         BadInputError: where it is missing or no positive integer.
     """
+    value = config.get(name)
     if name == LABELS:
         labels = config.get("id2label")
-        return len(labels) if isinstance(labels, dict) and labels else int(config.get(LABELS) or 2)
-    value = config.get(name)
-    if type(value) is not int or value < 1 or value > 1 << 31:
+        value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
+    if type(value) is not int or not 1 <= value <= most:
         raise BadInputError(f"{name} is {value!r}, not a size", where="config.json", hint="fetch the file again")
     return value
 
@@ -189,6 +198,7 @@ BERT = Family(
         Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
     ),
     default_head="ForPreTraining",
+    special_tokens={"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"},
 )
 
 ROBERTA_LM_HEAD = (
@@ -219,6 +229,7 @@ ROBERTA = Family(
         Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
     ),
     default_head="ForMaskedLM",
+    special_tokens={"bos": "<s>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "pad": "<pad>"},
 )
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (BERT, ROBERTA)}
@@ -238,7 +249,7 @@ def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:
             where="config.json: model_type",
             hint="supported: " + ", ".join(names),
         )
-    if config.get("position_embedding_type", "absolute") != "absolute":
+    if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise UnsupportedError(
             f"relative positions ({config['position_embedding_type']}) are not supported",
             where="config.json: position_embedding_type",

@@ -38,7 +38,7 @@ def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> l
     """One entry a length, each over `texts` windows of that many tokens, special tokens included."""
     heads = [auto for auto in loaded.autos if auto == "AutoModelForMaskedLM"]
     auto = heads[0] if heads else "AutoModel"
-    source, emitted = loaded.source_model(auto), loaded.model(auto) if heads else _base(loaded)
+    source, emitted = loaded.source_model(auto), loaded.model(auto) if heads else loaded.base()
     found = []
     for length in lengths:
         windows = cut(loaded.tokenizer, text, length, texts)
@@ -89,13 +89,3 @@ def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: 
         row["source_mlm_loss"] = float(F.cross_entropy(source(hidden).logits[masked], ids[masked]))
         row["mlm_loss"] = float(F.cross_entropy(emitted(hidden).logits[masked], ids[masked]))
     return row
-
-
-def _base(loaded: Loaded) -> nn.Module:
-    """The base model; where the repo stores no pooler, its own head's base (the pooler would be random)."""
-    if "AutoModel" in loaded.autos:
-        return loaded.model("AutoModel")
-    model = loaded.model()
-    return getattr(model, model.base_model_prefix)
-
-

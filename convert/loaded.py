@@ -43,8 +43,8 @@ class Loaded:
 
     @property
     def autos(self) -> list[str]:
-        """The Auto classes of every head whose tensors the repo stores."""
-        return list(self.manifest.get("heads") or [self.auto])
+        """The Auto classes of every head that came with the source; none where it was a base model without a pooler."""
+        return list(self.manifest["heads"])
 
     def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> nn.Module:  # noqa: ANN401
         """The repo's model under an Auto class; `overrides` are config fields. Missing tensors are an error."""
@@ -57,6 +57,11 @@ class Loaded:
         if unexpected and (auto or self.auto) == self.auto:
             raise ValueError(f"tensors that no part of the model takes: {sorted(unexpected)[:4]}")
         return model.eval()
+
+    def base(self, **overrides: Any) -> nn.Module:  # noqa: ANN401
+        """The base model inside the repo's own architecture; a pooler that the source lacks is random in it."""
+        base: nn.Module = self.model(**overrides).base_model
+        return base
 
     def source_model(self, auto: str) -> nn.Module:
         """The dense source under an Auto class."""

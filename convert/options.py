@@ -78,4 +78,6 @@ class Settings:
         choices = ("float32", "float16", "bfloat16")
         if self.dtype is not None and self.dtype not in choices:
             raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="one of " + ", ".join(choices))
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"{self.seed!r} is no seed", where="--seed", hint="give an integer from 0 to 2^63 - 1")
         parse_size(self.max_shard_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -137,6 +138,7 @@ class _Planner:
         self.unknown_class, self.dtype = unknown_class, dtype
         self.stored, self.faults = _canonical(checkpoint, self.family)
         self.tied = self._tied()
+        self.declared = {weight.name: weight for weight in self.family.weights(context.config, self.head)}
         self.used: set[str] = set()
         self.rows: list[Row] = []
         base = {weight.name for weight in (*self.family.base_weights(context.config), *self.family.pooler)}
@@ -163,7 +165,7 @@ class _Planner:
             made.update([row.target] if row.target else [])
         if self.faults:
             raise BadInputError(
-                f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{listing(self.faults)}",
+                f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{listing(dict.fromkeys(self.faults))}",
                 where=self.checkpoint.source.where(),
                 hint="check config.json against the weights; for a class of your own, name it in config.json: architectures",
             )
@@ -192,27 +194,38 @@ class _Planner:
             rule = self._default_rule(weight, expected)
         if rule is None:
             return
-        missing = [name for name in rule.src if name not in self.stored]
+        sources = [self._stored_name(name) for name in rule.src]
+        missing = [name for name in sources if name not in self.stored]
         if missing:
             self.faults += [f"{name}: missing, needed for {weight.name}" for name in missing]
             return
-        inputs = [self.stored[name] for name in rule.src]
-        self.used.update(rule.src)
+        inputs = [self.stored[name] for name in sources]
+        self.used.update(sources)
+        odd = [self._misshapen(name, tensor) for name, tensor in zip(rule.src, inputs, strict=True)]
+        if any(odd):
+            self.faults += filter(None, odd)
+            return
         try:
             shape = rule.op.shape(*(tensor.shape for tensor in inputs))
         except ValueError as error:
             self.faults.append(f"{weight.name}: {error}")
             return
         if shape != expected:
-            self.faults.append(f"{weight.name}: shape {shape}, where the config says {expected}")
+            self.faults.append(f"{weight.name}: made with shape {shape}, where the new config says {expected}")
             return
         self._add(rule, inputs, self._emitted_name(weight.name), shape)
+
+    def _misshapen(self, name: str, tensor: Tensor) -> str:
+        """What is wrong with a stored tensor's shape, judged by the source's own config: a recipe may hide it."""
+        weight = self.declared.get(name)
+        expected = shape_of(weight, self.context.config) if weight else tensor.shape
+        return "" if tensor.shape == expected else f"{name}: shape {tensor.shape}, where config.json says {expected}"
 
     def _default_rule(self, weight: Weight, expected: Shape) -> Rule | None:
         if weight.name in self.stored:
             return Rule((weight.name,), weight.name)
-        alias = next((alias for alias, name in self.tied.items() if name == weight.name and alias in self.stored), None)
-        if alias:
+        alias = self._stored_name(weight.name)
+        if alias != weight.name:
             return Rule((alias,), weight.name, why=f"tied to {alias}, which is what the source stores")
         if weight.name in self.tied and self.tied[weight.name] in self.stored:
             name = self.tied[weight.name]
@@ -224,11 +237,16 @@ class _Planner:
             weight.name,
             expected,
             weight.init,
-            float(self.context.config.get("initializer_range", 0.02)),
+            self._initializer_range(),
             self.context.seed,
             self.dtype or self._main_dtype(),
         )
         return Rule((), weight.name, op, f"the source has none; train it ({weight.init})")
+
+    def _stored_name(self, name: str) -> str:
+        """The name, or the one that it is tied to where the source stores only that."""
+        alias = next((alias for alias, tied in self.tied.items() if tied == name and alias in self.stored), None)
+        return name if name in self.stored or alias is None else alias
 
     def _leave(self, name: str, tensor: Tensor) -> None:
         drop = ""
@@ -244,8 +262,7 @@ class _Planner:
         others = [
             head.suffix
             for head in self.family.heads
-            if any(weight.name == name for weight in (*head.weights, *(self.family.pooler if head.pooler else ())))
-            or name in head.tied
+            if any(weight.name == name for weight in self.family.head_weights(head)) or name in head.tied
         ]
         if others:
             why = f"not in {self.family.class_name(self.head)}: kept for {', '.join(others)}"
@@ -271,8 +288,14 @@ class _Planner:
             action = "rename"
         self.rows.append(Row(action, tuple(tensor.name for tensor in inputs), emitted, shape, dtype, rule.op, why))
 
+    def _initializer_range(self) -> float:
+        value = self.context.config.get("initializer_range", 0.02)
+        if isinstance(value, (int, float)) and 0 <= value < math.inf:
+            return float(value)
+        raise BadInputError(f"initializer_range is {value!r}, not a spread", where="config.json", hint="fetch the file again")
+
     def _main_dtype(self) -> str:
-        words = self.stored.get(self.family.words)
+        words = self.stored.get(self._stored_name(self.family.words))
         return words.dtype if words and words.dtype in FLOATS else "F32"
 
 

@@ -1,7 +1,6 @@
 """Keys, shapes and dtypes of a checkpoint from its headers; its tensors one at a time, in chunks.
 
-safetensors (one file or sharded) is read by byte range, without decoding. `.bin` files are opened by torch with
-`weights_only=True`; nothing else here imports torch.
+safetensors (one file or sharded) is read by byte range, without decoding. `.bin` files are the business of `pickled`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .errors import BadInputError, UnsupportedError, listing
 from .source import Source, checked_name, read_json
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own bound
-CHUNK = 1 << 22  # bytes
+CHUNK = 1 << 20  # bytes; a cast holds a chunk in several forms at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,35 +91,6 @@ class Checkpoint:
         return self._files[name]
 
 
-class PickledCheckpoint(Checkpoint):
-    """Tensors of `.bin` files, opened by torch (memory-mapped where the file is a zip)."""
-
-    def __init__(self, loaded: Mapping[str, tuple[str, Any]], source: Source) -> None:
-        self._loaded = {name: value for name, (_, value) in loaded.items()}
-        super().__init__(
-            (Tensor(name, _torch_dtype(name, value), tuple(value.shape), file) for name, (file, value) in loaded.items()),
-            source,
-        )
-
-    def chunks(self, name: str, buffer: bytearray | None = None) -> Iterator[memoryview]:
-        import torch
-
-        flat = self._loaded[name].detach().reshape(-1).view(torch.uint8).numpy()
-        for start in range(0, len(flat), CHUNK):
-            yield memoryview(flat[start : start + CHUNK])
-
-    def read(self, name: str) -> Array:
-        """The whole tensor as raw elements, in torch's own memory."""
-        import torch
-
-        value = self._loaded[name].detach().contiguous()
-        raw = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
-        return from_bytes(memoryview(raw), self.tensors[name].dtype, tuple(value.shape))
-
-    def close(self) -> None:
-        self._loaded = {}
-
-
 def open_checkpoint(source: Source, *, allow_pickle: bool = False, remote: bool = False) -> Checkpoint:
     """Reads the headers of a source's weights.
 
@@ -136,10 +106,16 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False, remote: bool 
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ):
         if source.has(single) or source.has(index):
-            names = [single] if source.has(single) else _shards(source, index)
+            weight_map = {} if source.has(single) else _weight_map(source, index)
+            names = sorted(set(weight_map.values())) or [single]
             if single.endswith(".bin"):
-                return _pickled(source, names, allow_pickle)
-            return Checkpoint(_merged(source, names, remote), source)
+                from .pickled import open_pickled
+
+                checkpoint: Checkpoint = open_pickled(source, names, allow_pickle=allow_pickle)
+            else:
+                checkpoint = Checkpoint(_merged(source, names, remote), source)
+            _check_index(weight_map, checkpoint, index)
+            return checkpoint
     if source.has("adapter_config.json"):
         raise UnsupportedError(
             "the source is an adapter, not a model",
@@ -161,16 +137,16 @@ def parse_header(raw: bytes, name: str, file_size: int) -> list[Tensor]:
         BadInputError: with every fault of the header.
     """
     if len(raw) < 8:
-        raise _damaged(name, ["the file is shorter than its header"])
+        raise damaged(name, ["the file is shorter than its header"])
     (length,) = struct.unpack("<Q", raw[:8])
     if length > HEADER_LIMIT or 8 + length > file_size or 8 + length > len(raw):
-        raise _damaged(name, [f"the header claims {length:,} bytes, the file has {file_size:,}"])
+        raise damaged(name, [f"the header claims {length:,} bytes, the file has {file_size:,}"])
     try:
-        header = json.loads(raw[8 : 8 + length])
+        header = json.loads(raw[8 : 8 + length].decode())
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise _damaged(name, ["the header is not a JSON object"])
+        raise damaged(name, ["the header is not a JSON object"])
     return _tensors(header, name, 8 + length, file_size)
 
 
@@ -179,16 +155,16 @@ def _tensors(header: Mapping[str, Any], file: str, base: int, file_size: int | N
     for key, entry in header.items():
         if key == "__metadata__":
             continue
-        fault = _entry_fault(entry)
+        fault = _entry_fault(entry) if key.isprintable() else "no name for a tensor"
         if fault:
-            faults.append(f"{key[:200]}: {fault}")
+            faults.append(f"{ascii(key)[1:200]}: {fault}")
             continue
         start, end = entry["data_offsets"]
         tensor = Tensor(key, entry["dtype"], tuple(entry["shape"]), file, base + start)
         if end - start != tensor.nbytes:
             faults.append(f"{key[:200]}: {end - start:,} bytes stored, {tensor.nbytes:,} needed for {tensor.shape}")
         tensors.append(tensor)
-    tensors.sort(key=lambda tensor: tensor.start)
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
     if not faults:
         expected = base
         for tensor in tensors:
@@ -200,7 +176,7 @@ def _tensors(header: Mapping[str, Any], file: str, base: int, file_size: int | N
             if file_size is not None and expected != file_size:
                 faults.append(f"the file has {file_size:,} bytes, its header describes {expected:,}")
     if faults:
-        raise _damaged(file, faults)
+        raise damaged(file, faults)
     return tensors
 
 
@@ -210,8 +186,8 @@ def _entry_fault(entry: object) -> str:
 
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return "no dtype, shape and data_offsets"
-    if entry["dtype"] not in SIZES:
-        return f"unknown dtype {str(entry['dtype'])[:40]!r}"
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in SIZES:
+        return f"unknown dtype {entry['dtype'][:40]!r}" if isinstance(entry["dtype"], str) else "its dtype is no name"
     if not sizes(entry["shape"]) or len(entry["shape"]) > 8:
         return "its shape is not a list of sizes"
     if not sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
@@ -219,10 +195,16 @@ def _entry_fault(entry: object) -> str:
     return "" if entry["data_offsets"][0] <= entry["data_offsets"][1] else "its data ends before it starts"
 
 
-def _damaged(name: str, faults: list[str]) -> BadInputError:
+def damaged(name: str, faults: list[str]) -> BadInputError:
+    """The error for a weight file that cannot be what was saved."""
     return BadInputError(
         f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="fetch or save the file again"
     )
+
+
+def stored_twice(tensor: str, one: str, other: str) -> BadInputError:
+    """The error for shards that both hold a tensor."""
+    return BadInputError(f"{tensor} is stored in {one} and in {other}", where=other, hint="fetch the shards again")
 
 
 def _merged(source: Source, names: list[str], remote: bool) -> Iterator[Tensor]:
@@ -230,7 +212,7 @@ def _merged(source: Source, names: list[str], remote: bool) -> Iterator[Tensor]:
     for name in names:
         for tensor in _header_of(source, name, remote):
             if tensor.name in seen:
-                raise BadInputError(f"{tensor.name} is stored in {seen[tensor.name]} and in {name}", where=name)
+                raise stored_twice(tensor.name, seen[tensor.name], name)
             seen[tensor.name] = name
             yield tensor
 
@@ -240,18 +222,20 @@ def _header_of(source: Source, name: str, remote: bool) -> list[Tensor]:
         return _tensors(source.remote_header(source.root + name), name, 0, None)
     path = source.path(name)
     with path.open("rb") as file:
-        first = file.read(8)
+        first, size = file.read(8), os.fstat(file.fileno()).st_size
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        raw = first + (file.read(length) if length <= HEADER_LIMIT else b"")
-        return parse_header(raw, name, os.fstat(file.fileno()).st_size)
+        raw = first + (file.read(length) if length <= min(HEADER_LIMIT, size) else b"")
+        return parse_header(raw, name, size)
 
 
-def _shards(source: Source, index: str) -> list[str]:
+def _weight_map(source: Source, index: str) -> dict[str, str]:
+    """Which file each tensor is in, as the index says; all the files are there."""
     parsed = read_json(source.path(index), index)
     weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInputError(f"{index} has no weight_map", where=index, hint="fetch the file again")
-    names = sorted({checked_name(name, index) for name in weight_map.values()})
+    weight_map = {tensor: checked_name(name, index) for tensor, name in weight_map.items()}
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not source.has(name)]
     if missing:
         raise BadInputError(
@@ -259,52 +243,16 @@ def _shards(source: Source, index: str) -> list[str]:
             where=index,
             hint="fetch them, or give a complete checkpoint",
         )
-    return names
+    return weight_map
 
 
-def _pickled(source: Source, names: list[str], allow_pickle: bool) -> Checkpoint:
-    import pickle
-
-    import torch
-
-    loaded: dict[str, tuple[str, Any]] = {}
-    for name in names:
-        path = source.path(name)
-        try:
-            state = _torch_load(torch, path, weights_only=True)
-        except pickle.UnpicklingError as error:
-            if not allow_pickle:
-                raise BadInputError(
-                    f"{name} needs a full unpickling, which can run code ({str(error).splitlines()[0][:160]})",
-                    where=name,
-                    hint="if you trust the file, pass --allow-pickle; better: ask for safetensors",
-                ) from None
-            state = _torch_load(torch, path, weights_only=False)
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            raise _damaged(name, [str(error).splitlines()[0][:200] if str(error) else type(error).__name__]) from None
-        if hasattr(state, "state_dict"):
-            state = state.state_dict()
-        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise BadInputError(f"{name} is not a state dict", where=name, hint="save model.state_dict(), nothing else")
-        loaded.update({key: (name, value) for key, value in state.items()})
-    return PickledCheckpoint(loaded, source)
-
-
-def _torch_load(torch: Any, path: Path, *, weights_only: bool) -> Any:  # noqa: ANN401 - torch is imported by the caller
-    try:
-        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=weights_only)  # the format before 1.6 cannot be mapped
-
-
-def _torch_dtype(name: str, value: Any) -> str:  # noqa: ANN401
-    names = {
-        "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-        "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-    }  # fmt: skip
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in names:
-        raise UnsupportedError(f"{name} has dtype {dtype}", where=name, hint="cast the checkpoint to float32 first")
-    return names[dtype]
+def _check_index(weight_map: Mapping[str, str], checkpoint: Checkpoint, index: str) -> None:
+    """Refuses shards that do not hold what the index says: they are of different checkpoints, or damaged."""
+    stored = {name: tensor.file for name, tensor in checkpoint.tensors.items()}
+    wrong = [f"{ascii(name)[1:-1]}: not in {file}" for name, file in weight_map.items() if stored.get(name) != file]
+    if wrong:
+        raise BadInputError(
+            f"{index} and the shards do not agree:\n{listing(wrong)}",
+            where=index,
+            hint="fetch index and shards again, all of one commit",
+        )

@@ -15,7 +15,7 @@ from .dtypes import NAMES
 from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, UnsupportedError, UsageError, listing
 from .execute import Progress, SourceHash, execute
-from .families import Family, Head, family_of, number
+from .families import Family, Head, family_of, number, shape_of
 from .manifest import (
     Measured,
     check_hashes,
@@ -34,7 +34,6 @@ from .target import Context, Target
 from .tensorfile import file_sha256
 from .tokenizer import SpecialTokens, special_tokens
 from .verify import require_passed, run_checks
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,15 @@ def prepare_resolved(source: Source, target: Target, options: object, settings: 
     check_floats(checkpoint.tensors.values())
     head, unknown_class = choose_head(checkpoint, source.config, family, settings.architecture)
     context, plan = plan_tensors(
-        checkpoint, target, options, family, head, source.config, special_tokens(source), settings, unknown_class
+        checkpoint,
+        target,
+        options,
+        family,
+        head,
+        source.config,
+        special_tokens(source, family.special_tokens),
+        settings,
+        unknown_class,
     )
     return Prepared(source, checkpoint, context, plan)
 
@@ -139,15 +146,16 @@ def convert_source(
     progress("source", 0, 0)
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
     output = _absolute(settings.output or Path(target.folder(found.name, options)))
-    check_apart(found.folder, output)
     with output_errors(output):
+        check_apart(found.folder, output)
         check_output(output, overwrite=settings.overwrite)
     progress("plan", 0, 0)
     if found.remote_header:  # faults show before gigabytes are fetched
         prepare_resolved(found, target, options, settings, remote=True)
         progress("download", 0, 0)
     ready = prepare_resolved(found, target, options, settings, remote=False)
-    check_room(output.parent, ready.plan.bytes_out + (16 << 20))
+    with output_errors(output):
+        check_room(output.parent, ready.plan.bytes_out + (16 << 20))
     with Staging(output, overwrite=settings.overwrite) as staging, output_errors(output):
         result = _fill(staging.folder, ready, target, options, settings, progress, begin)
         progress("publish", 0, 0)
@@ -264,14 +272,17 @@ def verify_repo(
 def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any]:
     """What checks and card need to know of the repo, beside the options."""
     context = ready.context
-    emitted = {row.target for row in ready.plan.rows if row.target}
-    names = {name.removeprefix(f"{context.family.prefix}.") for name in emitted if name}
-    heads = [
+    new = [row.target for row in ready.plan.rows if row.action == "new"]
+    stored = {
+        (row.target.removeprefix(f"{context.family.prefix}."), row.shape)
+        for row in ready.plan.rows
+        if row.target and row.action != "new"
+    }
+    heads = [  # by shape too: several heads call their tensors classifier.weight
         head.auto
         for head in context.family.heads
-        if {w.name for w in (*head.weights, *(context.family.pooler if head.pooler else ()))} <= names
+        if {(weight.name, shape_of(weight, context.emitted)) for weight in context.family.head_weights(head)} <= stored
     ]
-    new = [row.target for row in ready.plan.rows if row.action == "new"]
     return {
         "max_length": target.max_length(context.options),
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
@@ -296,8 +307,7 @@ def _folder(source: Source) -> Path:
 
 
 def _absolute(path: Path) -> Path:
-    expanded = path.expanduser()
+    expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
         raise OutputError("the output is no folder name", where=str(path), hint="choose one with --output")
     return expanded.absolute()
-

@@ -17,6 +17,7 @@ from typing import Any
 from .errors import BadInputError, HubError, UnsupportedError, UsageError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HOSTILE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a file name: what a system or a terminal may obey
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -62,8 +63,12 @@ class Source:
     def path(self, name: str) -> Path:
         return self.fetch(self.root + name)
 
-    def json(self, name: str) -> Any:
-        return read_json(self.path(name), name)
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file that holds an object."""
+        parsed = read_json(self.path(name), name)
+        if not isinstance(parsed, dict):
+            raise BadInputError(f"{name} is not a JSON object", where=name, hint="fetch the file again")
+        return parsed
 
     def where(self) -> str:
         return f"{self.hub_id}@{self.commit}" if self.hub_id else self.name
@@ -90,12 +95,12 @@ def resolve(
         UnsupportedError: adapters and quantised weights.
     """
     text = os.fspath(source)
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(text))
+    if os.path.isdir(folder):
         if revision is not None:
             raise UsageError("--revision is for Hub sources", where=text, hint="leave it out for a folder")
         found = _local(folder)
-    elif folder.exists():
+    elif os.path.exists(folder):
         raise BadInputError("the source is a file", where=text, hint="give the folder that holds it and its config.json")
     elif HUB_ID.fullmatch(text) and not text.endswith((".safetensors", ".bin", ".json")):
         found = _hub(text, revision, token, offline)
@@ -109,15 +114,19 @@ def resolve(
 def read_json(path: Path, name: str) -> Any:
     """Parses a JSON file of the source; a damaged one is the source's fault, not ours."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+        parsed = json.loads(text)
+        if "\\ud" in text.lower():  # escaped halves of a character, which no file could be written with again
+            json.dumps(parsed, ensure_ascii=False).encode()
+        return parsed
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{name} is not readable JSON ({error})", where=name, hint="fetch the file again") from None
 
 
 def checked_name(name: object, where: str) -> str:
     """A file name from a source, or an error: it must stay inside the repo."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-    if not isinstance(name, str) or not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
+    if not isinstance(name, str) or not parts or parts[0] == "/" or ".." in parts or HOSTILE.search(name):
         raise BadInputError(
             f"the file name {name!r} points outside the source", where=where, hint="do not trust this checkpoint"
         )
@@ -131,10 +140,10 @@ def sentence_modules(source: Source) -> list[dict[str, Any]]:
     modules = read_json(source.fetch("modules.json"), "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise BadInputError("modules.json is not a list of modules", where="modules.json", hint="fetch the file again")
-    for module in modules:
-        if module.get("path"):
-            checked_name(module["path"], "modules.json")
-    return modules
+    return [
+        {**module, "path": checked_name(module["path"], "modules.json") if module.get("path") else ""}
+        for module in modules
+    ]
 
 
 def _local(folder: Path) -> Source:
@@ -142,6 +151,8 @@ def _local(folder: Path) -> Source:
     folder = folder.resolve()
 
     def fetch(name: str) -> Path:
+        if not os.access(folder / name, os.R_OK):
+            raise BadInputError("a file of the source cannot be read", where=name, hint="check its mode")
         return folder / name
 
     try:
@@ -260,8 +271,6 @@ def _with_config(source: Source) -> Source:
             "no config.json", where=source.where(), hint="give the folder or Hub id of a transformers checkpoint"
         )
     config = source.json("config.json")
-    if not isinstance(config, dict):
-        raise BadInputError("config.json is not a JSON object", where="config.json", hint="fetch the file again")
     if config.get("quantization_config"):
         raise UnsupportedError(
             "the weights are quantised",

@@ -10,15 +10,18 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import glob
+import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import OutputError, UsageError
+
+TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else is ever cleared
 
 
 class Staging:
@@ -34,18 +37,24 @@ class Staging:
     def __init__(self, output: Path, *, overwrite: bool) -> None:
         self.output = output
         self.overwrite = overwrite
-        self.folder = output.parent / f"{_prefix(output)}{secrets.token_hex(4)}"
-        self._lock_path = self.folder.with_name(self.folder.name + ".lock")
+        self.folder = _staging_path(output, secrets.token_hex(4))
+        self._lock_path = _lock_path(self.folder)
         self._lock = -1
+        self._made: list[Path] = []  # folders above the output that did not exist, the deepest first
 
     def __enter__(self) -> Staging:
-        with output_errors(self.output):
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            clear_stale(self.output)
-            check_output(self.output, overwrite=self.overwrite)
-            self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self.folder.mkdir()
+        try:
+            with output_errors(self.output):
+                parents = self.output.parents
+                self._made = list(itertools.takewhile(lambda folder: not folder.exists(), parents))
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                clear_stale(self.output)
+                check_output(self.output, overwrite=self.overwrite)
+                self._lock = _locked(self._lock_path)
+                self.folder.mkdir()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,6 +62,9 @@ class Staging:
         if self._lock >= 0:
             self._lock_path.unlink(missing_ok=True)
             os.close(self._lock)
+        with contextlib.suppress(OSError):  # the first one that holds something, such as the output, ends this
+            for folder in self._made:
+                folder.rmdir()
 
     def publish(self) -> None:
         """Makes the staging folder the output, durably. What stood there before goes only when the new one stands."""
@@ -117,6 +129,10 @@ def output_errors(output: Path) -> Iterator[None]:
         errno.ENOTDIR: ("a part of the output's path is a file", "choose another folder with --output"),
         errno.EFBIG: ("the disk does not take files of this size", "pass --max-shard-size 2GB"),
         errno.ENAMETOOLONG: ("the output's name is too long", "choose a shorter one with --output"),
+        errno.ELOOP: ("a link in the output's path leads to itself", "choose another folder with --output"),
+        errno.ENOTEMPTY: ("the output appeared while this run made it", "pass --overwrite, or choose another with --output"),
+        errno.EEXIST: ("the output appeared while this run made it", "pass --overwrite, or choose another with --output"),
+        errno.EIO: ("the disk failed", "choose another disk with --output"),
     }
     try:
         yield
@@ -131,38 +147,81 @@ def clear_stale(output: Path) -> None:
     """Finishes or clears what a killed run left: first the journal of a replacement, then staging folders without owner."""
     journal = _journal(output)
     if journal.exists():
-        # A journal that cannot be parsed was cut short before anything was renamed.
-        with contextlib.suppress(ValueError):
-            names = json.loads(journal.read_text())
-            old, new = output.parent / names["old"], output.parent / names["new"]
+        old, new = _replacement(journal, output)
+        if new is None or old is None:  # cut short before anything was renamed
+            journal.unlink()
+        elif not _owned(new):
             if not output.exists():
                 (new if new.exists() else old).rename(output)
             shutil.rmtree(old, ignore_errors=True)
-        journal.unlink()
-    for path in output.parent.glob(glob.escape(_prefix(output)) + "*"):
-        folder = path.with_name(path.name.removesuffix(".lock"))
-        if not _owned(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.with_name(folder.name + ".lock").unlink(missing_ok=True)
+            journal.unlink()
+    for name in os.listdir(output.parent):
+        folder = output.parent / name.removesuffix(".lock").removesuffix(".old")
+        if _is_staging(folder, output) and not _owned(folder):
+            for left in (folder, _old_path(folder)):
+                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # in a shared folder it may be somebody else's
+                _lock_path(folder).unlink(missing_ok=True)
+
+
+def _replacement(journal: Path, output: Path) -> tuple[Path | None, Path | None]:
+    """The folders that a journal names, old and new; None for what is no name that this module gives.
+
+    Anybody may write into the output's parent: what is removed or renamed must be a staging folder.
+    """
+    try:
+        names = json.loads(journal.read_text(encoding="utf-8"))
+        found = [output.parent / names[key] for key in ("old", "new")]
+    except (ValueError, KeyError, TypeError):
+        return None, None
+    old, new = found
+    return (old, new) if _is_staging(new, output) and old == _old_path(new) else (None, None)
+
+
+def _locked(path: Path) -> int:
+    """A new lock file, locked; the lock ends with the process, whatever ends it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # some network file systems have no locks: then nothing is ever cleared
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # another run took it for a dead one's before it was locked
 
 
 def _owned(folder: Path) -> bool:
-    """Whether the run that made the staging folder lives: it holds the lock beside it."""
+    """Whether the run that made the staging folder lives: it holds the lock beside it. True where nobody can tell."""
     try:
-        descriptor = os.open(folder.with_name(folder.name + ".lock"), os.O_RDWR)
+        descriptor = os.open(_lock_path(folder), os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return True
     finally:
         os.close(descriptor)
     return False
 
 
-def _prefix(output: Path) -> str:
-    return f".{output.name}.effconv-"
+def _lock_path(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
+
+
+def _old_path(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _staging_path(output: Path, token: str) -> Path:
+    return output.parent / f".{output.name}.effconv-{token}"
+
+
+def _is_staging(folder: Path, output: Path) -> bool:
+    token = folder.name.rpartition("-")[2]
+    return bool(TOKEN.fullmatch(token)) and folder == _staging_path(output, token)
 
 
 def _journal(output: Path) -> Path:
@@ -180,14 +239,21 @@ def _exchange(new: Path, output: Path) -> None:
 
 def exchange_with_journal(new: Path, output: Path) -> None:
     """Two renames; killed between them, the next run finds the journal and finishes the replacement."""
-    old = new.with_name(new.name + ".old")
+    old = _old_path(new)
     journal = _journal(output)
-    journal.write_text(json.dumps({"old": old.name, "new": new.name}))
+    journal.write_text(json.dumps({"old": old.name, "new": new.name}), encoding="utf-8")
     _fsync(journal)
+    _fsync(output.parent)
     output.rename(old)
-    new.rename(output)
+    try:
+        new.rename(output)
+    except BaseException:
+        if not output.exists():
+            old.rename(output)
+        journal.unlink()
+        raise
     journal.unlink()
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
@@ -196,5 +262,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

@@ -5,6 +5,7 @@ Re-saving a tokenizer through a library may change it; editing two numbers in it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,19 +26,21 @@ class SpecialTokens:
     pad: int | None = None
 
 
-def special_tokens(source: Source) -> SpecialTokens:
-    """Ids of the special tokens, from the tokenizer's files alone (no tokenizer library is imported)."""
-    names: dict[str, str] = {}
+def special_tokens(source: Source, defaults: Mapping[str, str]) -> SpecialTokens:
+    """Ids of the special tokens, from the tokenizer's files alone (no tokenizer library is imported).
+
+    Args:
+        defaults: names of the special tokens that the files leave unnamed. One that they name null does not exist.
+    """
+    names: dict[str, str | None] = dict(defaults)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if source.has(file):
-            for key, value in _mapping(source.json(file)).items():
+            for key, value in source.json(file).items():
                 content = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(content, str):
+                if key.endswith("_token") and (content is None or isinstance(content, str)):
                     names[key.removesuffix("_token")] = content
-    ids = _vocabulary(source, set(names.values()) | {"[CLS]", "[SEP]", "[MASK]", "[PAD]"})
-    if not names:  # a bare vocab.txt is BERT's, whose tokens have fixed names
-        names = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
-    return SpecialTokens(**{key: ids.get(names.get(key, "")) for key in ("bos", "cls", "mask", "sep", "pad")})
+    ids = _vocabulary(source, {name for name in names.values() if name})
+    return SpecialTokens(**{key: ids.get(names.get(key) or "") for key in ("bos", "cls", "mask", "sep", "pad")})
 
 
 def edited(name: str, parsed: dict[str, Any], max_length: int, tokenizer_class: str) -> dict[str, Any]:
@@ -61,34 +64,31 @@ def edited(name: str, parsed: dict[str, Any], max_length: int, tokenizer_class: 
 
 
 def _vocabulary(source: Source, wanted: set[str]) -> dict[str, int]:
-    ids: dict[str, int] = {}
+    """Ids of the wanted tokens, as far as the files know them; what is written last wins."""
+    found: list[tuple[object, object]] = []
     if source.has("tokenizer.json"):
-        parsed = _mapping(source.json("tokenizer.json"))
+        parsed = source.json("tokenizer.json")
         vocabulary = _mapping(parsed.get("model")).get("vocab")
-        if isinstance(vocabulary, dict):
-            ids.update({token: vocabulary[token] for token in wanted if type(vocabulary.get(token)) is int})
-        elif isinstance(vocabulary, list):  # Unigram: [piece, score] pairs
-            ids.update({entry[0]: i for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry[0] in wanted})
-        for entry in parsed.get("added_tokens") or ():
-            if isinstance(entry, dict) and entry.get("content") in wanted and type(entry.get("id")) is int:
-                ids[entry["content"]] = entry["id"]
+        if isinstance(vocabulary, list):  # Unigram: [piece, score] pairs
+            pieces = (entry[0] if isinstance(entry, list) and entry else None for entry in vocabulary)
+            found += [(piece, i) for i, piece in enumerate(pieces) if isinstance(piece, str) and piece in wanted]
+        found += [(token, _mapping(vocabulary).get(token)) for token in wanted]
+        added = parsed.get("added_tokens")
+        entries = [_mapping(entry) for entry in added] if isinstance(added, list) else []
+        found += [(entry.get("content"), entry.get("id")) for entry in entries]
     elif source.has("vocab.txt"):
         with source.path("vocab.txt").open(encoding="utf-8", errors="replace") as lines:
-            ids.update({line.rstrip("\n"): i for i, line in enumerate(lines) if line.rstrip("\n") in wanted})
+            found += [(line.rstrip("\n"), i) for i, line in enumerate(lines) if line.rstrip("\n") in wanted]
     elif source.has("vocab.json"):
-        vocabulary = _mapping(source.json("vocab.json"))
-        ids.update({token: vocabulary[token] for token in wanted if type(vocabulary.get(token)) is int})
+        vocabulary = source.json("vocab.json")
+        found += [(token, vocabulary.get(token)) for token in wanted]
     if source.has("added_tokens.json"):
-        ids.update({k: v for k, v in _mapping(source.json("added_tokens.json")).items() if k in wanted and type(v) is int})
+        found += list(source.json("added_tokens.json").items())
     if source.has("tokenizer_config.json"):
-        for key, entry in _mapping(_mapping(source.json("tokenizer_config.json")).get("added_tokens_decoder")).items():
-            if isinstance(entry, dict) and entry.get("content") in wanted and key.isdigit():
-                ids[entry["content"]] = int(key)
-    return ids
+        decoder = _mapping(source.json("tokenizer_config.json").get("added_tokens_decoder"))
+        found += [(_mapping(entry).get("content"), int(key)) for key, entry in decoder.items() if re.fullmatch(r"\d{1,9}", key)]
+    return {token: i for token, i in found if isinstance(token, str) and token in wanted and type(i) is int}
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-

@@ -10,6 +10,7 @@ from ..convert.errors import UsageError, listing
 from ..convert.options import option
 
 ROWS = 512  # of the table of global embeddings
+LONGEST = 1 << 24  # tokens: a bound on the position table, which is made in memory
 
 SparsityType = Literal["none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling"]
 PARITY = "For parity with published LSG models"
@@ -44,9 +45,9 @@ class LSGOptions:
         from ..templates.lsg_configuration import lsg_faults
 
         faults = lsg_faults(SimpleNamespace(**asdict(self), lsh_seed=0))
-        if self.max_length < 1:
-            faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
-        if not 1 <= self.global_positional_stride <= ROWS:
+        if type(self.max_length) is not int or not 1 <= self.max_length <= LONGEST:
+            faults.append(f"max_length is {self.max_length!r}: give a number of tokens from 1 to {LONGEST:,}")
+        if type(self.global_positional_stride) is not int or not 1 <= self.global_positional_stride <= ROWS:
             faults.append(f"global_positional_stride is {self.global_positional_stride}: give 1 to {ROWS}")
         for name, values in (("global_init", ("mask", "random")), ("positions", ("repeat", "interpolate"))):
             if getattr(self, name) not in values:

@@ -68,6 +68,10 @@ def _sparse(first: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Any) -> t
         return k, v, seen
     if kind == "lsh" and factor == config.sparse_block_size:
         kind = "bos_pooling"
+    if kind in ("norm", "lsh"):  # chunks that do not divide the block
+        short = -tokens % min(block, config.sparse_block_size)
+        k, v = (torch.nn.functional.pad(x, (0, 0, 0, short)) for x in (k, v))
+        seen, tokens = torch.nn.functional.pad(seen, (0, short)), tokens + short
     if kind == "lsh":
         return _hashed(k, v, seen, config)
     if kind in ("norm", "stride", "block_stride"):

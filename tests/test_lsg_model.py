@@ -21,17 +21,12 @@ from tiny import save_tiny
 COMPAT_PYTHON = os.environ.get("EFFCONV_COMPAT_PYTHON")
 CHECKS = [name for name in vars(repo_worker) if name.startswith("check_")]
 LATER = "check_a_saved_model_loads_again"  # in a process of its own, after the others
-ENVIRONMENTS = [
-    pytest.param(sys.executable, id="transformers5"),
-    pytest.param(
-        COMPAT_PYTHON,
-        id="transformers4",
-        marks=[
-            pytest.mark.compat,
-            pytest.mark.skipif(not COMPAT_PYTHON, reason="EFFCONV_COMPAT_PYTHON names no second environment"),
-        ],
-    ),
+needs_compat = [
+    pytest.mark.compat,
+    pytest.mark.skipif(not COMPAT_PYTHON, reason="EFFCONV_COMPAT_PYTHON names no second environment"),
 ]
+FIVE = pytest.param(sys.executable, id="transformers5")
+FOUR = pytest.param(COMPAT_PYTHON, id="transformers4", marks=needs_compat)
 
 
 def emit(source: Path, family: str, repo: Path, tokens: int = 256) -> Path:
@@ -62,26 +57,14 @@ def emit(source: Path, family: str, repo: Path, tokens: int = 256) -> Path:
     return repo
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """A function that runs all checks once for a family and an environment, and remembers what they said."""
-    known: dict[tuple[str, str], dict[str, str]] = {}
-
-    def run(family, python):
-        if (family, python) not in known:
-            folder = tmp_path_factory.mktemp(family)
-            source = save_tiny(folder / "source", family, "ForMaskedLM", 64)
-            job = {
-                "repo": str(emit(source, family, folder / "repo")),
-                "source": str(source),
-                "save": str(folder / "saved"),
-                "heads": {head.suffix: head.auto for head in FAMILIES[family].heads},
-            }
-            first = run_worker(job, [name for name in CHECKS if name != LATER], folder, python)
-            known[family, python] = first | run_worker(job, [LATER], folder, python)
-        return known[family, python]
-
-    return run
+def job_of(family: str, folder: Path) -> dict:
+    source = save_tiny(folder / "source", family, "ForMaskedLM", 64)
+    return {
+        "repo": str(emit(source, family, folder / "repo")),
+        "source": str(source),
+        "save": str(folder / "saved"),
+        "heads": {head.suffix: head.auto for head in FAMILIES[family].heads},
+    }
 
 
 def run_worker(job, checks, folder, python):
@@ -95,10 +78,27 @@ def run_worker(job, checks, folder, python):
     return json.loads(results.read_text())
 
 
-@pytest.mark.xdist_group("emitted lsg models")
-@pytest.mark.parametrize("python", ENVIRONMENTS)
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_emitted_model(family, python, results, subtests):
-    for check, fault in results(family, python).items():
+@pytest.mark.parametrize("python", [FIVE, FOUR])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_emitted_model(family, python, tmp_path, subtests):
+    job = job_of(family, tmp_path)
+    faults = run_worker(job, [name for name in CHECKS if name != LATER], tmp_path, python)
+    faults |= run_worker(job, [LATER], tmp_path, python)
+    for check, fault in faults.items():
         with subtests.test(check):
             assert not fault, fault
+
+
+@pytest.mark.parametrize(
+    ("saver", "loader"),
+    [
+        pytest.param(sys.executable, COMPAT_PYTHON, id="5 then 4", marks=needs_compat),
+        pytest.param(COMPAT_PYTHON, sys.executable, id="4 then 5", marks=needs_compat),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_model_saved_by_one_version_loads_in_the_other(family, saver, loader, tmp_path):
+    job = job_of(family, tmp_path)
+    faults = run_worker(job, ["check_a_saved_model_carries_its_code"], tmp_path, saver)
+    faults |= run_worker(job, [LATER], tmp_path, loader)
+    assert not any(faults.values()), faults

@@ -1,0 +1,138 @@
+"""The code files of an emitted LSG repo, as text, and the rules of its options."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from effconv.convert import modelcode
+from effconv.convert.families import FAMILIES
+from effconv.templates.lsg_configuration import lsg_faults
+
+ROOT = Path(__file__).parent.parent
+RUFF = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
+DEFAULTS = {
+    "adaptive": True,
+    "block_size": 128,
+    "sparse_block_size": 128,
+    "sparsity_factor": 2,
+    "sparsity_type": "norm",
+    "num_global_tokens": 1,
+    "mask_first_token": False,
+    "pool_with_global": True,
+    "lsh_num_pre_rounds": 1,
+    "lsh_seed": 0,
+    "causal_globals": "globals",
+    "bos_pooling_padding": "masked",
+}
+each_family = pytest.mark.parametrize("family", ["bert", "roberta"])
+
+
+def rendered(family):
+    heads = {head.suffix: head.auto for head in FAMILIES[family].heads}
+    return modelcode.render(FAMILIES[family].code, modelcode.LSG_CODE, heads)
+
+
+@each_family
+def test_the_modeling_file_names_every_other_file(family):
+    files = rendered(family)
+    imported = set(re.findall(r"^from \.(\w+) import", files[f"modeling_lsg_{family}.py"], re.MULTILINE))
+    assert imported == {name.removesuffix(".py") for name in files} - {f"modeling_lsg_{family}"}
+
+
+@each_family
+def test_the_auto_map_leads_to_classes(family):
+    files, heads = rendered(family), {head.suffix: head.auto for head in FAMILIES[family].heads}
+    for auto, path in modelcode.auto_map(FAMILIES[family].code, modelcode.LSG_CODE, heads).items():
+        module, name = path.split(".")
+        body = ast.parse(files[f"{module}.py"]).body
+        assert any(isinstance(node, ast.ClassDef) and node.name == name for node in body), auto
+
+
+@each_family
+def test_every_file_starts_with_its_license_and_a_docstring(family):
+    for name, text in rendered(family).items():
+        assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), name
+        assert ast.get_docstring(ast.parse(text)), name
+
+
+@each_family
+def test_files_import_what_every_environment_has(family):
+    allowed = {"__future__", "collections", "inspect", "torch", "transformers", "typing", "warnings"}
+    for name, text in rendered(family).items():
+        roots = {
+            module.split(".")[0]
+            for node in ast.walk(ast.parse(text))
+            for module in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+        }
+        assert roots <= allowed, name
+
+
+@each_family
+@pytest.mark.skipif(not RUFF, reason="ruff is not installed")
+def test_rendered_files_pass_the_linter(family, tmp_path):
+    for name, text in rendered(family).items():
+        (tmp_path / name).write_text(text)
+    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+        run = subprocess.run(
+            [RUFF, *command, "--config", str(ROOT / "pyproject.toml"), str(tmp_path)], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block_size": 0}, "block_size is 0: give an integer at least 1"),
+        ({"block_size": 12.0}, "block_size is 12.0"),
+        ({"sparse_block_size": -1}, "sparse_block_size is -1"),
+        ({"sparsity_factor": True}, "sparsity_factor is True"),
+        ({"num_global_tokens": 513}, "from 0 to 512"),
+        ({"sparsity_type": "bigbird"}, "give one of none, norm, lsh"),
+        ({"causal_globals": "all"}, "globals, published"),
+        ({"pool_with_global": 1}, "pool_with_global is 1: give true or false"),
+        ({"sparsity_factor": 3}, "block_size 128 is not divisible by sparsity_factor 3"),
+        ({"sparsity_factor": 256}, "block_size 128 is not divisible by sparsity_factor 256"),
+        ({"sparsity_factor": 8, "sparse_block_size": 100}, "= 100 tokens, which is not divisible"),
+        ({"mask_first_token": True, "num_global_tokens": 0}, "needs a global token"),
+    ],
+)
+def test_options_without_a_meaning_are_named_with_what_to_do(changes, words):
+    faults = lsg_faults(SimpleNamespace(**{**DEFAULTS, **changes}))
+    assert len(faults) == 1
+    assert words in faults[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_global_tokens": 0},
+        {"sparsity_factor": 3, "sparsity_type": "none"},
+        {"sparsity_factor": 3, "sparse_block_size": 0},
+        {"sparsity_factor": 0},
+        {"sparsity_factor": 128},
+        {"sparsity_factor": 8, "sparse_block_size": 100, "sparsity_type": "stride"},
+        {"sparsity_factor": 8, "sparse_block_size": 1000},
+    ],
+)
+def test_options_with_a_meaning_are_taken(changes):
+    assert lsg_faults(SimpleNamespace(**{**DEFAULTS, **changes})) == []
+
+
+def test_all_faults_are_told_together():
+    faults = lsg_faults(SimpleNamespace(**{**DEFAULTS, "block_size": 0, "sparsity_type": "x", "adaptive": None}))
+    assert len(faults) == 3
