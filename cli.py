@@ -28,7 +28,9 @@ REPORT = "This is a fault of effconv's own. Please report it with the command an
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Source = Annotated[str, typer.Argument(help="A folder, or a Hub id such as bert-base-uncased.", show_default=False)]
-Token = Annotated[str | None, typer.Option(help="Hub token. [default: HF_TOKEN, else the stored login]", show_default=False)]
+Token = Annotated[
+    str | None, typer.Option(help="Hub token. [default: HF_TOKEN, else the stored login]", show_default=False)
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.", show_default=False)]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read Hub sources from the cache.")]
 
@@ -66,7 +68,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -150,7 +154,9 @@ def verify(
     against: Annotated[str | None, typer.Option(help="The dense source to compare with.", show_default=False)] = None,
     token: Token = None,
     offline: Offline = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check a repo again: every hash, then its target's promises in a fresh process."""

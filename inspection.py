@@ -7,7 +7,8 @@ import os
 from dataclasses import asdict, dataclass
 
 from .convert.errors import UnsupportedError
-from .convert.families import FAMILIES, family_of, number
+from .convert.families import FAMILIES, family_of
+from .convert.family import number
 from .convert.plan import check_floats, choose_head
 from .convert.reader import open_checkpoint
 from .convert.source import resolve, sentence_modules

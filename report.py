@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .convert.families import Family
+from .convert.family import Family
 from .convert.manifest import Measured
 from .convert.plan import Plan, Row
 from .convert.run import Result
@@ -22,6 +23,7 @@ from .convert.target import Target
 from .inspection import Inspection
 
 NUMBER = re.compile(r"\.\d+\.")
+
 
 class Progress:
     """Steps on stderr: a bar in bytes while weights are written, one line a step where there is no terminal."""
@@ -36,7 +38,13 @@ class Progress:
             from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TimeElapsedColumn(),
+            )
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
         return self
@@ -55,7 +63,8 @@ class Progress:
                 self._task = self._bar.add_task(step, total=total or None)
             self._bar.update(self._task, completed=done)
         elif step != self._step and step != "done":
-            print(f"{step}: {total:,} bytes" if total else step, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody reads stderr any more: no reason to stop
+                print(f"{step}: {total:,} bytes" if total else step, file=sys.stderr, flush=True)
         self._step = step
 
 
@@ -71,11 +80,19 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         name = row.target or row.sources[0]
         shown = NUMBER.sub(f".0-{count - 1}.", name, count=1) if count > 1 else name
         origin = [] if row.sources in ((name,), ()) or count > 1 else [", ".join(row.sources)]
-        table.add_row(row.action, escape(shown), _shape(row.shape), row.dtype, escape("; ".join([*origin, row.why] if row.why else origin)))
+        table.add_row(
+            row.action,
+            escape(shown),
+            _shape(row.shape),
+            row.dtype,
+            escape("; ".join([*origin, row.why] if row.why else origin)),
+        )
     console = _console()
     console.print(table)
     counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items())
-    console.print(f"{counts}; {_bytes(plan.bytes_out)} out, about {_bytes(plan.peak_memory)} of memory, plan {plan.sha256[:12]}")
+    console.print(
+        f"{counts}; {_bytes(plan.bytes_out)} out, about {_bytes(plan.peak_memory)} of memory, plan {plan.sha256[:12]}"
+    )
     return None
 
 
@@ -118,7 +135,8 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
     rows = {
         "source": found.name + (f" at {found.commit}" if found.commit else ""),
         "family": found.family,
-        "architecture": (found.architecture or "not named") + (" (sentence-transformers)" if found.sentence_transformers else ""),
+        "architecture": (found.architecture or "not named")
+        + (" (sentence-transformers)" if found.sentence_transformers else ""),
         "head": found.head or "–",
         "parameters": f"{found.parameters:,} in {found.tensors} tensors, {_bytes(found.bytes)}",
         "dtype": types,

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.families import BERT, shape_of
+from ..convert.families import BERT
+from ..convert.family import shape_of
 from ..convert.tensorfile import TensorFile
 
 SHAPES = {

@@ -69,7 +69,9 @@ def front_matter(manifest: Mapping[str, Any], source: Source, sentence: bool) ->
     if source.hub_id:
         front |= {"base_model": source.hub_id, "base_model_relation": "finetune"}
     front["library_name"] = "sentence-transformers" if sentence else "transformers"
-    front["pipeline_tag"] = "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
+    front["pipeline_tag"] = (
+        "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
+    )
     front["tags"] = ["effconv", manifest["target"], "long-context", "custom_code"]
     if sentence:
         front["tags"] += ["sentence-transformers"]

@@ -5,7 +5,9 @@ numpy has no bfloat16, so a tensor travels as raw little-endian elements with it
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import mmap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,17 @@ class Array(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
 
+    def blocks(self, rows: int) -> Iterator[Array]:
+        """The array in runs of rows. Of a mapped file only one run is kept in memory."""
+        owner: Any = self.data
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        mapped = getattr(owner, "obj", None)
+        for start in range(0, len(self.data), rows):
+            yield Array(self.data[start : start + rows], self.dtype)
+            if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def float32(self) -> np.ndarray:
         """The values as float32 (exact for F32, F16 and BF16)."""
         if self.dtype == "BF16":
@@ -43,10 +56,16 @@ def from_bytes(buffer: bytes | bytearray | memoryview, dtype: str, shape: tuple[
 def from_float32(values: np.ndarray, dtype: str) -> Array:
     """Rounds float32 values to `dtype`, to nearest, ties to even."""
     if dtype == "BF16":
-        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        values = np.ascontiguousarray(values, dtype="<f4")
+        bits = values.view("<u4")
+        rounded = bits >> 16  # in place from here: a table of positions may be large
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
         # Adding to a NaN's payload could carry into infinity: keep it a (quiet) NaN.
-        rounded = np.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded)
+        nan = np.isnan(values)
+        rounded[nan] = (bits[nan] >> 16) | 0x40
         return Array(rounded.astype("<u2"), dtype)
     with np.errstate(over="ignore"):  # float16 overflow becomes infinity, which the finite check then reports
         return Array(np.ascontiguousarray(values).astype(RAW[dtype]), dtype)

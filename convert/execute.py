@@ -65,16 +65,22 @@ class SourceHash:
     def __init__(self, source: Source, names: Sequence[str]) -> None:
         self._source, self._names = source, names
         self._digests: dict[str, str] = {}
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def result(self) -> dict[str, str]:
         self._thread.join()
+        if self._failure:
+            raise self._failure
         return self._digests
 
     def _run(self) -> None:
-        for name in self._names:
-            self._digests[name] = file_sha256(self._source.path(name))
+        try:
+            for name in self._names:
+                self._digests[name] = file_sha256(self._source.path(name))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+            self._failure = error
 
 
 def _stream(rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile) -> Iterator[int]:
@@ -82,7 +88,9 @@ def _stream(rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile) -> It
         if len(group) > 1 or _is_range(group[0], checkpoint):
             first = checkpoint.tensors[group[0].sources[0]]
             try:
-                yield from file.append_range(checkpoint.descriptor(first.file), first.start, sum(row.nbytes for row in group))
+                yield from file.append_range(
+                    checkpoint.descriptor(first.file), first.start, sum(row.nbytes for row in group)
+                )
             except EOFError:
                 raise BadInputError(
                     f"{first.file} ends early", where=first.file, hint="it changed while it was read: run again"

@@ -1,191 +1,71 @@
-"""One entry a family: where its tensors sit, what shape they have, which heads it comes with.
-
-Names here are canonical: without the base model's prefix (`bert.`), `{i}` for the layer, `weight` and `bias` where old
-checkpoints say `gamma` and `beta`. Shapes are written in the config's own field names. A target never describes a family
-again: it reads these entries.
-"""
+"""One entry a family. To add one: where its tensors sit, its heads, and what its code does differently from BERT's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
-from .errors import BadInputError, UnsupportedError
-from .modelcode import BERT_CODE, ROBERTA_CODE, FamilyCode
+from .errors import UnsupportedError
+from .family import LABELS, Config, Family, Head, Weight, linear, norm, numbered, when
+from .modelcode import FamilyCode
 
-Config = Mapping[str, Any]
-H, V, INNER, LABELS = "hidden_size", "vocab_size", "intermediate_size", "num_labels"
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A tensor of the family: canonical name, shape in config fields, and how a new one starts.
-
-    `init` is normal (N(0, initializer_range)), zeros or ones.
-    """
-
-    name: str
-    shape: tuple[str | int, ...]
-    init: str = "normal"
+# The config's own field names, as they stand in shapes.
+H, V, E, INNER = "hidden_size", "vocab_size", "embedding_size", "intermediate_size"
+D, FFN = "dim", "hidden_dim"  # DistilBERT's hidden and inner size
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A task class: the suffix of its name ("Model" for the base), its Auto class, and what it adds to the base.
-
-    `tied` maps a parameter that is stored nowhere to the one it shares.
-    """
-
-    suffix: str
-    auto: str
-    weights: tuple[Weight, ...] = ()
-    pooler: bool = False
-    tied: Mapping[str, str] = field(default_factory=dict)
+def embeddings(width: str, *, types: bool = True) -> tuple[Weight, ...]:
+    """Word, position and (where a family has them) type embeddings, and their norm."""
+    return (
+        Weight("embeddings.word_embeddings.weight", (V, width)),
+        Weight("embeddings.position_embeddings.weight", ("max_position_embeddings", width)),
+        *((Weight("embeddings.token_type_embeddings.weight", ("type_vocab_size", width)),) if types else ()),
+        *norm("embeddings.LayerNorm", width),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """An architecture whose checkpoints effconv reads.
-
-    Attributes:
-        prefix: of the base model's tensors in a checkpoint with a head.
-        embeddings, layer, pooler: tensors of the base model; `layer` once, with `{i}`.
-        special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
-        buffers: what old checkpoints store although a model builds it anew.
-    """
-
-    name: str
-    prefix: str
-    code: FamilyCode
-    embeddings: tuple[Weight, ...]
-    layer: tuple[Weight, ...]
-    pooler: tuple[Weight, ...]
-    heads: tuple[Head, ...]
-    default_head: str
-    special_tokens: Mapping[str, str]
-    buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
-    words: str = "embeddings.word_embeddings.weight"
-    positions: str = "embeddings.position_embeddings.weight"
-    token_types: str | None = "embeddings.token_type_embeddings.weight"
-    global_embeddings: str = "embeddings.global_embeddings.weight"
-
-    @property
-    def special_positions(self) -> int:
-        """Rows of the position table that no token uses (RoBERTa: 2), counted in config.max_position_embeddings."""
-        return self.code.special_positions
-
-    def head(self, suffix: str) -> Head:
-        """The head of that suffix.
-
-        Raises:
-            UnsupportedError: with the heads there are.
-        """
-        for head in self.heads:
-            if head.suffix == suffix:
-                return head
-        raise UnsupportedError(
-            f"{self.name} has no head {suffix!r}",
-            where="--architecture",
-            hint="one of " + ", ".join(head.suffix for head in self.heads),
-        )
-
-    def class_name(self, head: Head) -> str:
-        """The stock transformers class, such as BertForMaskedLM."""
-        return self.code.class_prefix + head.suffix
-
-    def is_head_weight(self, name: str) -> bool:
-        return any(weight.name == name for head in self.heads for weight in head.weights) or any(
-            name in head.tied for head in self.heads
-        )
-
-    def base_weights(self, config: Config) -> list[Weight]:
-        """Embeddings and all layers, in order, `{i}` filled in."""
-        layers = range(number(config, "num_hidden_layers", most=10_000))
-        return [
-            *self.embeddings,
-            *(Weight(weight.name.format(i=i), weight.shape, weight.init) for i in layers for weight in self.layer),
-        ]
-
-    def head_weights(self, head: Head) -> list[Weight]:
-        """What the class stores beyond embeddings and layers."""
-        return [*(self.pooler if head.pooler else ()), *head.weights]
-
-    def weights(self, config: Config, head: Head) -> list[Weight]:
-        """Every tensor that the class stores."""
-        return [*self.base_weights(config), *self.head_weights(head)]
+def attention(path: str) -> tuple[Weight, ...]:
+    """A stock attention block of BERT: projections, output, norm."""
+    return (
+        *linear(f"{path}.self.query", H, H),
+        *linear(f"{path}.self.key", H, H),
+        *linear(f"{path}.self.value", H, H),
+        *linear(f"{path}.output.dense", H, H),
+        *norm(f"{path}.output.LayerNorm", H),
+    )
 
 
-def number(config: Config, name: str, most: int = 1 << 31) -> int:
-    """A size from the config.
-
-    Args:
-        most: what is larger is no size: a hostile config shall not make us count to it.
-
-    Raises:
-        BadInputError: where it is missing or no positive integer.
-    """
-    value = config.get(name)
-    if name == LABELS:
-        labels = config.get("id2label")
-        value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
-    if type(value) is not int or not 1 <= value <= most:
-        raise BadInputError(f"{name} is {value!r}, not a size", where="config.json", hint="fetch the file again")
-    return value
-
-
-def shape_of(weight: Weight, config: Config) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else number(config, size) for size in weight.shape)
-
-
-def linear(name: str, inputs: str | int, outputs: str | int, *, bias: bool = True) -> tuple[Weight, ...]:
-    """weight (outputs, inputs) and bias (outputs,) of a dense layer."""
-    weight = Weight(f"{name}.weight", (outputs, inputs))
-    return (weight, Weight(f"{name}.bias", (outputs,), "zeros")) if bias else (weight,)
-
-
-def norm(name: str, size: str | int) -> tuple[Weight, ...]:
-    return Weight(f"{name}.weight", (size,), "ones"), Weight(f"{name}.bias", (size,), "zeros")
-
-
-BERT_EMBEDDINGS = (
-    Weight("embeddings.word_embeddings.weight", (V, H)),
-    Weight("embeddings.position_embeddings.weight", ("max_position_embeddings", H)),
-    Weight("embeddings.token_type_embeddings.weight", ("type_vocab_size", H)),
-    *norm("embeddings.LayerNorm", H),
-)
 BERT_LAYER = (
-    *linear("encoder.layer.{i}.attention.self.query", H, H),
-    *linear("encoder.layer.{i}.attention.self.key", H, H),
-    *linear("encoder.layer.{i}.attention.self.value", H, H),
-    *linear("encoder.layer.{i}.attention.output.dense", H, H),
-    *norm("encoder.layer.{i}.attention.output.LayerNorm", H),
-    *linear("encoder.layer.{i}.intermediate.dense", H, INNER),
-    *linear("encoder.layer.{i}.output.dense", INNER, H),
-    *norm("encoder.layer.{i}.output.LayerNorm", H),
+    *attention("attention"),
+    *when("add_cross_attention", attention("crossattention")),
+    *linear("intermediate.dense", H, INNER),
+    *linear("output.dense", INNER, H),
+    *norm("output.LayerNorm", H),
 )
-BERT_POOLER = linear("pooler.dense", H, H)
+POOLER = linear("pooler.dense", H, H)
+CLASSIFIER = linear("classifier", H, LABELS)
+CLASSIFIER_WITH_DENSE = (*linear("classifier.dense", H, H), *linear("classifier.out_proj", H, LABELS))
+QA_OUTPUTS = linear("qa_outputs", H, 2)
+CHOICE = linear("classifier", H, 1)
+WORDS = "embeddings.word_embeddings.weight"
+BRACKETED = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
+ANGLED = {"bos": "<s>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "pad": "<pad>"}
+
 BERT_PREDICTIONS = (
     *linear("cls.predictions.transform.dense", H, H),
     *norm("cls.predictions.transform.LayerNorm", H),
     Weight("cls.predictions.bias", (V,), "zeros"),
 )
-BERT_TIED = {
-    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
+BERT_TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
 BERT_NSP = linear("cls.seq_relationship", H, 2)
-CLASSIFIER = linear("classifier", H, LABELS)
-QA_OUTPUTS = linear("qa_outputs", H, 2)
-CHOICE = linear("classifier", H, 1)
 
 BERT = Family(
     name="bert",
     prefix="bert",
-    code=BERT_CODE,
-    embeddings=BERT_EMBEDDINGS,
+    code=FamilyCode(module="bert", model_type="bert", class_prefix="Bert"),
+    embeddings=embeddings(H),
     layer=BERT_LAYER,
-    pooler=BERT_POOLER,
+    pooler=POOLER,
     heads=(
         Head("Model", "AutoModel", pooler=True),
         Head("ForPreTraining", "AutoModelForPreTraining", BERT_PREDICTIONS + BERT_NSP, True, BERT_TIED),
@@ -198,41 +78,224 @@ BERT = Family(
         Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
     ),
     default_head="ForPreTraining",
-    special_tokens={"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"},
+    special_tokens=BRACKETED,
 )
 
-ROBERTA_LM_HEAD = (
+LM_HEAD = (
     *linear("lm_head.dense", H, H),
     *norm("lm_head.layer_norm", H),
     Weight("lm_head.bias", (V,), "zeros"),
 )
-ROBERTA_TIED = {
-    "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
-    "lm_head.decoder.bias": "lm_head.bias",
-}
-ROBERTA_CLASSIFIER = (*linear("classifier.dense", H, H), *linear("classifier.out_proj", H, LABELS))
+LM_HEAD_TIED = {"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_head.bias"}
 
 ROBERTA = Family(
     name="roberta",
     prefix="roberta",
-    code=ROBERTA_CODE,
-    embeddings=BERT_EMBEDDINGS,
+    code=FamilyCode(module="roberta", model_type="roberta", class_prefix="Roberta", special_positions=2),
+    embeddings=embeddings(H),
     layer=BERT_LAYER,
-    pooler=BERT_POOLER,
+    pooler=POOLER,
     heads=(
         Head("Model", "AutoModel", pooler=True),
-        Head("ForMaskedLM", "AutoModelForMaskedLM", ROBERTA_LM_HEAD, False, ROBERTA_TIED),
-        Head("ForCausalLM", "AutoModelForCausalLM", ROBERTA_LM_HEAD, False, ROBERTA_TIED),
-        Head("ForSequenceClassification", "AutoModelForSequenceClassification", ROBERTA_CLASSIFIER),
+        Head("ForMaskedLM", "AutoModelForMaskedLM", LM_HEAD, False, LM_HEAD_TIED),
+        Head("ForCausalLM", "AutoModelForCausalLM", LM_HEAD, False, LM_HEAD_TIED),
+        Head("ForSequenceClassification", "AutoModelForSequenceClassification", CLASSIFIER_WITH_DENSE),
         Head("ForMultipleChoice", "AutoModelForMultipleChoice", CHOICE, True),
         Head("ForTokenClassification", "AutoModelForTokenClassification", CLASSIFIER),
         Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
     ),
     default_head="ForMaskedLM",
-    special_tokens={"bos": "<s>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "pad": "<pad>"},
+    special_tokens=ANGLED,
+)
+CAMEMBERT = replace(
+    ROBERTA,
+    name="camembert",
+    code=FamilyCode(module="camembert", model_type="camembert", class_prefix="Camembert", special_positions=2),
+)
+XLM_ROBERTA = replace(
+    ROBERTA,
+    name="xlm-roberta",
+    code=FamilyCode(module="xlm_roberta", model_type="xlm-roberta", class_prefix="XLMRoberta", special_positions=2),
 )
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (BERT, ROBERTA)}
+ELECTRA_PREDICTIONS = (
+    *norm("generator_predictions.LayerNorm", E),
+    *linear("generator_predictions.dense", H, E),
+    Weight("generator_lm_head.bias", (V,), "zeros"),
+)
+ELECTRA_TIED = {"generator_lm_head.weight": WORDS}
+ELECTRA_DISCRIMINATOR = (
+    *linear("discriminator_predictions.dense", H, H),
+    *linear("discriminator_predictions.dense_prediction", H, 1),
+)
+
+ELECTRA = Family(
+    name="electra",
+    prefix="electra",
+    code=FamilyCode(
+        module="electra",
+        model_type="electra",
+        class_prefix="Electra",
+        model_lines=(
+            "def project(self, x):",
+            '    return self.embeddings_project(x) if hasattr(self, "embeddings_project") else x',
+        ),
+    ),
+    embeddings=(*embeddings(E), *linear("embeddings_project", E, H)),
+    layer=BERT_LAYER,
+    pooler=(),
+    heads=(
+        Head("Model", "AutoModel"),
+        Head("ForPreTraining", "AutoModelForPreTraining", ELECTRA_DISCRIMINATOR),
+        Head("ForMaskedLM", "AutoModelForMaskedLM", ELECTRA_PREDICTIONS, False, ELECTRA_TIED),
+        Head("ForCausalLM", "AutoModelForCausalLM", ELECTRA_PREDICTIONS, False, ELECTRA_TIED),
+        Head("ForSequenceClassification", "AutoModelForSequenceClassification", CLASSIFIER_WITH_DENSE),
+        Head(
+            "ForMultipleChoice",
+            "AutoModelForMultipleChoice",
+            (*linear("sequence_summary.summary", H, H), *CHOICE),
+        ),
+        Head("ForTokenClassification", "AutoModelForTokenClassification", CLASSIFIER),
+        Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
+    ),
+    default_head="ForPreTraining",
+    special_tokens=BRACKETED,
+)
+
+DISTILBERT_PREDICTIONS = (
+    *linear("vocab_transform", D, D),
+    *norm("vocab_layer_norm", D),
+    Weight("vocab_projector.bias", (V,), "zeros"),
+)
+
+DISTILBERT = Family(
+    name="distilbert",
+    prefix="distilbert",
+    code=FamilyCode(
+        module="distilbert",
+        model_type="distilbert",
+        class_prefix="DistilBert",
+        layers_path="transformer.layer",
+        attention_path="attention",
+        projections=("q_lin", "k_lin", "v_lin"),
+        attention_lines=("def tail(self, context, hidden_states):", "    return self.out_lin(context)"),
+        model_lines=(
+            "def embed(self, input_ids, inputs_embeds, token_type_ids, position_ids):",
+            "    return self.embeddings(input_ids, inputs_embeds)",
+        ),
+    ),
+    embeddings=embeddings(D, types=False),
+    layer=(
+        *(weight for name in ("q_lin", "k_lin", "v_lin", "out_lin") for weight in linear(f"attention.{name}", D, D)),
+        *norm("sa_layer_norm", D),
+        *linear("ffn.lin1", D, FFN),
+        *linear("ffn.lin2", FFN, D),
+        *norm("output_layer_norm", D),
+    ),
+    pooler=(),
+    heads=(
+        Head("Model", "AutoModel"),
+        Head("ForMaskedLM", "AutoModelForMaskedLM", DISTILBERT_PREDICTIONS, False, {"vocab_projector.weight": WORDS}),
+        Head(
+            "ForSequenceClassification",
+            "AutoModelForSequenceClassification",
+            (*linear("pre_classifier", D, D), *linear("classifier", D, LABELS)),
+        ),
+        Head(
+            "ForMultipleChoice",
+            "AutoModelForMultipleChoice",
+            (*linear("pre_classifier", D, D), *linear("classifier", D, 1)),
+        ),
+        Head("ForTokenClassification", "AutoModelForTokenClassification", linear("classifier", D, LABELS)),
+        Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", linear("qa_outputs", D, 2)),
+    ),
+    default_head="ForMaskedLM",
+    special_tokens=BRACKETED,
+    token_types=None,
+    layer_paths=lambda config: numbered("transformer.layer", config, "n_layers"),
+    hidden_size=D,
+    num_heads="n_heads",
+)
+
+ALBERT_PREDICTIONS = (
+    Weight("predictions.bias", (V,), "zeros"),
+    *norm("predictions.LayerNorm", E),
+    *linear("predictions.dense", H, E),
+)
+ALBERT_TIED = {"predictions.decoder.weight": WORDS, "predictions.decoder.bias": "predictions.bias"}
+
+
+def albert_layers(config: Config) -> list[str]:
+    """Groups of layers; a layer of a group is run several times."""
+    groups = numbered("encoder.albert_layer_groups", {"num_hidden_groups": 1, **config}, "num_hidden_groups")
+    return [
+        path
+        for group in groups
+        for path in numbered(f"{group}.albert_layers", {"inner_group_num": 1, **config}, "inner_group_num")
+    ]
+
+
+ALBERT = Family(
+    name="albert",
+    prefix="albert",
+    code=FamilyCode(
+        module="albert",
+        model_type="albert",
+        class_prefix="Albert",
+        attention_path="attention",
+        attention_lines=(
+            "def tail(self, context, hidden_states):",
+            "    return self.LayerNorm(hidden_states + self.output_dropout(self.dense(context)))",
+        ),
+        model_lines=(
+            "supports_gradient_checkpointing = True",
+            "",
+            "def layers(self):",
+            "    return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]",
+            "",
+            "def order(self):",
+            "    runs, groups = self.config.num_hidden_layers, self.encoder.albert_layer_groups",
+            "    return [layer for run in range(runs) for layer in groups[run * len(groups) // runs].albert_layers]",
+            "",
+            "def project(self, x):",
+            "    return self.encoder.embedding_hidden_mapping_in(x)",
+            "",
+            "def pool(self, x):",
+            "    return None if self.pooler is None else self.pooler_activation(self.pooler(x[:, 0]))",
+        ),
+    ),
+    embeddings=(*embeddings(E), *linear("encoder.embedding_hidden_mapping_in", E, H)),
+    layer=(
+        *norm("full_layer_layer_norm", H),
+        *(weight for name in ("query", "key", "value", "dense") for weight in linear(f"attention.{name}", H, H)),
+        *norm("attention.LayerNorm", H),
+        *linear("ffn", H, INNER),
+        *linear("ffn_output", INNER, H),
+    ),
+    pooler=linear("pooler", H, H),
+    heads=(
+        Head("Model", "AutoModel", pooler=True),
+        Head(
+            "ForPreTraining",
+            "AutoModelForPreTraining",
+            (*ALBERT_PREDICTIONS, *linear("sop_classifier.classifier", H, 2)),
+            True,
+            ALBERT_TIED,
+        ),
+        Head("ForMaskedLM", "AutoModelForMaskedLM", ALBERT_PREDICTIONS, False, ALBERT_TIED),
+        Head("ForSequenceClassification", "AutoModelForSequenceClassification", CLASSIFIER, True),
+        Head("ForMultipleChoice", "AutoModelForMultipleChoice", CHOICE, True),
+        Head("ForTokenClassification", "AutoModelForTokenClassification", CLASSIFIER),
+        Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
+    ),
+    default_head="ForPreTraining",
+    special_tokens=BRACKETED,
+    layer_paths=albert_layers,
+)
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT)
+}
 
 
 def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:
@@ -254,12 +317,6 @@ def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:
             f"relative positions ({config['position_embedding_type']}) are not supported",
             where="config.json: position_embedding_type",
             hint="use a checkpoint with absolute positions",
-        )
-    if config.get("add_cross_attention"):
-        raise UnsupportedError(
-            "decoders with cross-attention are not supported",
-            where="config.json: add_cross_attention",
-            hint="convert the encoder",
         )
     return FAMILIES[str(model_type)]
 

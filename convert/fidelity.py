@@ -43,7 +43,9 @@ def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> l
     for length in lengths:
         windows = cut(loaded.tokenizer, text, length, texts)
         if windows is not None:
-            found.append({"tokens": length, "texts": len(windows), **compare(source, emitted, windows, loaded.tokenizer)})
+            found.append(
+                {"tokens": length, "texts": len(windows), **compare(source, emitted, windows, loaded.tokenizer)}
+            )
     return found
 
 
@@ -81,7 +83,11 @@ def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: 
         "sentence_cosine": float(F.cosine_similarity(a.mean(1), b.mean(1), dim=-1).mean()),
     }
     if "logits" in one and one.logits.dim() == 3 and tokenizer.mask_token_id is not None:
-        row["logit_kl"] = float(F.kl_div(other.logits.log_softmax(-1), one.logits.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean())
+        row["logit_kl"] = float(
+            F.kl_div(other.logits.log_softmax(-1), one.logits.log_softmax(-1), log_target=True, reduction="none")
+            .sum(-1)
+            .mean()
+        )
         generator = torch.Generator().manual_seed(seed)
         masked = torch.rand(ids.shape, generator=generator) < MASKED_SHARE
         masked[:, 0] = masked[:, -1] = False

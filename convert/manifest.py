@@ -17,6 +17,10 @@ from .tensorfile import file_sha256
 NAME = "effconv.json"
 FORMAT = 1
 UNHASHED = (NAME, ".gitattributes")
+FIELDS = {
+    "format": int, "target": str, "family": str, "architecture": str, "options": dict, "settings": dict, "files": dict,
+    "plan": dict, "max_length": int, "source_max_length": int, "auto": str, "heads": list, "carried": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,9 @@ def make_manifest(
     }
 
 
-def with_measurements(manifest: Mapping[str, Any], measured: Sequence[Measured] | None, **others: object) -> dict[str, Any]:
+def with_measurements(
+    manifest: Mapping[str, Any], measured: Sequence[Measured] | None, **others: object
+) -> dict[str, Any]:
     """The manifest with its one block of measurements. None says that the checks were not run."""
     checks = "not run" if measured is None else [asdict(result) for result in measured]
     return {**manifest, "measurements": {"checks": checks, **others}}
@@ -88,15 +94,18 @@ def read_manifest(repo: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{NAME} is not readable JSON ({error})", where=str(path), hint="convert again") from None
-    wanted = {"format": int, "target": str, "family": str, "architecture": str, "options": dict, "files": dict, "plan": dict}
-    odd = [key for key, kind in wanted.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)]
+    odd = [
+        key for key, kind in FIELDS.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
+    ]
     if odd:
         raise BadInputError(f"{NAME} lacks {', '.join(odd)}", where=str(path), hint="convert again")
     if manifest["format"] > FORMAT:
         raise BadInputError(
-            f"{NAME} has format {manifest['format']}, newer than this effconv reads", where=str(path), hint="upgrade effconv"
+            f"{NAME} has format {manifest['format']}, newer than this effconv reads",
+            where=str(path),
+            hint="upgrade effconv",
         )
     return dict(manifest)
 
@@ -106,9 +115,14 @@ def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, 
     names = {
         path.relative_to(repo).as_posix(): path
         for path in sorted(repo.rglob("*"))
-        if path.is_file() and path.name not in UNHASHED and "__pycache__" not in path.parts
+        if path.is_file() and path.name not in UNHASHED and not _is_trace(path.relative_to(repo))
     }
     return {name: (known or {}).get(name) or file_sha256(path) for name, path in names.items()}
+
+
+def _is_trace(name: Path) -> bool:
+    """Whether git, the Hub's client or Python left it in a hidden folder or a cache: nobody loads anything from there."""
+    return any(part.startswith(".") or part == "__pycache__" for part in name.parts[:-1])
 
 
 def write_manifest(repo: Path, manifest: Mapping[str, Any]) -> None:
@@ -121,7 +135,11 @@ def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),
-        *(f"{name}: its bytes differ from the manifest" for name in stated.keys() & found.keys() if stated[name] != found[name]),
+        *(
+            f"{name}: its bytes differ from the manifest"
+            for name in stated.keys() & found.keys()
+            if stated[name] != found[name]
+        ),
     ]
 
 

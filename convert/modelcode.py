@@ -71,8 +71,6 @@ class TargetCode:
         return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
 
 
-BERT_CODE = FamilyCode(module="bert", model_type="bert", class_prefix="Bert")
-ROBERTA_CODE = FamilyCode(module="roberta", model_type="roberta", class_prefix="Roberta", special_positions=2)
 LSG_CODE = TargetCode(
     name="lsg",
     class_prefix="LSG",

@@ -43,7 +43,17 @@ def parse_size(text: str | int) -> int:
     Raises:
         UsageError: for anything else.
     """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+    }
     number = str(text).strip()
     unit = number.lstrip("0123456789.").strip().upper()
     amount = number[: len(number) - len(unit)].strip() if unit else number
@@ -70,8 +80,12 @@ class Settings:
     revision: str | None = option(None, "Branch, tag or commit of a Hub source.", panel="Hub")
     token: str | None = option(None, "Hub token. [default: HF_TOKEN, else the stored login]", panel="Hub")
     offline: bool = option(False, "Open no socket; read Hub sources from the cache.", panel="Hub")
-    allow_pickle: bool = option(False, "Load .bin files that can run code when read.", panel="Dangerous: only for sources you trust")
-    trust_remote_code: bool = option(False, "Let the source's own code run, in verify.", panel="Dangerous: only for sources you trust")
+    allow_pickle: bool = option(
+        False, "Load .bin files that can run code when read.", panel="Dangerous: only for sources you trust"
+    )
+    trust_remote_code: bool = option(
+        False, "Let the source's own code run, in verify.", panel="Dangerous: only for sources you trust"
+    )
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that mean nothing."""

@@ -33,10 +33,7 @@ class PickledCheckpoint(Checkpoint):
     def __init__(self, loaded: Mapping[str, tuple[str, torch.Tensor]], source: Source) -> None:
         self._loaded = {name: value for name, (_, value) in loaded.items()}
         super().__init__(
-            (
-                Tensor(name, DTYPES[_dtype(value)], tuple(value.shape), file)
-                for name, (file, value) in loaded.items()
-            ),
+            (Tensor(name, DTYPES[_dtype(value)], tuple(value.shape), file) for name, (file, value) in loaded.items()),
             source,
         )
 

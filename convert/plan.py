@@ -15,7 +15,8 @@ from typing import Any
 
 from .dtypes import FLOATS, SIZES
 from .errors import BadInputError, UnsupportedError, listing
-from .families import Family, Head, Weight, head_of, shape_of
+from .families import head_of
+from .family import Family, Head, Weight, shape_of
 from .ops import Copy, New, Op, Shape, elements
 from .reader import Checkpoint, Tensor
 from .target import Context, Rule, Target
@@ -102,7 +103,9 @@ class Plan:
         }
 
 
-def choose_head(checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None) -> tuple[Head, str | None]:
+def choose_head(
+    checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None
+) -> tuple[Head, str | None]:
     """The head to emit: the one asked for, the one the config names, or the richest one whose tensors are all stored.
 
     The second value is the source's class name where it is unknown to the family (its extra tensors are then carried).
@@ -115,7 +118,12 @@ def choose_head(checkpoint: Checkpoint, config: Mapping[str, Any], family: Famil
 
 
 def make_plan(
-    checkpoint: Checkpoint, target: Target, context: Context, *, unknown_class: str | None = None, dtype: str | None = None
+    checkpoint: Checkpoint,
+    target: Target,
+    context: Context,
+    *,
+    unknown_class: str | None = None,
+    dtype: str | None = None,
 ) -> Plan:
     """Matches every stored tensor and every tensor of the emitted model.
 
@@ -170,7 +178,9 @@ class _Planner:
                 hint="check config.json against the weights; for a class of your own, name it in config.json: architectures",
             )
         order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
-        rows = sorted(self.rows, key=lambda row: (-SIZES[row.dtype], order.get(row.sources[0], -1) if row.sources else -1))
+        rows = sorted(
+            self.rows, key=lambda row: (-SIZES[row.dtype], order.get(row.sources[0], -1) if row.sources else -1)
+        )
         return Plan(
             target=self.target.name,
             family=self.family.name,
@@ -253,7 +263,11 @@ class _Planner:
         equals = None
         if name in self.family.buffers:
             drop = "a buffer, built anew when the model loads"
-        elif name in self.tied and self.tied[name] in self.stored and self.context.config.get("tie_word_embeddings", True):
+        elif (
+            name in self.tied
+            and self.tied[name] in self.stored
+            and self.context.config.get("tie_word_embeddings", True)
+        ):
             equals = self.stored[self.tied[name]].name
             drop = f"tied to {self.tied[name]}, stored once"
         if drop:
@@ -292,7 +306,9 @@ class _Planner:
         value = self.context.config.get("initializer_range", 0.02)
         if isinstance(value, (int, float)) and 0 <= value < math.inf:
             return float(value)
-        raise BadInputError(f"initializer_range is {value!r}, not a spread", where="config.json", hint="fetch the file again")
+        raise BadInputError(
+            f"initializer_range is {value!r}, not a spread", where="config.json", hint="fetch the file again"
+        )
 
     def _main_dtype(self) -> str:
         words = self.stored.get(self._stored_name(self.family.words))
@@ -316,8 +332,13 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor
 
 def check_floats(tensors: Iterable[Tensor]) -> None:
     """Refuses integer and 8-bit weights, which are quantised whatever the config says."""
-    odd = [f"{tensor.name}: {tensor.dtype}" for tensor in tensors if tensor.dtype not in FLOATS and len(tensor.shape) > 1
-           and not tensor.name.endswith(("position_ids", "token_type_ids"))]
+    odd = [
+        f"{tensor.name}: {tensor.dtype}"
+        for tensor in tensors
+        if tensor.dtype not in FLOATS
+        and len(tensor.shape) > 1
+        and not tensor.name.endswith(("position_ids", "token_type_ids"))
+    ]
     if odd:
         raise UnsupportedError(
             f"the weights are quantised:\n{listing(odd)}",

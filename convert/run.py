@@ -15,7 +15,8 @@ from .dtypes import NAMES
 from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, UnsupportedError, UsageError, listing
 from .execute import Progress, SourceHash, execute
-from .families import Family, Head, family_of, number, shape_of
+from .families import family_of
+from .family import Family, Head, number, shape_of
 from .manifest import (
     Measured,
     check_hashes,
@@ -76,7 +77,9 @@ class Prepared:
     plan: Plan
 
 
-def prepare(source: str | os.PathLike[str], target: Target, options: object, settings: Settings, *, remote: bool) -> Prepared:
+def prepare(
+    source: str | os.PathLike[str], target: Target, options: object, settings: Settings, *, remote: bool
+) -> Prepared:
     """Resolves and plans.
 
     Args:
@@ -171,7 +174,9 @@ def _fill(
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
     progress("weights", 0, ready.plan.bytes_out)
     try:
-        written = execute(ready.plan, ready.checkpoint, folder, shard_bytes=parse_size(settings.max_shard_size), progress=progress)
+        written = execute(
+            ready.plan, ready.checkpoint, folder, shard_bytes=parse_size(settings.max_shard_size), progress=progress
+        )
     finally:
         ready.checkpoint.close()
     progress("files", 0, 0)
@@ -241,7 +246,9 @@ def verify_repo(
     target = targets.get(manifest["target"])
     if target is None:
         raise UnsupportedError(
-            f"the repo's target {manifest['target']!r} is unknown to this effconv", where=str(folder), hint="upgrade effconv"
+            f"the repo's target {manifest['target']!r} is unknown to this effconv",
+            where=str(folder),
+            hint="upgrade effconv",
         )
     progress("hashes", 0, 0)
     check_hashes(folder, manifest)
@@ -290,7 +297,9 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         "auto": context.head.auto,
         "heads": heads,
         "new": new,
-        "carried": [row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)],
+        "carried": [
+            row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)
+        ],
     }
 
 

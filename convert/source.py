@@ -101,7 +101,9 @@ def resolve(
             raise UsageError("--revision is for Hub sources", where=text, hint="leave it out for a folder")
         found = _local(folder)
     elif os.path.exists(folder):
-        raise BadInputError("the source is a file", where=text, hint="give the folder that holds it and its config.json")
+        raise BadInputError(
+            "the source is a file", where=text, hint="give the folder that holds it and its config.json"
+        )
     elif HUB_ID.fullmatch(text) and not text.endswith((".safetensors", ".bin", ".json")):
         found = _hub(text, revision, token, offline)
     else:
@@ -250,7 +252,9 @@ def _hub_error(error: Exception, hub_id: str) -> HubError:
         "check the token" if status in (401, 403) else "check the network and HF_ENDPOINT, then run the command again"
     )
     reason = str(error).strip().splitlines()
-    return HubError(f"the Hub could not give {hub_id}: {kind}: {reason[0] if reason else 'no reply'}", where=hub_id, hint=hint)
+    return HubError(
+        f"the Hub could not give {hub_id}: {kind}: {reason[0] if reason else 'no reply'}", where=hub_id, hint=hint
+    )
 
 
 def _with_config(source: Source) -> Source:

@@ -84,10 +84,14 @@ class Staging:
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuses an output that holds something, unless it may be overwritten."""
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise OutputError("the output exists and is not a folder", where=str(output), hint="choose another with --output")
+        raise OutputError(
+            "the output exists and is not a folder", where=str(output), hint="choose another with --output"
+        )
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise OutputError(
-            "the output folder is not empty", where=str(output), hint="pass --overwrite, or choose another with --output"
+            "the output folder is not empty",
+            where=str(output),
+            hint="pass --overwrite, or choose another with --output",
         )
 
 
@@ -130,8 +134,14 @@ def output_errors(output: Path) -> Iterator[None]:
         errno.EFBIG: ("the disk does not take files of this size", "pass --max-shard-size 2GB"),
         errno.ENAMETOOLONG: ("the output's name is too long", "choose a shorter one with --output"),
         errno.ELOOP: ("a link in the output's path leads to itself", "choose another folder with --output"),
-        errno.ENOTEMPTY: ("the output appeared while this run made it", "pass --overwrite, or choose another with --output"),
-        errno.EEXIST: ("the output appeared while this run made it", "pass --overwrite, or choose another with --output"),
+        errno.ENOTEMPTY: (
+            "the output appeared while this run made it",
+            "pass --overwrite, or choose another with --output",
+        ),
+        errno.EEXIST: (
+            "the output appeared while this run made it",
+            "pass --overwrite, or choose another with --output",
+        ),
         errno.EIO: ("the disk failed", "choose another disk with --output"),
     }
     try:
@@ -147,10 +157,11 @@ def clear_stale(output: Path) -> None:
     """Finishes or clears what a killed run left: first the journal of a replacement, then staging folders without owner."""
     journal = _journal(output)
     if journal.exists():
-        old, new = _replacement(journal, output)
-        if new is None or old is None:  # cut short before anything was renamed
+        replacement = _replacement(journal, output)
+        if replacement is None:  # cut short before anything was renamed
             journal.unlink()
-        elif not _owned(new):
+        elif not _owned(replacement[1]):
+            old, new = replacement
             if not output.exists():
                 (new if new.exists() else old).rename(output)
             shutil.rmtree(old, ignore_errors=True)
@@ -164,18 +175,17 @@ def clear_stale(output: Path) -> None:
                 _lock_path(folder).unlink(missing_ok=True)
 
 
-def _replacement(journal: Path, output: Path) -> tuple[Path | None, Path | None]:
-    """The folders that a journal names, old and new; None for what is no name that this module gives.
+def _replacement(journal: Path, output: Path) -> tuple[Path, Path] | None:
+    """The old and the new folder that a journal names, or None.
 
     Anybody may write into the output's parent: what is removed or renamed must be a staging folder.
     """
     try:
         names = json.loads(journal.read_text(encoding="utf-8"))
-        found = [output.parent / names[key] for key in ("old", "new")]
+        old, new = output.parent / names["old"], output.parent / names["new"]
     except (ValueError, KeyError, TypeError):
-        return None, None
-    old, new = found
-    return (old, new) if _is_staging(new, output) and old == _old_path(new) else (None, None)
+        return None
+    return (old, new) if _is_staging(new, output) and old == _old_path(new) else None
 
 
 def _locked(path: Path) -> int:

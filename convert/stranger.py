@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from .loaded import Loaded
+from .verify import PREFIX
 
 
 def _run(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,13 @@ def _run(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
     try:
         value, details = getattr(importlib.import_module(module), function)(loaded)
     except Exception as error:  # noqa: BLE001 - whatever a repo's code raises is the check's result
-        return {**result, "passed": False, "value": None, "why": f"{type(error).__name__}: {str(error)[:600]}", "details": {}}
+        return {
+            **result,
+            "passed": False,
+            "value": None,
+            "why": f"{type(error).__name__}: {str(error)[:600]}",
+            "details": {},
+        }
     passed = value <= check["tolerance"]  # False for NaN
     why = "" if passed else f"differs by {value:.3g}, at most {check['tolerance']:g} is promised"
     return {**result, "passed": passed, "value": value, "why": why, "details": details}
@@ -39,16 +46,20 @@ def main() -> None:
     loaded = Loaded(Path(job["repo"]), source, job["manifest"], job["trust_remote_code"])
     results = []
     for check in job["checks"]:
-        print(json.dumps({"begins": check["name"]}), flush=True)
+        _say({"begins": check["name"]})
         results.append(_run(loaded, check))
     fidelity = []
     if source and all(result["passed"] for result in results):
         from .fidelity import builtin_fidelity
 
-        print(json.dumps({"begins": "fidelity"}), flush=True)
+        _say({"begins": "fidelity"})
         fidelity = builtin_fidelity(loaded)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(json.dumps({"checks": results, "fidelity": fidelity, "versions": versions}), flush=True)
+    _say({"checks": results, "fidelity": fidelity, "versions": versions})
+
+
+def _say(message: Mapping[str, Any]) -> None:
+    print(f"\n{PREFIX}{json.dumps(message)}", flush=True)
 
 
 if __name__ == "__main__":

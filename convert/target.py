@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .families import Config, Family, Head, Weight
+from .family import Config, Family, Head, Weight
 from .modelcode import TargetCode
 from .ops import Copy, Op
 from .tokenizer import SpecialTokens

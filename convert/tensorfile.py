@@ -71,10 +71,16 @@ class TensorFile:
         self._failure: BaseException | None = None
         self._digest = hashlib.sha256()
         self.not_finite: list[str] = []
-        self._threads = [threading.Thread(target=self._guard, args=(work,), daemon=True) for work in (self._hash, self._sync)]
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), daemon=True) for work in (self._hash, self._sync)
+        ]
         for thread in self._threads:
             thread.start()
-        self.append(struct.pack("<Q", len(header)) + header)
+        try:
+            self.append(struct.pack("<Q", len(header)) + header)
+        except BaseException:
+            self.abandon()
+            raise
 
     def append(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")

@@ -86,7 +86,11 @@ def _vocabulary(source: Source, wanted: set[str]) -> dict[str, int]:
         found += list(source.json("added_tokens.json").items())
     if source.has("tokenizer_config.json"):
         decoder = _mapping(source.json("tokenizer_config.json").get("added_tokens_decoder"))
-        found += [(_mapping(entry).get("content"), int(key)) for key, entry in decoder.items() if re.fullmatch(r"\d{1,9}", key)]
+        found += [
+            (_mapping(entry).get("content"), int(key))
+            for key, entry in decoder.items()
+            if re.fullmatch(r"\d{1,9}", key)
+        ]
     return {token: i for token, i in found if isinstance(token, str) and token in wanted and type(i) is int}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from .manifest import Measured
 from .target import Target
 
 CHILD = "effconv.convert.stranger"
+PREFIX = "effconv: "  # of the lines that are for us: the repo's code, or the source's, may print too
 
 
 def run_checks(
@@ -48,7 +50,9 @@ def run_checks(
         "source": str(source) if source else None,
         "manifest": dict(manifest),
         "trust_remote_code": trust_remote_code,
-        "checks": [{"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying],
+        "checks": [
+            {"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying
+        ],
     }
     reply = _child(job, progress)
     measured = [Measured(**result) for result in reply["checks"]]
@@ -68,7 +72,8 @@ def require_passed(repo: Path, measured: list[Measured]) -> None:
 
 
 def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="effconv-") as modules:
+    # Errors go to a file: a pipe that nobody reads until the end would stop a process that says much.
+    with tempfile.TemporaryDirectory(prefix="effconv-") as modules, tempfile.TemporaryFile("w+") as errors:
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -81,28 +86,30 @@ def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str,
             [sys.executable, "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
             env=environment,
             cwd=modules,
         )
         assert process.stdin is not None and process.stdout is not None
+        last: dict[str, Any] = {}
         with process:
             try:
-                process.stdin.write(json.dumps(job))
-                process.stdin.close()
-                last: dict[str, Any] = {}
+                with contextlib.suppress(BrokenPipeError):  # it died before it read: its exit status says so
+                    process.stdin.write(json.dumps(job))
+                    process.stdin.close()
                 for line in process.stdout:
-                    if line.startswith("{"):
-                        last = json.loads(line)
+                    if line.startswith(PREFIX):
+                        last = json.loads(line.removeprefix(PREFIX))
                         if "begins" in last:
                             progress(last["begins"])
-                errors = process.stderr.read() if process.stderr else ""
             except BaseException:
                 process.kill()
                 raise
+        errors.seek(0)
+        said = errors.read()
     if process.returncode or "checks" not in last:
-        tail = "\n".join(f"    {line}" for line in errors.strip().splitlines()[-6:])
+        tail = "\n".join(f"    {line}" for line in said.strip().splitlines()[-6:])
         raise CheckFailedError(
             f"the repo could not be loaded in a fresh process (it ended with {process.returncode}):\n{tail}",
             where=str(job["repo"]),

@@ -45,16 +45,18 @@ class GlobalEmbeddings:
         return (ROWS, words[1])
 
     def apply(self, *inputs: Array) -> Array:
-        body = inputs[0].float32()[self.special :]
         words = inputs[1]
-        table = self._positions(body)
+        table = self._positions(inputs[0].float32()[self.special :])
+        types = _row(inputs[2], 0) if len(inputs) > 2 else np.float32(0)
         if self.init == "random":
-            table[1:] += self._sample(words)[1:]
+            added = self._sample(words)
+            added[0] = _row(words, self.bos)
+            # The published converter adds the token type to both here; its rows are matched bit for bit, sum by sum.
+            table = (added + types) + (table + types)
         else:
+            table[0] += _row(words, self.bos)
             table[1:] += _row(words, self.mask)
-        table[0] += _row(words, self.bos)
-        if len(inputs) > 2:
-            table += _row(inputs[2], 0)
+            table += types
         return from_float32(table, inputs[0].dtype)
 
     def _positions(self, body: np.ndarray) -> np.ndarray:
@@ -66,7 +68,9 @@ class GlobalEmbeddings:
         chosen = body[: ROWS * factor : factor]
         if len(chosen) < ROWS:
             mean, std = body.mean(axis=0), body.std(axis=0, ddof=1) if len(body) > 1 else np.zeros_like(body[0])
-            draws = generator(self.seed, "global_embeddings.positions").standard_normal((ROWS - len(chosen), body.shape[1]))
+            draws = generator(self.seed, "global_embeddings.positions").standard_normal(
+                (ROWS - len(chosen), body.shape[1])
+            )
             chosen = np.concatenate([chosen, (mean + std * draws).astype(np.float32)])
         stride = max(self.stride // factor, 1)
         order = sorted(range(ROWS), key=lambda position: (position % stride, position // stride))
@@ -76,8 +80,8 @@ class GlobalEmbeddings:
         """512 draws of N(mean, covariance) of the word embeddings."""
         count, width = words.shape
         total, products = np.zeros(width), np.zeros((width, width))
-        for start in range(0, count, 4096):
-            block = Array(words.data[start : start + 4096], words.dtype).float32().astype(np.float64)
+        for rows in words.blocks(1024):
+            block = rows.float32().astype(np.float64)
             total += block.sum(axis=0)
             products += block.T @ block
         mean = total / count

@@ -28,7 +28,9 @@ class LSGOptions:
     num_global_tokens: int = option(1, "Learned tokens that see all and are seen by all; 0 to 512.")
     mask_first_token: bool = option(False, "Hide the first token; a global token stands in for it.")
     pool_with_global: bool = option(True, "Return the first global token in place of the first token.")
-    global_init: Literal["mask", "random"] = option("mask", "Start the globals from the mask token, or from a random sample.")
+    global_init: Literal["mask", "random"] = option(
+        "mask", "Start the globals from the mask token, or from a random sample."
+    )
     global_positional_stride: int = option(64, "Distance of the positions that the first globals take.")
     keep_first_global_token: bool = option(False, "Of a source that is LSG already, keep the first global token.")
     positions: Literal["repeat", "interpolate"] = option("repeat", "How the position table grows.")
@@ -53,4 +55,6 @@ class LSGOptions:
             if getattr(self, name) not in values:
                 faults.append(f"{name} is {getattr(self, name)!r}: give one of {', '.join(values)}")
         if faults:
-            raise UsageError(f"these LSG options cannot be used:\n{listing(faults)}", hint="effconv lsg --help lists them")
+            raise UsageError(
+                f"these LSG options cannot be used:\n{listing(faults)}", hint="effconv lsg --help lists them"
+            )

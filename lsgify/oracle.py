@@ -29,10 +29,14 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any) 
     padding = -tokens % block
     k_tokens, v_tokens = (torch.nn.functional.pad(x[:, :, globals_:], (0, 0, 0, padding)) for x in (k, v))
     seen = torch.nn.functional.pad(mask[:, globals_:], (0, padding))[:, None].expand(-1, q.shape[1], -1)
-    keys, values, visible = [k[:, :, :globals_], k_tokens], [v[:, :, :globals_], v_tokens], [
-        mask[:, None, :globals_].expand(-1, q.shape[1], -1),
-        seen,
-    ]
+    keys, values, visible = (
+        [k[:, :, :globals_], k_tokens],
+        [v[:, :, :globals_], v_tokens],
+        [
+            mask[:, None, :globals_].expand(-1, q.shape[1], -1),
+            seen,
+        ],
+    )
     near = torch.arange(tokens)[:, None] // block - torch.arange(tokens + padding)[None, :] // block
     allowed = [torch.ones(tokens, globals_, dtype=torch.bool), near.abs() <= 1]
     if config.sparsity_type != "none" and config.sparse_block_size > 0 and config.sparsity_factor > 0:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import Weight, number
+from ..convert.family import Weight, number
 from ..convert.modelcode import LSG_CODE
 from ..convert.ops import InterpolatePositions, TilePositions
 from ..convert.target import Check, Context, Rule, Target
@@ -68,7 +68,9 @@ def _rules(context: Context) -> Sequence[Rule]:
 
 def _types(context: Context) -> tuple[str, ...]:
     family = context.family
-    return (family.token_types,) if context.options.use_token_ids and family.token_types and family.name in TYPED else ()
+    return (
+        (family.token_types,) if context.options.use_token_ids and family.token_types and family.name in TYPED else ()
+    )
 
 
 def _bos(context: Context) -> int:
@@ -106,7 +108,7 @@ def _equal_to_source(manifest: Mapping[str, Any]) -> str:
 LSG = Target(
     name="lsg",
     says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
-    families=("bert", "roberta"),
+    families=("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert", "albert"),
     options=LSGOptions,
     code=LSG_CODE,
     folder=lambda name, options: f"lsg-{name}-{options.max_length}",

@@ -44,7 +44,9 @@ def manifest(folder: Path) -> dict:
 
 
 def payload_requests(hub) -> list:
-    return [request for request in hub.requests if request.method == "GET" and request.path.endswith("model.safetensors")]
+    return [
+        request for request in hub.requests if request.method == "GET" and request.path.endswith("model.safetensors")
+    ]
 
 
 def test_a_hub_id_is_converted_and_its_commit_recorded(effconv, hub, tmp_path):

@@ -1,0 +1,166 @@
+"""The grammar of a family: where its tensors sit, what shape they have, which heads it comes with.
+
+Names here are canonical: without the base model's prefix (`bert.`), those of a layer relative to it, `weight` and `bias`
+where old checkpoints say `gamma` and `beta`. Shapes are written in the config's own field names. A target never describes a
+family again: it reads the entries in `families`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .errors import BadInputError, UnsupportedError
+from .modelcode import FamilyCode
+
+Config = Mapping[str, Any]
+LABELS = "num_labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A tensor of the family: canonical name, shape in config fields, and how a new one starts.
+
+    `init` is normal (N(0, initializer_range)), zeros or ones. `when` is a field of the config: only models that set it have
+    the tensor.
+    """
+
+    name: str
+    shape: tuple[str | int, ...]
+    init: str = "normal"
+    when: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A task class: the suffix of its name ("Model" for the base), its Auto class, and what it adds to the base.
+
+    `tied` maps a parameter that is stored nowhere to the one it shares.
+    """
+
+    suffix: str
+    auto: str
+    weights: tuple[Weight, ...] = ()
+    pooler: bool = False
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An architecture whose checkpoints effconv reads.
+
+    Attributes:
+        prefix: of the base model's tensors in a checkpoint with a head.
+        embeddings, layer, pooler: tensors of the base model; `layer` once, relative to a layer's path.
+        layer_paths: paths of the layers that have tensors of their own, from the config.
+        hidden_size, num_heads: what the config calls them.
+        special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
+        buffers: what old checkpoints store although a model builds it anew.
+    """
+
+    name: str
+    prefix: str
+    code: FamilyCode
+    embeddings: tuple[Weight, ...]
+    layer: tuple[Weight, ...]
+    pooler: tuple[Weight, ...]
+    heads: tuple[Head, ...]
+    default_head: str
+    special_tokens: Mapping[str, str]
+    buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
+    words: str = "embeddings.word_embeddings.weight"
+    positions: str = "embeddings.position_embeddings.weight"
+    token_types: str | None = "embeddings.token_type_embeddings.weight"
+    global_embeddings: str = "embeddings.global_embeddings.weight"
+    layer_paths: Callable[[Config], list[str]] = lambda config: numbered("encoder.layer", config, "num_hidden_layers")
+    hidden_size: str = "hidden_size"
+    num_heads: str = "num_attention_heads"
+
+    @property
+    def special_positions(self) -> int:
+        """Rows of the position table that no token uses (RoBERTa: 2), counted in config.max_position_embeddings."""
+        return self.code.special_positions
+
+    def head(self, suffix: str) -> Head:
+        """The head of that suffix.
+
+        Raises:
+            UnsupportedError: with the heads there are.
+        """
+        for head in self.heads:
+            if head.suffix == suffix:
+                return head
+        raise UnsupportedError(
+            f"{self.name} has no head {suffix!r}",
+            where="--architecture",
+            hint="one of " + ", ".join(head.suffix for head in self.heads),
+        )
+
+    def class_name(self, head: Head) -> str:
+        """The stock transformers class, such as BertForMaskedLM."""
+        return self.code.class_prefix + head.suffix
+
+    def is_head_weight(self, name: str) -> bool:
+        return any(weight.name == name for head in self.heads for weight in head.weights) or any(
+            name in head.tied for head in self.heads
+        )
+
+    def base_weights(self, config: Config) -> list[Weight]:
+        """Embeddings and all layers, in order, with their full names."""
+        layers = self.layer_paths(config)
+        weights = [
+            *self.embeddings,
+            *(replace(weight, name=f"{layer}.{weight.name}") for layer in layers for weight in self.layer),
+        ]
+        return [weight for weight in weights if not weight.when or config.get(weight.when)]
+
+    def head_weights(self, head: Head) -> list[Weight]:
+        """What the class stores beyond embeddings and layers."""
+        return [*(self.pooler if head.pooler else ()), *head.weights]
+
+    def weights(self, config: Config, head: Head) -> list[Weight]:
+        """Every tensor that the class stores."""
+        return [*self.base_weights(config), *self.head_weights(head)]
+
+
+def number(config: Config, name: str, most: int = 1 << 31) -> int:
+    """A size from the config.
+
+    Args:
+        most: what is larger is no size: a hostile config shall not make us count to it.
+
+    Raises:
+        BadInputError: where it is missing or no positive integer.
+    """
+    value = config.get(name)
+    if name == LABELS:
+        labels = config.get("id2label")
+        value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
+    if type(value) is not int or not 1 <= value <= most:
+        raise BadInputError(f"{name} is {value!r}, not a size", where="config.json", hint="fetch the file again")
+    return value
+
+
+def shape_of(weight: Weight, config: Config) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else number(config, size) for size in weight.shape)
+
+
+def numbered(path: str, config: Config, field: str) -> list[str]:
+    """`path.0`, `path.1`, ...: as many as the config's field says."""
+    return [f"{path}.{i}" for i in range(number(config, field, most=10_000))]
+
+
+def linear(name: str, inputs: str | int, outputs: str | int, *, bias: bool = True) -> tuple[Weight, ...]:
+    """weight (outputs, inputs) and bias (outputs,) of a dense layer."""
+    weight = Weight(f"{name}.weight", (outputs, inputs))
+    return (weight, Weight(f"{name}.bias", (outputs,), "zeros")) if bias else (weight,)
+
+
+def norm(name: str, size: str | int) -> tuple[Weight, ...]:
+    return Weight(f"{name}.weight", (size,), "ones"), Weight(f"{name}.bias", (size,), "zeros")
+
+
+def when(field: str, weights: Iterable[Weight]) -> tuple[Weight, ...]:
+    """The weights, for models whose config sets the field."""
+    return tuple(replace(weight, when=field) for weight in weights)
