@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from .convert.lambda_options import LambdaOptions
 from .convert.options import Settings, flag_of
 from .lsgify.options import LSGOptions
 
@@ -24,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
 REPORT = "This is a fault of effconv's own. Please report it with the command and the lines above."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -39,17 +42,21 @@ def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
     from .convert.errors import EffconvError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show × shall show the rest
     try:
         app(standalone_mode=True)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # what Typer makes of Ctrl-C
+            _complain("interrupted; nothing was left behind")
+        raise
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was left behind")
+        sys.exit(INTERRUPTED)
     except EffconvError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was left behind")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away: nothing to tell it
-        sys.exit(0)
     except Exception:
         import traceback
 
@@ -85,7 +92,7 @@ def _converting_command(name: str, help: str, options_class: type) -> None:
 
         own = {field.name for field in dataclasses.fields(options_class)}
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
-        options = options_class(**{key: values[key] for key in own})
+        options = options_class(**{key: values[key] for key in own if values[key] is not None})
         settings = Settings(**{key: value for key, value in values.items() if key not in own})
         target = target_named(name)
         if plan_only:
@@ -120,12 +127,15 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         option = typer.Option(
             *names,
             help=field.metadata["help"],
-            show_default=field.default is not None,
+            show_default=field.default is not None and field.default != (),
             rich_help_panel=field.metadata.get("panel") or "Options",
         )
-        annotation = Annotated[hints[field.name], option]  # type: ignore[valid-type]
+        hint, default = hints[field.name], field.default
+        if isinstance(default, tuple):  # an option that may be given several times, which Typer calls a list
+            hint, default = list[get_args(hint)[0]], None  # type: ignore[misc]
+        annotation = Annotated[hint, option]  # type: ignore[valid-type]
         parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
     return parameters
 
@@ -134,6 +144,11 @@ _converting_command(
     "lsg",
     "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
     LSGOptions,
+)
+_converting_command(
+    "lambda",
+    "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
+    LambdaOptions,
 )
 
 

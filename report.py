@@ -64,7 +64,7 @@ class Progress:
             self._bar.update(self._task, completed=done)
         elif step != self._step and step != "done":
             with contextlib.suppress(OSError):  # nobody reads stderr any more: no reason to stop
-                print(f"{step}: {total:,} bytes" if total else step, file=sys.stderr, flush=True)
+                print(f"{step}: {total:,} bytes" if step == "weights" else step, file=sys.stderr, flush=True)
         self._step = step
 
 
@@ -223,4 +223,4 @@ def _bytes(count: int) -> str:
 
 
 def _json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))  # ASCII: whatever stdout's encoding is

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .convert.errors import UnsupportedError
+from .convert.lambda_ import LAMBDA
 from .convert.target import Target
 from .lsgify.target import LSG
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG,)}
+TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG, LAMBDA)}
 
 
 def target_named(name: str) -> Target:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .loaded import Loaded, difference, outputs
 
@@ -61,3 +61,16 @@ def worst_of(differences: Iterable[float]) -> float:
     """The largest difference; NaN where one is NaN, which max() would lose."""
     found = list(differences)
     return math.nan if any(math.isnan(value) for value in found) else max(found, default=0.0)
+
+
+def mixes_of(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of the emitted code, in the order of the layers."""
+    return [module for name, module in model.named_modules() if name.endswith(".mix")]
+
+
+def count_calls(model: nn.Module) -> list[int]:
+    """A list that grows by one entry at each call of an emitted attention module."""
+    calls: list[int] = []
+    for index, mix in enumerate(mixes_of(model)):
+        mix.register_forward_hook(lambda *_, index=index: calls.append(index))
+    return calls

@@ -7,15 +7,15 @@ memory held is the base plus the largest computed tensor, whatever the size of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .dtypes import Array, cast, from_bytes
+from .dtypes import Array, cast, from_bytes, from_float32
 from .errors import BadInputError
-from .ops import Copy
+from .ops import Calibrated, Copy
 from .plan import Plan, Row
 from .reader import Checkpoint
 from .source import Source
@@ -33,8 +33,19 @@ class Written:
     weight_map: dict[str, str] = field(default_factory=dict)
 
 
-def execute(plan: Plan, checkpoint: Checkpoint, folder: Path, *, shard_bytes: int, progress: Progress) -> Written:
+def execute(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    shard_bytes: int,
+    progress: Progress,
+    values: Mapping[str, np.ndarray] | None = None,
+) -> Written:
     """Writes the plan's tensors into `folder` as safetensors, in shards of at most `shard_bytes`.
+
+    Args:
+        values: of the calibrated rows, float32, by canonical name.
 
     Raises:
         BadInputError: a tied tensor that differs from its twin, or a source that ends early.
@@ -47,7 +58,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, folder: Path, *, shard_bytes: in
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = TensorFile(folder / name, [(str(row.target), row.dtype, row.shape, row.nbytes) for row in rows])
         try:
-            for count in _stream(rows, checkpoint, file):
+            for count in _stream(rows, checkpoint, file, values or {}):
                 done += count
                 progress("weights", done, plan.bytes_out)
             result.files[name] = file.finish()
@@ -83,7 +94,9 @@ class SourceHash:
             self._failure = error
 
 
-def _stream(rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile) -> Iterator[int]:
+def _stream(
+    rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile, values: Mapping[str, np.ndarray]
+) -> Iterator[int]:
     for group in _neighbours(rows, checkpoint):
         if len(group) > 1 or _is_range(group[0], checkpoint):
             first = checkpoint.tensors[group[0].sources[0]]
@@ -96,10 +109,10 @@ def _stream(rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile) -> It
                     f"{first.file} ends early", where=first.file, hint="it changed while it was read: run again"
                 ) from None
         else:
-            yield from _computed(group[0], checkpoint, file)
+            yield from _computed(group[0], checkpoint, file, values)
 
 
-def _computed(row: Row, checkpoint: Checkpoint, file: TensorFile) -> Iterator[int]:
+def _computed(row: Row, checkpoint: Checkpoint, file: TensorFile, values: Mapping[str, np.ndarray]) -> Iterator[int]:
     if isinstance(row.op, Copy):  # a cast, or a source without byte ranges: piece by piece
         stored = checkpoint.tensors[row.sources[0]].dtype
         for chunk in checkpoint.chunks(row.sources[0]):
@@ -107,7 +120,10 @@ def _computed(row: Row, checkpoint: Checkpoint, file: TensorFile) -> Iterator[in
             file.append(memoryview(data).cast("B"))
             yield len(chunk) if stored == row.dtype else data.nbytes
         return
-    array = cast(row.op.apply(*(checkpoint.read(name) for name in row.sources)), row.dtype)
+    if isinstance(row.op, Calibrated):
+        array = from_float32(values[row.op.name], row.dtype)
+    else:
+        array = as_array(checkpoint, row)
     if array.shape != row.shape:
         raise AssertionError(f"{row.target}: the operation made {array.shape}, the plan says {row.shape}")
     file.append(memoryview(np.ascontiguousarray(array.data)).cast("B"))

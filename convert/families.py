@@ -215,6 +215,7 @@ DISTILBERT = Family(
     layer_paths=lambda config: numbered("transformer.layer", config, "n_layers"),
     hidden_size=D,
     num_heads="n_heads",
+    output_projection="attention.out_lin",
 )
 
 ALBERT_PREDICTIONS = (
@@ -291,11 +292,15 @@ ALBERT = Family(
     default_head="ForPreTraining",
     special_tokens=BRACKETED,
     layer_paths=albert_layers,
+    output_projection="attention.dense",
 )
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family for family in (BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT)
 }
+
+# Families whose model is one encoder: what replaces attention alone takes them all.
+ENCODERS = ("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert", "albert")
 
 
 def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:

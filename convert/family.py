@@ -55,6 +55,7 @@ class Family:
         embeddings, layer, pooler: tensors of the base model; `layer` once, relative to a layer's path.
         layer_paths: paths of the layers that have tensors of their own, from the config.
         hidden_size, num_heads: what the config calls them.
+        output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
         buffers: what old checkpoints store although a model builds it anew.
     """
@@ -76,6 +77,7 @@ class Family:
     layer_paths: Callable[[Config], list[str]] = lambda config: numbered("encoder.layer", config, "num_hidden_layers")
     hidden_size: str = "hidden_size"
     num_heads: str = "num_attention_heads"
+    output_projection: str = "attention.output.dense"
 
     @property
     def special_positions(self) -> int:

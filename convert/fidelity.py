@@ -8,13 +8,13 @@ masked tokens (nats a token).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import resources
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .builtin_text import measuring_text
 from .loaded import Loaded
 
 BUILTIN_LENGTHS = (128, 256, 512)
@@ -22,16 +22,11 @@ BUILTIN_TEXTS = 4
 MASKED_SHARE = 0.15
 
 
-def builtin_text() -> str:
-    """The text that comes with effconv: about 10,000 words of general English prose."""
-    return (resources.files(__package__) / "data" / "text.txt").read_text(encoding="utf-8")
-
-
 def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
     """Fidelity on the built-in text at 128, 256 and 512 tokens, as far as both models reach."""
     reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
     lengths = [length for length in BUILTIN_LENGTHS if length <= reach] or [reach]
-    return fidelity(loaded, builtin_text(), lengths, BUILTIN_TEXTS)
+    return fidelity(loaded, measuring_text(), lengths, BUILTIN_TEXTS)
 
 
 def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> list[dict[str, Any]]:

@@ -71,6 +71,13 @@ class TargetCode:
         return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
 
 
+LAMBDA_CODE = TargetCode(
+    name="lambda",
+    class_prefix="Lambda",
+    mix=("lambda_attention", "LambdaMix"),
+    encoder_mixin=("lambda_encoder", "LambdaEncoderMixin"),
+    config_mixin=("lambda_configuration", "LambdaConfigMixin"),
+)
 LSG_CODE = TargetCode(
     name="lsg",
     class_prefix="LSG",

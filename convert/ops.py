@@ -116,6 +116,30 @@ class New:
         return from_float32(values, self.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A tensor whose values come from running the source on text, before anything is written.
+
+    Args:
+        name: the canonical name, by which the calibration hands the values over.
+        size: the shape.
+        method: how it is found, for the plan.
+        dtype: of the tensor.
+    """
+
+    name: str
+    size: Shape
+    method: str
+    dtype: str
+    action = "derive"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.size
+
+    def apply(self, *inputs: Array) -> Array:
+        raise AssertionError(f"{self.name} has no values before the calibration has run")
+
+
 def generator(seed: int, name: str) -> np.random.Generator:
     """A random generator that depends on the seed and the tensor's name only, not on the order of tensors."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

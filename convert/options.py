@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from .errors import UsageError
 
+MAX_LENGTH_HELP = "Tokens that the emitted model takes."
+CALIBRATE_HELP = "Text file to fit on; may be given several times. [default: the built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
 
 

@@ -31,7 +31,7 @@ from .plan import Plan, check_floats, choose_head, make_plan
 from .reader import Checkpoint, open_checkpoint
 from .source import Source, resolve
 from .staging import Staging, check_apart, check_output, check_room, output_errors
-from .target import Context, Target
+from .target import Calibration, Context, Target
 from .tensorfile import file_sha256
 from .tokenizer import SpecialTokens, special_tokens
 from .verify import require_passed, run_checks
@@ -171,34 +171,43 @@ def convert_source(
 def _fill(
     folder: Path, ready: Prepared, target: Target, options: object, settings: Settings, progress: Progress, begin: float
 ) -> Result:
+    calibration = _calibrate(ready, target, progress)
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
     progress("weights", 0, ready.plan.bytes_out)
     try:
         written = execute(
-            ready.plan, ready.checkpoint, folder, shard_bytes=parse_size(settings.max_shard_size), progress=progress
+            ready.plan,
+            ready.checkpoint,
+            folder,
+            shard_bytes=parse_size(settings.max_shard_size),
+            progress=progress,
+            values=calibration.values,
         )
     finally:
         ready.checkpoint.close()
     progress("files", 0, 0)
     emit(folder, ready.source, target, ready.context, ready.plan, written)
-    findings = [f"{name} holds NaN or infinite values" for name in written.not_finite]
+    unsound = [f"{name} holds NaN or infinite values" for name in written.not_finite]
+    findings = [*unsound, *calibration.record.get("findings", ())]
     manifest = make_manifest(
         version=__version__,
         target=target.name,
         family=ready.context.family.name,
         architecture=ready.plan.architecture,
         source=_described_source(ready.source, hashing.result() if hashing else {}),
-        options={option.name: getattr(options, option.name) for option in fields(options)},  # type: ignore[arg-type]
+        options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},  # type: ignore[arg-type]
         plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
         files={},
         findings=findings,
     ) | _facts(ready, target, settings)
+    if target.calibration:
+        manifest["calibration"] = {name: value for name, value in calibration.record.items() if name != "findings"}
     seconds = {"convert": time.monotonic() - begin}
     measured, others = None, {}
     if settings.verify:
-        if findings:
+        if unsound:
             raise CheckFailedError(
-                f"the weights are not sound:\n{listing(findings)}",
+                f"the weights are not sound:\n{listing(unsound)}",
                 where=ready.source.where(),
                 hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
             )
@@ -276,6 +285,19 @@ def verify_repo(
     return measured
 
 
+def _calibrate(ready: Prepared, target: Target, progress: Progress) -> Calibration:
+    """Runs the target's calibration, if it has one, on the source's own model."""
+    if not target.calibration:
+        return Calibration({}, {})
+    import importlib
+
+    module, _, function = target.calibration.partition(":")
+    found: Calibration = getattr(importlib.import_module(module), function)(
+        ready.context, _folder(ready.source), progress
+    )
+    return found
+
+
 def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any]:
     """What checks and card need to know of the repo, beside the options."""
     context = ready.context
@@ -308,6 +330,13 @@ def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, An
     if source.hub_id:
         return {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
     return {"name": source.name, "sha256": {**hashes, "config.json": file_sha256(source.path("config.json"))}}
+
+
+def _portable(value: object) -> object:
+    """An option as the manifest writes it: files by name, never by path."""
+    if isinstance(value, Path):
+        return value.name
+    return [_portable(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _folder(source: Source) -> Path:

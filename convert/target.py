@@ -45,6 +45,14 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a calibration found: float32 values by canonical name, and a record of text and method for the manifest."""
+
+    values: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """An equality that a target promises.
 
@@ -74,6 +82,8 @@ class Target:
         config: the emitted config's own fields.
         weights: tensors of the emitted model beyond (or, by name, instead of) the family's.
         rules: the tensors that are not plain copies.
+        calibration: `module:function` that finds the values of calibrated rows; it is imported only when a conversion
+            runs, takes the context, the source's folder and a progress callback, and returns a `Calibration`.
     """
 
     name: str
@@ -87,3 +97,18 @@ class Target:
     weights: Callable[[Context], Sequence[Weight]]
     rules: Callable[[Context], Sequence[Rule]]
     checks: tuple[Check, ...]
+    calibration: str = ""
+
+
+PADDING_CHANGES_NOTHING = Check(
+    "padding_changes_nothing",
+    "effconv.convert.checks:padding_changes_nothing",
+    "padding and other texts in the batch do not change a text's outputs",
+    1e-5,
+)
+SAVED_AGAIN_EQUAL = Check(
+    "saved_again_equal",
+    "effconv.convert.checks:saved_again_equal",
+    "saved with save_pretrained and loaded again, the model gives the same outputs",
+    0.0,
+)

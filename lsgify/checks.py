@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..convert.checks import pad_id, random_ids, worst_of
+from ..convert.checks import count_calls, mixes_of, pad_id, random_ids, worst_of
 from ..convert.loaded import Loaded, difference, outputs
 from .oracle import dense_attention
 
@@ -62,16 +61,3 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         found.append(difference(got.transpose(1, 2), wanted.transpose(1, 2), mask))
         lengths.append(tokens)
     return worst_of(found), {"tokens": lengths}
-
-
-def mixes_of(model: nn.Module) -> list[nn.Module]:
-    """The attention modules of the emitted code, in the order of the layers."""
-    return [module for name, module in model.named_modules() if name.endswith(".mix")]
-
-
-def count_calls(model: nn.Module) -> list[int]:
-    """A list that grows by one entry at each call of an emitted attention module."""
-    calls: list[int] = []
-    for index, mix in enumerate(mixes_of(model)):
-        mix.register_forward_hook(lambda *_, index=index: calls.append(index))
-    return calls

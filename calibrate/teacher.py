@@ -1,0 +1,97 @@
+"""The source as a teacher: its stock model, and what passes through each of its self-attentions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..convert.family import number
+from ..convert.target import Context
+
+THREADS = 2  # fixed: another number of threads may sum in another order, and a fit shall repeat bit for bit
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSite:
+    """One self-attention of the encoder: its projections (the output one is fed the heads' outputs side by side).
+
+    ALBERT's shared layer is one site that runs several times a forward; its runs are pooled.
+    """
+
+    name: str
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    output: nn.Module
+    heads: int
+
+
+def load_teacher(folder: Path) -> tuple[nn.Module, Any]:
+    """The stock base model of a source, in float32 and eval mode, and its tokenizer."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(THREADS)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def attention_sites(model: nn.Module, context: Context) -> list[AttentionSite]:
+    """Every self-attention that has parameters of its own, in the order of the layers, by the family's paths."""
+    family = context.family
+    sites = []
+    for path in family.layer_paths(context.config):
+        attention = model.get_submodule(f"{path}.{family.code.attention_path}")
+        query, key, value = (getattr(attention, name) for name in family.code.projections)
+        output = model.get_submodule(f"{path}.{family.output_projection}")
+        sites.append(AttentionSite(path, query, key, value, output, number(context.config, family.num_heads)))
+    return sites
+
+
+@contextmanager
+def watch(site: AttentionSite, want: Sequence[str], receive: Callable[..., None]) -> Iterator[None]:
+    """Call `receive(**{q, k, v, y})`, each (b, h, t, d), whenever the site has run.
+
+    y is what the output projection is fed. Hooks on the four projections see the same thing in every family and on
+    every transformers version, whatever the attention between them is called.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def split(x: Tensor) -> Tensor:
+        return x.detach().float().unflatten(-1, (site.heads, -1)).transpose(1, 2)
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            seen[name] = split(output)
+
+        return hook
+
+    def before_output(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["y"] = split(args[0])
+        receive(**{name: seen[name] for name in want})
+        seen.clear()
+
+    modules = {"q": site.query, "k": site.key, "v": site.value}
+    handles = [modules[name].register_forward_hook(after(name)) for name in want if name != "y"]
+    handles.append(site.output.register_forward_pre_hook(before_output))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watch_all(watches: Sequence[tuple[AttentionSite, Sequence[str], Callable[..., None]]]) -> Iterator[None]:
+    if not watches:
+        yield
+        return
+    with watch(*watches[0]), watch_all(watches[1:]):
+        yield

@@ -1,0 +1,82 @@
+"""Lambda as a target: one λ a head, made from landmark queries, and a local term (arXiv 2102.08602)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .families import ENCODERS
+from .family import Weight, number
+from .lambda_options import LambdaOptions
+from .modelcode import LAMBDA_CODE
+from .ops import Calibrated
+from .positions import position_rules
+from .target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
+
+
+def _config(context: Context) -> dict[str, Any]:
+    options = context.options
+    return {
+        "key_depth": options.key_depth,
+        "intra_depth": options.intra_depth,
+        "local_context_size": options.local_context,
+        "max_position_embeddings": options.max_length + context.family.special_positions,
+        "use_cache": False,
+    }
+
+
+def _weights(context: Context) -> Sequence[Weight]:
+    family, options = context.family, context.options
+    heads = number(context.config, family.num_heads)
+    width = number(context.config, family.hidden_size) // heads
+    landmarks = options.key_depth * options.intra_depth + 1
+    shapes: dict[str, tuple[str | int, ...]] = {
+        "landmarks": (heads, landmarks, width),
+        "content_weight": (heads, landmarks, width),
+        "content_bias": (heads, landmarks),
+    }
+    if options.local_context:
+        shapes |= {"local_weight": (heads, options.local_context, width), "local_bias": (heads, options.local_context)}
+    return [
+        Weight(f"{path}.{family.code.attention_path}.mix.{name}", shape)
+        for path in family.layer_paths(context.config)
+        for name, shape in shapes.items()
+    ]
+
+
+def _rules(context: Context) -> Sequence[Rule]:
+    rules = [
+        Rule(
+            (),
+            weight.name,
+            Calibrated(weight.name, tuple(map(int, weight.shape)), "landmarks and least squares", "F32"),
+            "fitted on text to what the source's attention gives",
+        )
+        for weight in _weights(context)
+    ]
+    return [*rules, *position_rules(context, context.options.max_length)]
+
+
+LAMBDA = Target(
+    name="lambda",
+    says="lambda layers, one a head: landmark queries and a local term, linear in the length (arXiv 2102.08602)",
+    families=ENCODERS,
+    options=LambdaOptions,
+    code=LAMBDA_CODE,
+    folder=lambda name, options: f"lambda-{name}-{options.max_length}",
+    max_length=lambda options: int(options.max_length),
+    config=_config,
+    weights=_weights,
+    rules=_rules,
+    checks=(
+        Check(
+            "equal_to_formula",
+            "effconv.convert.lambda_checks:equal_to_formula",
+            "the attention gives what a float64 form of its formula gives, position by position",
+            1e-5,
+        ),
+        PADDING_CHANGES_NOTHING,
+        SAVED_AGAIN_EQUAL,
+    ),
+    calibration="effconv.calibrate.lambda_fit:calibrate_lambda",
+)

@@ -1,0 +1,38 @@
+"""Options of the Lambda target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from .errors import UsageError, listing
+from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option
+
+
+@dataclass(frozen=True, slots=True)
+class LambdaOptions:
+    """What `effconv lambda` takes beside the common options."""
+
+    max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
+    local_context: int = option(15, "Positions around a token that the local term reads; odd, 0 for none.")
+    key_depth: int = option(16, "Landmarks a head: more is closer to the source, and slower.")
+    intra_depth: int = option(1, "Multiplies the landmarks.")
+    calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError with every option that makes no sense."""
+        from ..templates.lambda_configuration import lambda_faults
+
+        object.__setattr__(self, "calibrate", tuple(Path(path) for path in self.calibrate))
+        faults = lambda_faults(
+            SimpleNamespace(
+                key_depth=self.key_depth, intra_depth=self.intra_depth, local_context_size=self.local_context
+            )
+        )
+        if self.max_length < 1:
+            faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
+        if faults:
+            raise UsageError(
+                f"these Lambda options cannot be used:\n{listing(faults)}", hint="effconv lambda --help lists them"
+            )
