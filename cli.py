@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from .convert.lambda_options import LambdaOptions
+from .convert.linformer_options import LinformerOptions
 from .convert.options import Settings, flag_of
 from .lsgify.options import LSGOptions
 
@@ -144,6 +145,11 @@ _converting_command(
     "lsg",
     "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
     LSGOptions,
+)
+_converting_command(
+    "linformer",
+    "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
+    LinformerOptions,
 )
 _converting_command(
     "lambda",

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from .convert.errors import UnsupportedError
 from .convert.lambda_ import LAMBDA
+from .convert.linformer import LINFORMER
 from .convert.target import Target
 from .lsgify.target import LSG
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG, LAMBDA)}
+TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG, LINFORMER, LAMBDA)}
 
 
 def target_named(name: str) -> Target:

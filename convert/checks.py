@@ -45,6 +45,39 @@ def saved_again_equal(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     return worst_of(difference(after[name], before[name]) for name in before), {}
 
 
+def compare_with_source(loaded: Loaded, longest: int, **overrides: Any) -> tuple[float, dict[str, Any]]:
+    """The repo's outputs against its source's, on every head it has, with and without a mask.
+
+    A source without any complete head is compared by its last hidden states.
+
+    Args:
+        longest: tokens up to which the two are equal; fewer where one of them takes fewer.
+        overrides: fields of the config with which they are.
+    """
+    longest = min(longest, loaded.max_length, int(loaded.manifest["source_max_length"]))
+    ids = random_ids(loaded, 3, longest)
+    mask = torch.ones_like(ids)
+    for row, real in enumerate((longest, max(longest // 2, 1), min(3, longest))):
+        mask[row, real:] = 0
+        ids[row, real:] = pad_id(loaded)
+    heads: dict[str, float] = {}
+    for auto in loaded.autos or ["AutoModel"]:
+        dense = loaded.source_model(auto)
+        emitted = loaded.model(auto, **overrides) if loaded.autos else loaded.base(**overrides)
+        calls = count_calls(emitted)
+        found = [
+            difference(got[name], value, mask.bool() if visible is mask else torch.ones_like(mask).bool())
+            for visible in (mask, None)
+            for got in [outputs(emitted, auto, ids, visible)]
+            for name, value in outputs(dense, auto, ids, visible).items()
+            if loaded.autos or name == "last_hidden_state"
+        ]
+        if not calls:
+            raise AssertionError("the emitted attention was never called: the model is still the dense one")
+        heads[auto] = worst_of(found)
+    return worst_of(heads.values()), {"heads": heads, "tokens": longest}
+
+
 def random_ids(loaded: Loaded, batch: int, length: int) -> Tensor:
     """Token ids (batch, length) from a fixed seed, without the special tokens at the start of the vocabulary."""
     vocabulary = loaded.config.vocab_size

@@ -45,7 +45,7 @@ class Array(NamedTuple):
         """The values as float32 (exact for F32, F16 and BF16)."""
         if self.dtype == "BF16":
             return (self.data.astype("<u4") << 16).view("<f4")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which the finite check reports
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold, the finite check reports
             return self.data.astype("<f4", copy=False)
 
 
@@ -67,14 +67,14 @@ def from_float32(values: np.ndarray, dtype: str) -> Array:
         nan = np.isnan(values)
         rounded[nan] = (bits[nan] >> 16) | 0x40
         return Array(rounded.astype("<u2"), dtype)
-    with np.errstate(over="ignore"):  # float16 overflow becomes infinity, which the finite check then reports
+    with np.errstate(over="ignore", invalid="ignore"):  # float16 overflow becomes infinity, which the finite check reports
         return Array(np.ascontiguousarray(values).astype(RAW[dtype]), dtype)
 
 
 def cast(array: Array, dtype: str) -> Array:
     if array.dtype == dtype:
         return array
-    return from_float32(array.float32(), dtype) if dtype != "F64" else Array(array.float32().astype("<f8"), "F64")
+    return from_float32(array.float32(), dtype)
 
 
 def all_finite(array: Array) -> bool:

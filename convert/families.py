@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from .errors import UnsupportedError
-from .family import LABELS, Config, Family, Head, Weight, linear, norm, numbered, when
+from .family import LABELS, Config, Family, Head, Weight, is_set, linear, norm, numbered, when
 from .modelcode import FamilyCode
 
 # The config's own field names, as they stand in shapes.
@@ -37,7 +37,7 @@ def attention(path: str) -> tuple[Weight, ...]:
 
 BERT_LAYER = (
     *attention("attention"),
-    *when("add_cross_attention", attention("crossattention")),
+    *when(is_set("add_cross_attention"), attention("crossattention")),
     *linear("intermediate.dense", H, INNER),
     *linear("output.dense", INNER, H),
     *norm("output.LayerNorm", H),
@@ -45,7 +45,7 @@ BERT_LAYER = (
 POOLER = linear("pooler.dense", H, H)
 CLASSIFIER = linear("classifier", H, LABELS)
 CLASSIFIER_WITH_DENSE = (*linear("classifier.dense", H, H), *linear("classifier.out_proj", H, LABELS))
-QA_OUTPUTS = linear("qa_outputs", H, 2)
+QA_OUTPUTS = linear("qa_outputs", H, LABELS)
 CHOICE = linear("classifier", H, 1)
 WORDS = "embeddings.word_embeddings.weight"
 BRACKETED = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
@@ -129,6 +129,12 @@ ELECTRA_DISCRIMINATOR = (
     *linear("discriminator_predictions.dense_prediction", H, 1),
 )
 
+
+def has_two_sizes(config: Config) -> bool:
+    """Whether the embeddings are projected to the hidden size: between equal sizes there is no projection."""
+    return config.get(E) != config.get(H)
+
+
 ELECTRA = Family(
     name="electra",
     prefix="electra",
@@ -141,7 +147,7 @@ ELECTRA = Family(
             '    return self.embeddings_project(x) if hasattr(self, "embeddings_project") else x',
         ),
     ),
-    embeddings=(*embeddings(E), *linear("embeddings_project", E, H)),
+    embeddings=(*embeddings(E), *when(has_two_sizes, linear("embeddings_project", E, H))),
     layer=BERT_LAYER,
     pooler=(),
     heads=(
@@ -153,7 +159,7 @@ ELECTRA = Family(
         Head(
             "ForMultipleChoice",
             "AutoModelForMultipleChoice",
-            (*linear("sequence_summary.summary", H, H), *CHOICE),
+            (*when(is_set("summary_use_proj", True), linear("sequence_summary.summary", H, H)), *CHOICE),
         ),
         Head("ForTokenClassification", "AutoModelForTokenClassification", CLASSIFIER),
         Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
@@ -249,14 +255,15 @@ ALBERT = Family(
             "    return self.LayerNorm(hidden_states + self.output_dropout(self.dense(context)))",
         ),
         model_lines=(
-            "supports_gradient_checkpointing = True",
+            "projects_padding = True",
             "",
             "def layers(self):",
             "    return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]",
             "",
             "def order(self):",
-            "    runs, groups = self.config.num_hidden_layers, self.encoder.albert_layer_groups",
-            "    return [layer for run in range(runs) for layer in groups[run * len(groups) // runs].albert_layers]",
+            "    groups, runs = self.encoder.albert_layer_groups, self.config.num_hidden_layers",
+            "    chosen = (groups[int(run / (runs / len(groups)))] for run in range(runs))  # rounded as in stock",
+            "    return [layer for group in chosen for layer in group.albert_layers]",
             "",
             "def project(self, x):",
             "    return self.encoder.embedding_hidden_mapping_in(x)",
@@ -279,7 +286,7 @@ ALBERT = Family(
         Head(
             "ForPreTraining",
             "AutoModelForPreTraining",
-            (*ALBERT_PREDICTIONS, *linear("sop_classifier.classifier", H, 2)),
+            (*ALBERT_PREDICTIONS, *linear("sop_classifier.classifier", H, LABELS)),
             True,
             ALBERT_TIED,
         ),
@@ -290,7 +297,7 @@ ALBERT = Family(
         Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", QA_OUTPUTS),
     ),
     default_head="ForPreTraining",
-    special_tokens=BRACKETED,
+    special_tokens={**BRACKETED, "bos": "[CLS]", "pad": "<pad>"},
     layer_paths=albert_layers,
     output_projection="attention.dense",
 )

@@ -15,21 +15,26 @@ from .errors import BadInputError, UnsupportedError
 from .modelcode import FamilyCode
 
 Config = Mapping[str, Any]
+Condition = Callable[[Config], bool]
 LABELS = "num_labels"
+
+
+def always(config: Config) -> bool:
+    """The condition that every config meets."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
     """A tensor of the family: canonical name, shape in config fields, and how a new one starts.
 
-    `init` is normal (N(0, initializer_range)), zeros or ones. `when` is a field of the config: only models that set it have
-    the tensor.
+    `init` is normal (N(0, initializer_range)), zeros or ones. `when` says of which configs a model has the tensor.
     """
 
     name: str
     shape: tuple[str | int, ...]
     init: str = "normal"
-    when: str = ""
+    when: Condition = always
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +120,15 @@ class Family:
             *self.embeddings,
             *(replace(weight, name=f"{layer}.{weight.name}") for layer in layers for weight in self.layer),
         ]
-        return [weight for weight in weights if not weight.when or config.get(weight.when)]
+        return [weight for weight in weights if weight.when(config)]
 
     def head_weights(self, head: Head) -> list[Weight]:
-        """What the class stores beyond embeddings and layers."""
+        """What the class may store beyond embeddings and layers."""
         return [*(self.pooler if head.pooler else ()), *head.weights]
 
     def weights(self, config: Config, head: Head) -> list[Weight]:
         """Every tensor that the class stores."""
-        return [*self.base_weights(config), *self.head_weights(head)]
+        return [*self.base_weights(config), *(weight for weight in self.head_weights(head) if weight.when(config))]
 
 
 def number(config: Config, name: str, most: int = 1 << 31) -> int:
@@ -163,6 +168,11 @@ def norm(name: str, size: str | int) -> tuple[Weight, ...]:
     return Weight(f"{name}.weight", (size,), "ones"), Weight(f"{name}.bias", (size,), "zeros")
 
 
-def when(field: str, weights: Iterable[Weight]) -> tuple[Weight, ...]:
-    """The weights, for models whose config sets the field."""
-    return tuple(replace(weight, when=field) for weight in weights)
+def when(condition: Condition, weights: Iterable[Weight]) -> tuple[Weight, ...]:
+    """The weights, for models whose config meets the condition."""
+    return tuple(replace(weight, when=condition) for weight in weights)
+
+
+def is_set(field: str, default: bool = False) -> Condition:
+    """The condition that the config sets the field; `default` is what its absence means."""
+    return lambda config: bool(config.get(field, default))

@@ -71,6 +71,14 @@ class TargetCode:
         return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
 
 
+LINFORMER_CODE = TargetCode(
+    name="linformer",
+    class_prefix="Linformer",
+    mix=("linformer_attention", "LinformerMix"),
+    encoder_mixin=("linformer_encoder", "LinformerEncoderMixin"),
+    config_mixin=("linformer_configuration", "LinformerConfigMixin"),
+    others=(("linformer_projection", "peaked_segments"),),
+)
 LAMBDA_CODE = TargetCode(
     name="lambda",
     class_prefix="Lambda",

@@ -157,7 +157,7 @@ def _tensors(header: Mapping[str, Any], file: str, base: int, file_size: int | N
             continue
         fault = _entry_fault(entry) if key.isprintable() else "no name for a tensor"
         if fault:
-            faults.append(f"{ascii(key)[1:200]}: {fault}")
+            faults.append(f"{ascii(key)[1:-1][:200]}: {fault}")
             continue
         start, end = entry["data_offsets"]
         tensor = Tensor(key, entry["dtype"], tuple(entry["shape"]), file, base + start)

@@ -307,10 +307,11 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         for row in ready.plan.rows
         if row.target and row.action != "new"
     }
+    declared = {head.auto: context.family.weights(context.emitted, head) for head in context.family.heads}
     heads = [  # by shape too: several heads call their tensors classifier.weight
-        head.auto
-        for head in context.family.heads
-        if {(weight.name, shape_of(weight, context.emitted)) for weight in context.family.head_weights(head)} <= stored
+        auto
+        for auto, weights in declared.items()
+        if {(weight.name, shape_of(weight, context.emitted)) for weight in weights} <= stored
     ]
     return {
         "max_length": target.max_length(context.options),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .family import Config, Family, Head, Weight
@@ -69,6 +69,10 @@ class Check:
     says: str
     tolerance: float
     applies: Callable[[Mapping[str, Any]], str] = lambda manifest: ""
+
+    def limited(self, applies: Callable[[Mapping[str, Any]], str]) -> Check:
+        """The same check, with a say on where it applies."""
+        return replace(self, applies=applies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils import logging
 
@@ -83,7 +84,10 @@ class EncoderMixin:
     layers_path: ClassVar[str] = "encoder.layer"
     attention_path: ClassVar[str] = "attention.self"
     special_positions: ClassVar[int] = 0  # rows of the position table that no token uses
+    projects_padding: ClassVar[bool] = False  # whether rows of padding that a target adds go through `project` too
 
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # transformers sets it on the instance, with the function to call
     # The stock classes claim these backends; here they would be ignored, so transformers shall refuse them.
     _supports_flash_attn = False
     _supports_flex_attn = False
@@ -131,13 +135,19 @@ class EncoderMixin:
             position_ids=position_ids,
         )
 
-    def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the target does between the embeddings and the layers: rows may be added to x and to the mask."""
-        return x, mask
-
     def project(self, x: Tensor) -> Tensor:
         """From the embedding size to the hidden size, where a family has two sizes."""
         return x
+
+    def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """From the embeddings to what the layers take: projected, and with the rows that the target adds."""
+        return self.project(x), mask
+
+    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | None, *cross: Tensor | None) -> Tensor:
+        """One layer of `order()`, checkpointed here where the stock layer does not do it by itself (ALBERT's)."""
+        if self.gradient_checkpointing and self.training and not isinstance(layer, GradientCheckpointingLayer):
+            return self._gradient_checkpointing_func(run_layer, layer, x, mask, *cross)
+        return run_layer(layer, x, mask, *cross)
 
     def end(self, x: Tensor, length: int) -> Tensor:
         """Undo `begin`: the `length` rows that stand for the tokens that came in."""
@@ -200,14 +210,13 @@ class EncoderMixin:
         mask = visible_tokens(attention_mask, (batch, length))
         x = self.embed(input_ids, inputs_embeds, token_type_ids, position_ids)
         x, mask = self.begin(x, mask)
-        x = self.project(x)
         cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
 
         states = []
         for layer in self.order():
             if output_hidden_states:
                 states.append(self.end(x, length))
-            x = run_layer(layer, x, mask, cross)
+            x = self.run(layer, x, mask, *cross)
         last = self.end(self.final(x), length)
         if output_hidden_states:
             states.append(last)
@@ -240,10 +249,10 @@ class EncoderMixin:
 
     def cross_inputs(
         self, states: Tensor | None, mask: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None] | None:
+    ) -> tuple[()] | tuple[Tensor, Tensor | None]:
         """What the stock cross-attention of a decoder takes: the encoder's states and an additive mask (b, 1, 1, s)."""
         if states is None:
-            return None
+            return ()
         if not getattr(self.config, "add_cross_attention", False):
             raise ValueError("encoder_hidden_states were given to a model that has no cross-attention; leave them out")
         visible = visible_tokens(mask, states.shape[:2], name="encoder_attention_mask")
@@ -257,6 +266,7 @@ class HeadMixin:
     """A stock task class on an efficient base; goes before the stock class in the bases."""
 
     base_class: ClassVar[type[EncoderMixin]]
+    supports_gradient_checkpointing = True
     _supports_flash_attn = False
     _supports_flex_attn = False
 
@@ -270,16 +280,11 @@ class HeadMixin:
         self.post_init()
 
 
-def run_layer(
-    layer: nn.Module, x: Tensor, mask: Tensor | None, cross: tuple[Tensor, Tensor | None] | None = None
-) -> Tensor:
+def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None, *cross: Tensor | None) -> Tensor:
     """One stock layer; x and all else that may need a gradient go by position, as reentrant checkpointing asks."""
-    if cross is None:
-        output = layer(x, mask)
-    else:
-        # transformers 4 has head_mask in third place, 5 has no such argument.
-        gap = (None,) if "head_mask" in inspect.signature(layer.forward).parameters else ()
-        output = layer(x, mask, *gap, *cross)
+    # transformers 4 has head_mask in third place, 5 has no such argument.
+    gap = (None,) if cross and "head_mask" in inspect.signature(layer.forward).parameters else ()
+    output = layer(x, mask, *gap, *cross)
     return output[0] if isinstance(output, tuple) else output
 
 

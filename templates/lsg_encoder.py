@@ -34,24 +34,27 @@ class LSGEncoderMixin(EncoderMixin):
     def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         config = self.config
         batch, length, _ = x.shape
-        if config.mask_first_token:
-            mask = torch.ones((batch, length), dtype=torch.bool, device=x.device) if mask is None else mask.clone()
-            mask[:, 0] = False
         padding = self.visible_padding(length)
-        if padding:
-            mask = torch.ones((batch, length), dtype=torch.bool, device=x.device) if mask is None else mask
-            x, mask = F.pad(x, (0, 0, 0, padding)), F.pad(mask, (0, padding))
+        if mask is None and (config.mask_first_token or padding):
+            mask = torch.ones((batch, length), dtype=torch.bool, device=x.device)
+        if config.mask_first_token:
+            mask = mask.clone()
+            mask[:, 0] = False
         if config.num_global_tokens:
             x = torch.cat([self.embed_globals(batch, x.device).to(x.dtype), x], dim=1)
-            mask = None if mask is None else F.pad(mask, (config.num_global_tokens, 0), value=True)
-        return x, mask
+        if mask is not None:
+            mask = F.pad(F.pad(mask, (config.num_global_tokens, 0), value=True), (0, padding))
+        if self.projects_padding:
+            return self.project(F.pad(x, (0, 0, 0, padding))), mask
+        return F.pad(self.project(x), (0, 0, 0, padding)), mask
 
     def visible_padding(self, length: int) -> int:
         """Rows of padding that the layers themselves must see.
 
         The attention pads to whole blocks by itself, and what it pads with is masked. Only the published form of
         "bos_pooling" lets padding be seen, and there it must be what the published model has: rows that start at zero
-        after the LayerNorm of the embeddings and change from layer to layer.
+        after the LayerNorm of the embeddings (or after the projection, unless `projects_padding`) and change from layer
+        to layer.
         """
         config = self.config
         seen = (

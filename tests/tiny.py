@@ -8,24 +8,41 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-SPECIAL_TOKENS = {
-    "bert": {
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    },
-    "roberta": {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "sep_token": "</s>",
-        "cls_token": "<s>",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-        "mask_token": "<mask>",
-    },
+BRACKETED = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
 }
+ANGLED = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+SPECIAL_TOKENS = {
+    "bert": BRACKETED,
+    "roberta": ANGLED,
+    "camembert": ANGLED,
+    "xlm-roberta": ANGLED,
+    "electra": BRACKETED,
+    "distilbert": BRACKETED,
+    "albert": BRACKETED | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+}
+CLASS_PREFIXES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "camembert": "Camembert",
+    "xlm-roberta": "XLMRoberta",
+    "electra": "Electra",
+    "distilbert": "DistilBert",
+    "albert": "Albert",
+}
+OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta")  # theirs begin at 2, and the table has two more rows
 WORDS = [
     "the",
     "of",
@@ -73,13 +90,13 @@ def save_tiny(
 
     Args:
         folder: where to; made if missing.
-        family: `bert` or `roberta`.
+        family: one of `CLASS_PREFIXES`.
         head: the class's name without the family: `ForMaskedLM`, `ForSequenceClassification`, ..., or `Model`.
         positions: how many tokens it takes (RoBERTa's table gets its two extra rows on top).
         seed: for the weights; the same seed gives the same bytes.
         tokenizer: whether to save one.
         safetensors: False writes `pytorch_model.bin`.
-        config: any field of the config, over the tiny defaults.
+        config: any field of the config, over the tiny defaults (under DistilBERT's own names for DistilBERT).
     """
     import torch
     import transformers
@@ -87,18 +104,8 @@ def save_tiny(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = save_tokenizer(folder, family, positions) if tokenizer else len(_wordpiece_vocab())
-    prefix, pad_token_id, offset = {"bert": ("Bert", 0, 0), "roberta": ("Roberta", 1, 2)}[family]
-    settings: dict[str, object] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": positions + offset,
-        "pad_token_id": pad_token_id,
-        **({"type_vocab_size": 1, "bos_token_id": 0, "eos_token_id": 2} if family == "roberta" else {}),
-        **config,
-    }
+    prefix = CLASS_PREFIXES[family]
+    settings = {**tiny_config(family, positions), "vocab_size": vocab_size, **config}
     model_config = getattr(transformers, f"{prefix}Config")(**settings)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -114,6 +121,23 @@ def save_tiny(
     return folder
 
 
+def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
+    """The fields of a tiny model's config, but for the size of its vocabulary."""
+    if family == "distilbert":
+        return {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": positions}
+    offset = family in OFFSET_POSITIONS
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": positions + 2 * offset,
+        "pad_token_id": int(offset),
+        **({"type_vocab_size": 1, "bos_token_id": 0, "eos_token_id": 2} if offset else {}),
+        **({"embedding_size": 16} if family in ("electra", "albert") else {}),
+    }
+
+
 def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positions: int = 64, **config: object) -> Path:
     """Save a base model in the sentence-transformers layout: mean pooling, then normalisation."""
     folder = save_tiny(folder, family, "Model", positions, **config)
@@ -127,7 +151,7 @@ def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positio
     )
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    width = config.get("hidden_size", 32)
+    width = config.get("hidden_size", config.get("dim", 32))
     _write_json(
         folder / "1_Pooling" / "config.json",
         {"word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True},
@@ -137,10 +161,14 @@ def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positio
 
 def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     """Save a fast tokenizer (its slow form's vocabulary too) and return the size of its vocabulary."""
-    build = {"bert": _save_wordpiece, "roberta": _save_byte_bpe}[family]
-    vocab_size = build(folder)
-    name = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}[family]
     special = SPECIAL_TOKENS[family]
+    if family == "roberta":
+        vocab_size = _save_byte_bpe(folder)
+    elif special["unk_token"] == "<unk>":
+        vocab_size = _save_unigram(folder, special)
+    else:
+        vocab_size = _save_wordpiece(folder)
+    name = f"{CLASS_PREFIXES[family]}Tokenizer"
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": name, "model_max_length": positions, **special})
     return vocab_size
@@ -188,6 +216,34 @@ def _save_byte_bpe(folder: Path) -> int:
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     tokenizer.save(str(folder / "tokenizer.json"))
     return len(tokens)
+
+
+def _save_unigram(folder: Path, special: dict[str, str]) -> int:
+    """As sentencepiece models are stored: [piece, score] pairs, words with a leading ▁; there is no slow form."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    first, last, mask = special["cls_token"], special["sep_token"], special["mask_token"]
+    order = [first, special["pad_token"], last, special["unk_token"], mask]
+    if first == "[CLS]":  # ALBERT's
+        order = [special["pad_token"], special["unk_token"], first, last, mask]
+    pieces = [
+        "▁",
+        *(f"▁{word}" for word in WORDS),
+        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'\"()-0123456789",
+    ]
+    vocab = [*((token, 0.0) for token in order), *((piece, -float(i)) for i, piece in enumerate(pieces, 1))]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=order.index(special["unk_token"])))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([*order[:-1], AddedToken(mask, lstrip=True, special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1" if first == "[CLS]" else f"{first} $A {last} {last} $B {last}",
+        special_tokens=[(token, order.index(token)) for token in (first, last)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return len(vocab)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TransNormer attention (arXiv 2210.10340): DiagAttention in some layers, NormAttention in the others.
+
+Axes: b batch, h heads, t tokens, d head width, c tokens of a block, n blocks, w = h · d model width.
+
+NormAttention (linear): y = φ(q) (φ(k)ᵀ v), then a norm over the full width instead of the softmax denominator.
+DiagAttention (diag): attention inside blocks of c tokens, relu then norm (T1) or softmax without norm (T2).
+
+mask_mode "masked" (default): padding and the filled-up end of the last block are no keys. "published": the authors'
+code, which counts both. Causal or bidirectional. Scores, sums and norms of fp16 inputs are made in fp32: a sum over
+all keys without a denominator has no place in fp16's range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "GatedFeedForward",
+    "GatedIntermediate",
+    "HeadsNorm",
+    "RotaryReflection",
+    "TransNormerMix",
+    "diag_attention",
+    "linear_attention",
+]
+
+LINEAR_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "1+elu": lambda x: F.elu(x).add_(1.0),
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
+NORMS = ("simplermsnorm", "rmsnorm", "gatedrmsnorm", "layernorm")
+_EPS = 1e-8
+_CAUSAL_BLOCK = 64
+
+
+class HeadsNorm(nn.Module):
+    """A norm over the full width of (b, h, t, d), that is over h and d of one token, without merging the heads.
+
+    simplermsnorm: x̂ = x / (‖x‖ / √w + 1e-8). rmsnorm: scale · x̂. gatedrmsnorm: scale · x̂ · σ(gate · x). layernorm:
+    weight and bias, eps 1e-5. Parameters have shape (w), as in the authors' checkpoints.
+    """
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        if kind not in NORMS:
+            raise ValueError(f"norm {kind!r} is not known: use one of {', '.join(NORMS)}")
+        self.kind = kind
+        if kind in ("rmsnorm", "gatedrmsnorm"):
+            self.scale = nn.Parameter(torch.ones(width))
+        if kind == "gatedrmsnorm":
+            self.gate = nn.Parameter(torch.ones(width))
+        if kind == "layernorm":
+            self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (b, h, t, d); returns the same shape and dtype."""
+        h, d = x.shape[1], x.shape[3]
+        if self.kind == "layernorm":
+            variance, mean = torch.var_mean(x.float(), dim=(1, 3), correction=0, keepdim=True)
+            y = (x.float() - mean) * torch.rsqrt(variance + 1e-5)
+            return (y * _by_head(self.weight, h) + _by_head(self.bias, h)).to(x.dtype)
+        rms = torch.linalg.vector_norm(x, dim=(1, 3), keepdim=True, dtype=torch.float32) / math.sqrt(h * d)
+        y = x / (rms + _EPS).to(x.dtype)
+        if self.kind != "simplermsnorm":
+            y = y * _by_head(self.scale, h).to(x.dtype)
+        if self.kind == "gatedrmsnorm":
+            y = y * torch.sigmoid(_by_head(self.gate, h).to(x.dtype) * x)
+        return y
+
+
+class RotaryReflection(nn.Module):
+    """LRPE type 1, 3 (appendix of the paper): a Householder reflection x - 2 (x · v) v, then interleaved rotary of
+    angles t · θ.
+
+    identity=True starts as the identity (θ = 0, v = 0). Otherwise θ_i = 10000^(-2i/d) and v is a random unit vector.
+    v is never trained; θ is unless trainable=False (the LRA models' fixed rotary, which has no reflection:
+    reflect=False).
+    """
+
+    v: Tensor
+
+    def __init__(self, d: int, *, identity: bool = False, trainable: bool = True, reflect: bool = True) -> None:
+        super().__init__()
+        if d % 2:
+            raise ValueError(f"rotary positions pair the channels of a head: its width {d} must be even")
+        theta = torch.zeros(d // 2) if identity else 10000.0 ** (-2.0 * torch.arange(d // 2) / d)
+        self.reflect = reflect
+        if trainable:
+            self.theta = nn.Parameter(theta.view(1, 1, -1))
+        else:
+            self.register_buffer("theta", theta.view(1, 1, -1))
+        if reflect:
+            self.register_buffer("v", torch.zeros(d) if identity else F.normalize(torch.randn(d), dim=0))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x: (..., t, d), positions: (t); returns x, reflected and rotated."""
+        if self.reflect:
+            v = self.v.to(x.dtype)
+            x = x - 2.0 * (x @ v).unsqueeze(-1) * v
+        angles = positions.float().unsqueeze(-1) * self.theta.float().view(-1)  # t d/2
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """q (kᵀ v), or tril(q kᵀ) v if causal, for features q, k (b, h, t, d) and v (b, h, t, d). Linear in t.
+
+    The product of the keys comes first. A CPU multiplies the strided views of a projection's output as they are,
+    which beats copying them; looping over the batch keeps them views.
+    """
+    if causal:
+        return _causal_linear(q, k, v)
+    if q.device.type == "cpu" and q.shape[0] > 1:
+        return torch.stack([q[i] @ (k[i].mT @ v[i]) for i in range(q.shape[0])])
+    return q @ (k.mT @ v)
+
+
+def diag_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    block_size: int = 64,
+    softmax: bool = True,
+    causal: bool = False,
+    published: bool = False,
+    positions: RotaryReflection | None = None,
+) -> Tensor:
+    """Attention inside blocks of block_size tokens: softmax(q kᵀ / √d) v, or relu(q kᵀ / √d) v.
+
+    Args:
+        q, k, v: (b, h, t, d).
+        mask: (b, t) bool, True for a real token; ignored if published.
+        published: the zeros that fill the last block stay keys (they dilute its softmax).
+        positions: applied to q and k with positions inside the block.
+    """
+    b, h, t, d = q.shape
+    c = block_size
+    fill = -t % c
+    n = (t + fill) // c
+    # Blocks become batch entries: a view of what a linear layer leaves, and twice as fast as blocks beside the heads.
+    q, k, v = (_blocks(x, fill, c) for x in (q, k, v))  # (b n) h c d
+    if positions is not None:
+        inside = torch.arange(c, device=q.device)
+        q, k = positions(q, inside), positions(k, inside)
+    allowed = None
+    if not published and (fill or mask is not None):
+        real = torch.ones(b, t, dtype=torch.bool, device=q.device) if mask is None else mask
+        allowed = F.pad(real, (0, fill)).view(b * n, 1, 1, c)
+    if causal:
+        lower = torch.ones(c, c, dtype=torch.bool, device=q.device).tril()
+        allowed = lower if allowed is None else allowed & lower
+    y = (_block_softmax if softmax else _block_relu)(q, k, v, allowed)
+    return y.transpose(1, 2).reshape(b, n * c, h, d)[:, :t].transpose(1, 2)
+
+
+class TransNormerMix(nn.Module):
+    """What stands between q, k, v and the output projection of layer `layer_index`.
+
+    Reads from config: hidden_size, num_attention_heads, diag_layers (indices), variant ("t1" or "t2"), and if present
+    block_size (64), attention_norm ("simplermsnorm"), linear_activation (by variant: "elu", "1+elu"), mask_mode
+    ("masked"), causal (False), position_encoding ("none", "lrpe" which starts as the identity, or "rotary").
+
+    State: norm.* where the norm has parameters, lrpe.theta and lrpe.v with positions.
+    """
+
+    def __init__(self, config: Any, layer_index: int = 0) -> None:
+        super().__init__()
+        variant = config.variant
+        if variant not in ("t1", "t2"):
+            raise ValueError(f"variant {variant!r} is not known: use t1 or t2")
+        self.diag = layer_index in config.diag_layers
+        self.softmax = variant == "t2"
+        self.block_size: int = getattr(config, "block_size", 64)
+        self.published = getattr(config, "mask_mode", "masked") == "published"
+        self.causal = bool(getattr(config, "causal", False))
+        self.linear_activation = getattr(config, "linear_activation", None) or ("1+elu" if self.softmax else "elu")
+        if self.linear_activation not in LINEAR_ACTIVATIONS:
+            known = ", ".join(LINEAR_ACTIVATIONS)
+            raise ValueError(f"linear_activation {self.linear_activation!r} is not known: use one of {known}")
+        normed = not (self.diag and self.softmax)  # softmax has normalised already
+        kind = getattr(config, "attention_norm", "simplermsnorm")
+        self.norm = HeadsNorm(kind, config.hidden_size) if normed else None
+        encoding = getattr(config, "position_encoding", "none")
+        d = config.hidden_size // config.num_attention_heads
+        self.lrpe = None
+        if encoding == "lrpe":
+            self.lrpe = RotaryReflection(d, identity=True)
+        elif encoding == "rotary":
+            self.lrpe = RotaryReflection(d, trainable=False, reflect=False)
+        elif encoding != "none":
+            raise ValueError(f"position_encoding {encoding!r} is not known: use none, lrpe or rotary")
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """q, k, v: (b, h, t, d); mask: (b, t) bool, True for a real token, or None. Returns (b, h, t, d)."""
+        if q.dtype == torch.float16 and self.norm is not None:
+            with torch.autocast(q.device.type, enabled=False):
+                return self._mix(q.float(), k.float(), v.float(), mask).to(q.dtype)
+        return self._mix(q, k, v, mask)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if self.diag:
+            options = {"block_size": self.block_size, "softmax": self.softmax, "causal": self.causal}
+            y = diag_attention(q, k, v, mask, published=self.published, positions=self.lrpe, **options)
+        else:
+            activation = LINEAR_ACTIVATIONS[self.linear_activation]
+            q, k = activation(q), activation(k)
+            if self.lrpe is not None:
+                positions = torch.arange(q.shape[2], device=q.device)
+                q, k = self.lrpe(q, positions), self.lrpe(k, positions)
+            if mask is not None and not self.published:
+                k = k.masked_fill(~mask[:, None, :, None], 0.0)  # enough: a key of zeros adds nothing
+            y = linear_attention(q, k, v, causal=self.causal)
+        return y if self.norm is None else self.norm(y)
+
+
+class GatedFeedForward(nn.Module):
+    """GLU: l3(act(l1 x) ⊙ l2 x), the authors' feed-forward (their "swish" resolves to the identity; width ⌊8/3 ·
+    w⌋)."""
+
+    def __init__(
+        self, width: int, inner: int | None = None, activation: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        inner = inner or int(8 * width / 3)
+        self.l1, self.l2, self.l3 = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., w); returns the same shape."""
+        hidden = self.l1(x)
+        return self.l3((hidden if self.activation is None else self.activation(hidden)) * self.l2(x))
+
+
+class GatedIntermediate(nn.Module):
+    """A dense intermediate turned into a GLU's: stock(x) ⊙ gate(x), where the gate starts as 1 (weight 0, bias 1).
+
+    Adopts the children of the stock module (dense and its activation), so that their keys keep their names;
+    `stock_forward` is the stock class's own forward. The down projection that follows is l3 as it is: the layer
+    starts as the dense one, exactly.
+    """
+
+    def __init__(self, stock: nn.Module, width: int, inner: int) -> None:
+        super().__init__()
+        for name, child in stock.named_children():
+            self.add_module(name, child)
+        for name, value in vars(stock).items():  # an activation may be a plain function
+            if not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+        self.stock_class = type(stock)
+        self.gate = nn.Linear(width, inner)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.ones_(self.gate.bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states: (b, t, w); returns (b, t, inner)."""
+        return self.stock_class.forward(self, hidden_states) * self.gate(hidden_states)
+
+
+def _causal_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """tril(q kᵀ) v in blocks: inside the block as written, for earlier blocks through the running sum of kᵀ v."""
+    b, h, t, d = q.shape
+    fill = -t % _CAUSAL_BLOCK
+    q, k, v = (F.pad(x, (0, 0, 0, fill)).reshape(b, h, -1, _CAUSAL_BLOCK, d) for x in (q, k, v))
+    inside = (q @ k.mT).tril() @ v
+    states = k.mT @ v  # b h n d d
+    before = states.cumsum(2) - states
+    return (inside + q @ before).reshape(b, h, t + fill, d)[:, :, :t]
+
+
+def _blocks(x: Tensor, fill: int, c: int) -> Tensor:
+    """(b, h, t, d) to (b · n, h, c, d), zeros at the end of the last block."""
+    x = x.transpose(1, 2)
+    if fill:
+        x = F.pad(x, (0, 0, 0, 0, 0, fill))
+    return x.reshape(-1, c, *x.shape[2:]).transpose(1, 2)
+
+
+def _block_softmax(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    bias = None
+    if allowed is not None:
+        # Not -inf: a block of padding alone would give NaN. Its rows are averages that nobody reads.
+        bias = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device)
+        bias = bias.masked_fill(~allowed, torch.finfo(q.dtype).min / 2)
+        bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _block_relu(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    scores = F.relu(q * q.shape[-1] ** -0.5 @ k.mT)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, 0.0)
+    return scores @ v
+
+
+def _by_head(parameter: Tensor, h: int) -> Tensor:
+    return parameter.view(h, 1, -1)
