@@ -18,6 +18,7 @@ import typer
 from .convert.lambda_options import LambdaOptions
 from .convert.linformer_options import LinformerOptions
 from .convert.options import Settings, flag_of
+from .convert.transnormer_options import TransNormerOptions
 from .lsgify.options import LSGOptions
 
 app = typer.Typer(
@@ -155,6 +156,11 @@ _converting_command(
     "lambda",
     "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
     LambdaOptions,
+)
+_converting_command(
+    "transnormer",
+    "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
+    TransNormerOptions,
 )
 
 

@@ -8,9 +8,10 @@ from .convert.errors import UnsupportedError
 from .convert.lambda_ import LAMBDA
 from .convert.linformer import LINFORMER
 from .convert.target import Target
+from .convert.transnormer import TRANSNORMER
 from .lsgify.target import LSG
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG, LINFORMER, LAMBDA)}
+TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG, LINFORMER, LAMBDA, TRANSNORMER)}
 
 
 def target_named(name: str) -> Target:

@@ -67,7 +67,9 @@ def from_float32(values: np.ndarray, dtype: str) -> Array:
         nan = np.isnan(values)
         rounded[nan] = (bits[nan] >> 16) | 0x40
         return Array(rounded.astype("<u2"), dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # float16 overflow becomes infinity, which the finite check reports
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # float16 overflow becomes infinity, which the finite check reports
         return Array(np.ascontiguousarray(values).astype(RAW[dtype]), dtype)
 
 

@@ -90,7 +90,7 @@ class SourceHash:
         try:
             for name in self._names:
                 self._digests[name] = file_sha256(self._source.path(name))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+        except BaseException as error:
             self._failure = error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from .errors import UnsupportedError
-from .family import LABELS, Config, Family, Head, Weight, is_set, linear, norm, numbered, when
+from .family import LABELS, Config, Family, Head, Weight, is_set, linear, norm, number, numbered, when
 from .modelcode import FamilyCode
 
 # The config's own field names, as they stand in shapes.
@@ -222,6 +222,8 @@ DISTILBERT = Family(
     hidden_size=D,
     num_heads="n_heads",
     output_projection="attention.out_lin",
+    feed_forward="ffn",
+    inner_size=FFN,
 )
 
 ALBERT_PREDICTIONS = (
@@ -240,6 +242,14 @@ def albert_layers(config: Config) -> list[str]:
         for group in groups
         for path in numbered(f"{group}.albert_layers", {"inner_group_num": 1, **config}, "inner_group_num")
     ]
+
+
+def albert_runs(config: Config) -> list[str]:
+    """The groups in the order of the config's layers."""
+    layers, runs = albert_layers(config), number(config, "num_hidden_layers", most=10_000)
+    groups = number({"num_hidden_groups": 1, **config}, "num_hidden_groups")
+    size = len(layers) // groups
+    return [path for run in range(runs) for path in layers[run * groups // runs * size :][:size]]
 
 
 ALBERT = Family(
@@ -300,6 +310,8 @@ ALBERT = Family(
     special_tokens={**BRACKETED, "bos": "[CLS]", "pad": "<pad>"},
     layer_paths=albert_layers,
     output_projection="attention.dense",
+    run_order=albert_runs,
+    feed_forward="",
 )
 
 FAMILIES: Mapping[str, Family] = {

@@ -59,7 +59,9 @@ class Family:
         prefix: of the base model's tensors in a checkpoint with a head.
         embeddings, layer, pooler: tensors of the base model; `layer` once, relative to a layer's path.
         layer_paths: paths of the layers that have tensors of their own, from the config.
-        hidden_size, num_heads: what the config calls them.
+        run_order: paths of the layers as they run, where one that is shared runs several times.
+        feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).
+        hidden_size, inner_size, num_heads: what the config calls them.
         output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
         buffers: what old checkpoints store although a model builds it anew.
@@ -80,7 +82,10 @@ class Family:
     token_types: str | None = "embeddings.token_type_embeddings.weight"
     global_embeddings: str = "embeddings.global_embeddings.weight"
     layer_paths: Callable[[Config], list[str]] = lambda config: numbered("encoder.layer", config, "num_hidden_layers")
+    run_order: Callable[[Config], list[str]] | None = None
+    feed_forward: str = "intermediate"
     hidden_size: str = "hidden_size"
+    inner_size: str = "intermediate_size"
     num_heads: str = "num_attention_heads"
     output_projection: str = "attention.output.dense"
 
@@ -122,6 +127,10 @@ class Family:
         ]
         return [weight for weight in weights if weight.when(config)]
 
+    def run_paths(self, config: Config) -> list[str]:
+        """Paths of the layers in the order in which they run."""
+        return (self.run_order or self.layer_paths)(config)
+
     def head_weights(self, head: Head) -> list[Weight]:
         """What the class may store beyond embeddings and layers."""
         return [*(self.pooler if head.pooler else ()), *head.weights]
@@ -159,7 +168,7 @@ def numbered(path: str, config: Config, field: str) -> list[str]:
 
 
 def linear(name: str, inputs: str | int, outputs: str | int, *, bias: bool = True) -> tuple[Weight, ...]:
-    """weight (outputs, inputs) and bias (outputs,) of a dense layer."""
+    """Weight (outputs, inputs) and bias (outputs,) of a dense layer."""
     weight = Weight(f"{name}.weight", (outputs, inputs))
     return (weight, Weight(f"{name}.bias", (outputs,), "zeros")) if bias else (weight,)
 

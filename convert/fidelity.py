@@ -44,7 +44,7 @@ def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> l
     return found
 
 
-def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:  # noqa: ANN401
+def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:
     """Up to `count` windows of `length` tokens (count, length), evenly spread; None where the text is too short for one."""
     body = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     size = length - tokenizer.num_special_tokens_to_add()
@@ -56,21 +56,21 @@ def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:  #
     return torch.tensor([[*first, *body[i * size : (i + 1) * size], *last] for i in chosen])
 
 
-def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401
+def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text, as the tokenizer itself puts them."""
     alone = tokenizer("", add_special_tokens=True)["input_ids"]
     lead = 1 if len(alone) > 1 else 0
     return alone[:lead], alone[lead:]
 
 
-def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, float]:  # noqa: ANN401
+def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, float]:
     """Mean figures of two models over ids (b, t), one text at a time so that memory stays small."""
     rows = [_compare_one(source, emitted, ids[i : i + 1], tokenizer, i) for i in range(len(ids))]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 @torch.no_grad()
-def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any, seed: int) -> dict[str, float]:  # noqa: ANN401
+def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any, seed: int) -> dict[str, float]:
     one, other = source(ids, output_hidden_states=True), emitted(ids, output_hidden_states=True)
     a, b = one.hidden_states[-1], other.hidden_states[-1]
     row = {

@@ -28,7 +28,9 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     stored = {name: value.detach().double().numpy() for name, value in mix.named_parameters()}
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     generator = torch.Generator().manual_seed(0)
-    lengths = sorted({min(config.proj_dim + extra, config.projection_length) for extra in (1, 70)} | {config.projection_length})
+    lengths = sorted(
+        {min(config.proj_dim + extra, config.projection_length) for extra in (1, 70)} | {config.projection_length}
+    )
     found = []
     for tokens in lengths:
         q, k, v = (torch.randn((1, heads, tokens, width), generator=generator) for _ in range(3))

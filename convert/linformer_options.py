@@ -47,5 +47,6 @@ class LinformerOptions:
             faults.append(f"init is {self.init!r}: give one of {', '.join(Init.__args__)}")  # type: ignore[attr-defined]
         if faults:
             raise UsageError(
-                f"these Linformer options cannot be used:\n{listing(faults)}", hint="effconv linformer --help lists them"
+                f"these Linformer options cannot be used:\n{listing(faults)}",
+                hint="effconv linformer --help lists them",
             )

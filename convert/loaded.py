@@ -25,11 +25,11 @@ class Loaded:
         self._trust = trust_remote_code
 
     @cached_property
-    def config(self) -> Any:  # noqa: ANN401 - the repo's own class
+    def config(self) -> Any:
         return transformers.AutoConfig.from_pretrained(self.repo, trust_remote_code=True)
 
     @cached_property
-    def tokenizer(self) -> Any:  # noqa: ANN401
+    def tokenizer(self) -> Any:
         return transformers.AutoTokenizer.from_pretrained(self.repo, trust_remote_code=True)
 
     @property
@@ -46,7 +46,7 @@ class Loaded:
         """The Auto classes of every head that came with the source; none where it was a base model without a pooler."""
         return list(self.manifest["heads"])
 
-    def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> nn.Module:  # noqa: ANN401
+    def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> nn.Module:
         """The repo's model under an Auto class; `overrides` are config fields. Missing tensors are an error."""
         model, info = getattr(transformers, auto or self.auto).from_pretrained(
             folder or self.repo, trust_remote_code=True, output_loading_info=True, dtype=torch.float32, **overrides
@@ -58,7 +58,7 @@ class Loaded:
             raise ValueError(f"tensors that no part of the model takes: {sorted(unexpected)[:4]}")
         return model.eval()
 
-    def base(self, **overrides: Any) -> nn.Module:  # noqa: ANN401
+    def base(self, **overrides: Any) -> nn.Module:
         """The base model inside the repo's own architecture; a pooler that the source lacks is random in it."""
         base: nn.Module = self.model(**overrides).base_model
         return base
@@ -86,7 +86,7 @@ def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> di
 
 
 def difference(got: Tensor, wanted: Tensor, real: Tensor | None = None) -> float:
-    """max |a - b| / max(1, max |b|), over real tokens (`real` (b, t)) where the output has a row a token."""
+    """Max |a - b| / max(1, max |b|), over real tokens (`real` (b, t)) where the output has a row a token."""
     if real is not None and got.dim() >= 2 and got.shape[:2] == real.shape:
         got, wanted = got[real], wanted[real]
     if not bool(torch.isfinite(got).all()):

@@ -79,6 +79,14 @@ LINFORMER_CODE = TargetCode(
     config_mixin=("linformer_configuration", "LinformerConfigMixin"),
     others=(("linformer_projection", "peaked_segments"),),
 )
+TRANSNORMER_CODE = TargetCode(
+    name="transnormer",
+    class_prefix="TransNormer",
+    mix=("transnormer_attention", "TransNormerMix"),
+    encoder_mixin=("transnormer_encoder", "TransNormerEncoderMixin"),
+    config_mixin=("transnormer_configuration", "TransNormerConfigMixin"),
+    others=(("transnormer_feed_forward", "add_gate"),),
+)
 LAMBDA_CODE = TargetCode(
     name="lambda",
     class_prefix="Lambda",

@@ -100,7 +100,7 @@ def _state_dict(path: Path, name: str, allow_pickle: bool) -> Mapping[str, torch
                 hint="if you trust the file, pass --allow-pickle; better: ask for safetensors",
             ) from None
         state = _load_trusted(path, name)
-    except Exception as error:  # noqa: BLE001 - a damaged file makes torch raise nearly anything
+    except Exception as error:
         raise damaged(name, [_said(error)]) from None
     if hasattr(state, "state_dict"):
         state = state.state_dict()
@@ -114,7 +114,7 @@ def _state_dict(path: Path, name: str, allow_pickle: bool) -> Mapping[str, torch
 def _load_trusted(path: Path, name: str) -> Any:
     try:
         return _load(path, weights_only=False)
-    except Exception as error:  # noqa: BLE001 - it runs the file's own code
+    except Exception as error:
         raise BadInputError(
             f"{name} could not be unpickled ({_said(error)})",
             where=name,
@@ -134,7 +134,7 @@ def _load(path: Path, *, weights_only: bool) -> Any:
 
 
 def _dtype(value: torch.Tensor) -> str:
-    """torch's name of the type; of a tensor without plain elements, what it is instead."""
+    """Torch's name of the type; of a tensor without plain elements, what it is instead."""
     if value.is_meta:
         return "no data (meta)"
     layout, dtype = str(value.layout).removeprefix("torch."), str(value.dtype).removeprefix("torch.")

@@ -12,7 +12,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .dtypes import SIZES, Array, from_bytes

@@ -45,8 +45,8 @@ class Staging:
     def __enter__(self) -> Staging:
         try:
             with output_errors(self.output):
-                parents = self.output.parents
-                self._made = list(itertools.takewhile(lambda folder: not folder.exists(), parents))
+                _check_above(self.output)
+                self._made = list(itertools.takewhile(lambda folder: not folder.exists(), self.output.parents))
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 clear_stale(self.output)
                 check_output(self.output, overwrite=self.overwrite)
@@ -82,7 +82,8 @@ class Staging:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuses an output that holds something, unless it may be overwritten."""
+    """Refuses an output that holds something, unless it may be overwritten, and a path where no folder can stand."""
+    _check_above(output)
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(
             "the output exists and is not a folder", where=str(output), hint="choose another with --output"
@@ -92,6 +93,14 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             "the output folder is not empty",
             where=str(output),
             hint="pass --overwrite, or choose another with --output",
+        )
+
+
+def _check_above(output: Path) -> None:
+    above = next(folder for folder in output.parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise OutputError(
+            "a part of the output's path is not a folder", where=str(above), hint="choose another with --output"
         )
 
 
@@ -130,10 +139,8 @@ def output_errors(output: Path) -> Iterator[None]:
         errno.EACCES: ("no permission to write the output", "choose another folder with --output"),
         errno.EPERM: ("no permission to write the output", "choose another folder with --output"),
         errno.EROFS: ("the output is on a read-only disk", "choose another folder with --output"),
-        errno.ENOTDIR: ("a part of the output's path is a file", "choose another folder with --output"),
         errno.EFBIG: ("the disk does not take files of this size", "pass --max-shard-size 2GB"),
         errno.ENAMETOOLONG: ("the output's name is too long", "choose a shorter one with --output"),
-        errno.ELOOP: ("a link in the output's path leads to itself", "choose another folder with --output"),
         errno.ENOTEMPTY: (
             "the output appeared while this run made it",
             "pass --overwrite, or choose another with --output",
@@ -183,7 +190,7 @@ def _replacement(journal: Path, output: Path) -> tuple[Path, Path] | None:
     try:
         names = json.loads(journal.read_text(encoding="utf-8"))
         old, new = output.parent / names["old"], output.parent / names["new"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return (old, new) if _is_staging(new, output) and old == _old_path(new) else None
 

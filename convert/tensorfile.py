@@ -137,7 +137,7 @@ class TensorFile:
     def _guard(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - handed to the writing thread, which raises it
+        except BaseException as error:
             self._failure = error
 
     def _hash(self) -> None:

@@ -46,7 +46,9 @@ class LinformerConfigMixin:
         self.projection_weighting = projection_weighting
         faults = linformer_faults(self)
         if faults:
-            raise ValueError("these Linformer options cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+            raise ValueError(
+                "these Linformer options cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults)
+            )
 
 
 def linformer_faults(config: Any) -> list[str]:
@@ -68,5 +70,7 @@ def linformer_faults(config: Any) -> list[str]:
         if getattr(config, name) not in values:
             faults.append(f"{name} is {getattr(config, name)!r}: give one of {', '.join(values)}")
     if config.projection_bias and config.mask_mode != "published":
-        faults.append('projection_bias is for mask_mode "published": masked attention rebuilds its rows for every length')
+        faults.append(
+            'projection_bias is for mask_mode "published": masked attention rebuilds its rows for every length'
+        )
     return faults

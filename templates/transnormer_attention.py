@@ -22,8 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
-    "GatedFeedForward",
-    "GatedIntermediate",
     "HeadsNorm",
     "RotaryReflection",
     "TransNormerMix",
@@ -115,7 +113,7 @@ class RotaryReflection(nn.Module):
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """q (kᵀ v), or tril(q kᵀ) v if causal, for features q, k (b, h, t, d) and v (b, h, t, d). Linear in t.
+    """Q (kᵀ v), or tril(q kᵀ) v if causal, for features q, k (b, h, t, d) and v (b, h, t, d). Linear in t.
 
     The product of the keys comes first. A CPU multiplies the strided views of a projection's output as they are,
     which beats copying them; looping over the batch keeps them views.
@@ -172,7 +170,7 @@ class TransNormerMix(nn.Module):
 
     Reads from config: hidden_size, num_attention_heads, diag_layers (indices), variant ("t1" or "t2"), and if present
     block_size (64), attention_norm ("simplermsnorm"), linear_activation (by variant: "elu", "1+elu"), mask_mode
-    ("masked"), causal (False), position_encoding ("none", "lrpe" which starts as the identity, or "rotary").
+    ("masked"), is_decoder (False: bidirectional), position_encoding ("none", "lrpe" which starts as the identity, or "rotary").
 
     State: norm.* where the norm has parameters, lrpe.theta and lrpe.v with positions.
     """
@@ -186,7 +184,7 @@ class TransNormerMix(nn.Module):
         self.softmax = variant == "t2"
         self.block_size: int = getattr(config, "block_size", 64)
         self.published = getattr(config, "mask_mode", "masked") == "published"
-        self.causal = bool(getattr(config, "causal", False))
+        self.causal = bool(getattr(config, "is_decoder", False))
         self.linear_activation = getattr(config, "linear_activation", None) or ("1+elu" if self.softmax else "elu")
         if self.linear_activation not in LINEAR_ACTIVATIONS:
             known = ", ".join(LINEAR_ACTIVATIONS)
@@ -225,49 +223,6 @@ class TransNormerMix(nn.Module):
                 k = k.masked_fill(~mask[:, None, :, None], 0.0)  # enough: a key of zeros adds nothing
             y = linear_attention(q, k, v, causal=self.causal)
         return y if self.norm is None else self.norm(y)
-
-
-class GatedFeedForward(nn.Module):
-    """GLU: l3(act(l1 x) ⊙ l2 x), the authors' feed-forward (their "swish" resolves to the identity; width ⌊8/3 ·
-    w⌋)."""
-
-    def __init__(
-        self, width: int, inner: int | None = None, activation: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        super().__init__()
-        inner = inner or int(8 * width / 3)
-        self.l1, self.l2, self.l3 = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., w); returns the same shape."""
-        hidden = self.l1(x)
-        return self.l3((hidden if self.activation is None else self.activation(hidden)) * self.l2(x))
-
-
-class GatedIntermediate(nn.Module):
-    """A dense intermediate turned into a GLU's: stock(x) ⊙ gate(x), where the gate starts as 1 (weight 0, bias 1).
-
-    Adopts the children of the stock module (dense and its activation), so that their keys keep their names;
-    `stock_forward` is the stock class's own forward. The down projection that follows is l3 as it is: the layer
-    starts as the dense one, exactly.
-    """
-
-    def __init__(self, stock: nn.Module, width: int, inner: int) -> None:
-        super().__init__()
-        for name, child in stock.named_children():
-            self.add_module(name, child)
-        for name, value in vars(stock).items():  # an activation may be a plain function
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-        self.stock_class = type(stock)
-        self.gate = nn.Linear(width, inner)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.ones_(self.gate.bias)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """hidden_states: (b, t, w); returns (b, t, inner)."""
-        return self.stock_class.forward(self, hidden_states) * self.gate(hidden_states)
 
 
 def _causal_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

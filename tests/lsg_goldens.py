@@ -1,4 +1,4 @@
-"""The recorded LSG cases: build the repo that a case runs on, and hand cases to a fresh process.
+"""The recorded LSG cases: convert their sources with the command line, and hand cases to a fresh process.
 
 Everything recorded comes from the published implementation; see the README beside the recordings.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
-from effconv.convert import modelcode
+from effconv.cli import app
 from effconv.convert.families import FAMILIES
 
 TESTS = Path(__file__).parent
@@ -24,76 +25,118 @@ TOLERANCE = 2e-5
 
 # What the published code does in these two respects, and ours only when asked to.
 PUBLISHED = {"causal_globals": "published", "bos_pooling_padding": "published"}
+# Options of the published converter, as flags of ours.
+CONVERTER_FLAGS = {
+    "global_positional_stride": lambda value: ["--global-positional-stride", str(value)],
+    "random_global_init": lambda value: ["--global-init", "random" if value else "mask"],
+    "use_token_ids": lambda value: ["--use-token-ids" if value else "--no-use-token-ids"],
+}
+LOAD_OPTIONS = ("is_decoder",)  # given when a repo is loaded: no options of the conversion
+MOST_GLOBALS = 512  # the published code takes larger numbers for this one
 
 
-def golden_folder(family: str) -> Path:
-    """All recordings of a family where they are at hand, else the copy of a few."""
-    return FULL / family if (FULL / family).is_dir() else COPY / family
+def golden_folder(name: str) -> Path:
+    """The recordings of that name: all of them where they are at hand, else the copy of a few."""
+    return FULL / name if (FULL / name).is_dir() else COPY / name
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_cases(folder: Path) -> list[dict]:
-    return json.loads((folder / "cases.json").read_text())
+    return read_json(folder / "cases.json")
 
 
-def build_repo(golden: Path, family: str, source: str, expected: str, repo: Path) -> Path:
-    """An emitted repo made by laying the recorded conversion over its source."""
-    repo.mkdir(parents=True)
-    tensors = load_file(golden / source / "model.safetensors")
-    changed = load_file(golden / expected)
-    changed.pop("global_rows_deterministic")
-    save_file({**tensors, **changed}, repo / "model.safetensors", metadata={"format": "pt"})
-    code = FAMILIES[family].code
-    heads = {head.suffix: head.auto for head in FAMILIES[family].heads}
-    config = json.loads((golden / expected.replace(".safetensors", "_config.json")).read_text())
-    del config["base_model_prefix"]
-    config["model_type"] = modelcode.names(code, modelcode.LSG_CODE).model_type
-    config["auto_map"] = modelcode.auto_map(code, modelcode.LSG_CODE, heads)
-    (repo / "config.json").write_text(json.dumps(config, indent=2))
-    for name, text in modelcode.render(code, modelcode.LSG_CODE, heads).items():
-        (repo / name).write_text(text)
-    return repo
+def convert(source: Path, output: Path, conversion: dict, config: dict) -> Path:
+    """`effconv lsg` as somebody types it, with the recorded conversion's options and the config's values as flags."""
+    arguments = ["lsg", str(source), "--max-len", str(conversion["max_sequence_length"]), "--no-verify"]
+    arguments += ["-o", str(output), *flags(config)]
+    for name, value in conversion["options"].items():
+        arguments += CONVERTER_FLAGS[name](value)
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0, f"effconv {' '.join(arguments)}\n{run.output}\n{run.exception!r}"
+    return output
 
 
-def parity_jobs(golden: Path, family: str, folder: Path) -> list[dict]:
-    """One job for each converted source: its repo, and the cases that run on it."""
+def flags(config: dict) -> list[str]:
+    """The command line's flags for values of the emitted config."""
+    config = dict(config)
+    if config.get("num_global_tokens", 0) > MOST_GLOBALS:
+        config["num_global_tokens"] = MOST_GLOBALS
+    found = []
+    for name, value in config.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            on_by_default = name != "mask_first_token"
+            found += [flag] if value else [f"--no-{flag[2:]}"] if on_by_default else []
+        else:
+            found += [flag, str(value)]
+    return found
+
+
+def parity_jobs(family: str, folder: Path) -> list[dict]:
+    """One job for each conversion that the family's cases need: its repo, and the cases that run on it."""
+    golden = golden_folder(family)
     autos = {head.suffix: head.auto for head in FAMILIES[family].heads}
-    jobs: dict[str, dict] = {}
+    jobs: dict[tuple, dict] = {}
     for case in read_cases(golden):
-        expected = case["expected"]
-        if expected not in jobs:
-            repo = build_repo(golden, family, case["source"], expected, folder / Path(expected).stem)
-            jobs[expected] = {"repo": str(repo), "cases": []}
-        weights = load_file(Path(jobs[expected]["repo"]) / "model.safetensors")
-        has_pooler = any("pooler.dense" in name for name in weights)
-        jobs[expected]["cases"].append(
+        random = case["uses_random_global_rows"]
+        config = dict(case["config"])
+        load = {name: config.pop(name) for name in LOAD_OPTIONS if name in config}
+        key = (case["expected"], random, *sorted(config.items()))
+        if key not in jobs:
+            conversion = read_json(golden / case["expected"].replace(".safetensors", "_conversion.json"))
+            repo = folder / f"{family}-{len(jobs)}"
+            convert(golden / case["source"], repo, conversion, {**config, **PUBLISHED})
+            if random:  # drawn by the published code: no other code draws the same
+                with_recorded_globals(repo, golden / case["expected"])
+            jobs[key] = {"repo": str(repo), "cases": []}
+        jobs[key]["cases"].append(
             {
-                "name": case["name"],
+                "name": f"{family}/{case['name']}",
                 "file": str(golden / case["file"]),
                 "auto_class": autos[case["head"]],
-                "load": {**case["config"], **PUBLISHED},
-                "has_pooler": has_pooler,
+                "load": load,
+                "has_pooler": any(
+                    "pooler." in name for name in load_file(golden / case["source"] / "model.safetensors")
+                ),
             }
         )
     return list(jobs.values())
 
 
-def run_worker(jobs: list[dict], folder: Path, python: str = sys.executable) -> dict[str, dict]:
-    """The worker's results by case, from a fresh process that cannot see effconv."""
+def with_recorded_globals(repo: Path, expected: Path) -> None:
+    """Overwrites the repo's table of global embeddings with the recorded one."""
+    tensors, recorded = load_file(repo / "model.safetensors"), load_file(expected)
+    name = next(name for name in recorded if name.endswith("global_embeddings.weight"))
+    assert tensors[name].shape == recorded[name].shape
+    save_file(tensors | {name: recorded[name]}, repo / "model.safetensors", metadata={"format": "pt"})
+
+
+def run_worker(jobs: list[dict], folder: Path, python: str) -> dict[str, dict]:
+    """The worker's results by case, from a fresh process in which effconv cannot be imported."""
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs))
     environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     run = subprocess.run(
-        [python, str(WORKER), str(path)], capture_output=True, text=True, cwd=folder, env=environment, check=False
+        [python, str(WORKER), str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def faults(results: dict[str, dict], tolerance: float = TOLERANCE) -> list[str]:
+def faults(results: Iterable[tuple[str, dict]], tolerance: float = TOLERANCE) -> list[str]:
     """What is wrong with the results, a line each; none where all is within the tolerance."""
     lines = []
-    for name, result in results.items():
+    for name, result in results:
         if "error" in result:
             lines.append(f"{name}: {result['error']}")
             continue
@@ -104,4 +147,6 @@ def faults(results: dict[str, dict], tolerance: float = TOLERANCE) -> list[str]:
             for output, difference in result["outputs"].items()
             if not (isinstance(difference, float) and difference <= tolerance)
         ]
+        if not result["outputs"]:
+            lines.append(f"{name}: no output was compared")
     return lines

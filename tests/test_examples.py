@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from safetensors import safe_open
-from tiny import save_tiny
 
 import effconv
+from tiny import save_tiny
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

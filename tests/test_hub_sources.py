@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hub_server import LoopbackHub
 from tiny import save_tiny
 

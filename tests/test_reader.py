@@ -182,7 +182,9 @@ def test_missing_shards_are_all_named(form, sharded, tmp_path):
     assert "00003-of-00003" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x", "a\\..\\x", "a\nb", "\x1b[2J", "", 3, None])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "a/../../x", "a\\..\\x", "a\nb", "\x1b[2J", "", 3, None]
+)
 def test_an_index_that_names_a_file_elsewhere_is_refused(name, sharded):
     index = read_json(sharded / INDEX)
     index["weight_map"]["cls.predictions.bias"] = name

@@ -126,12 +126,17 @@ def test_random_globals_follow_the_word_embeddings(tmp_path):
     convert(source, tmp_path / "one", global_init="random")
     convert(source, tmp_path / "again", global_init="random")
     convert(source, tmp_path / "other", global_init="random", seed=1)
-    one, again, other = (read(tmp_path / name)["bert.embeddings.global_embeddings.weight"] for name in ("one", "again", "other"))
+    one, again, other = (
+        read(tmp_path / name)["bert.embeddings.global_embeddings.weight"] for name in ("one", "again", "other")
+    )
     assert bits(one) == bits(again)
     assert bits(one[0]) == bits(other[0])
     assert bits(one[1:]) != bits(other[1:])
     stored = read(source)
-    words, types = stored["bert.embeddings.word_embeddings.weight"], stored["bert.embeddings.token_type_embeddings.weight"]
+    words, types = (
+        stored["bert.embeddings.word_embeddings.weight"],
+        stored["bert.embeddings.token_type_embeddings.weight"],
+    )
     order = sorted(range(512), key=lambda position: (position % 64, position // 64))
     drawn = (one - stored["bert.embeddings.position_embeddings.weight"][order] - 2 * types[0])[1:]
     spread = words.std(0) / 511**0.5
@@ -187,7 +192,9 @@ def test_vocabulary_files_are_carried_byte_for_byte(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
 @pytest.mark.parametrize("text", ["", "[]", "{", "3", "[" * 5000, '{"mask_token": "\\ud83d"}', "\ufeff{}"])
 def test_a_damaged_tokenizer_file_is_named(name, text, tmp_path):
     source = save_tiny(tmp_path / "source")

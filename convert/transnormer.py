@@ -1,0 +1,130 @@
+"""TransNormer as a target: blocks in some layers, linear attention with a norm in the others (arXiv 2210.10340)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .dtypes import Array, from_float32
+from .families import ENCODERS
+from .family import Weight, number
+from .modelcode import TRANSNORMER_CODE
+from .ops import Calibrated, Shape
+from .positions import position_rules
+from .target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
+from .transnormer_options import TransNormerOptions
+
+NORM_WEIGHTS = {
+    "simplermsnorm": {},
+    "rmsnorm": {"scale": "ones"},
+    "gatedrmsnorm": {"scale": "ones", "gate": "ones"},
+    "layernorm": {"weight": "ones", "bias": "zeros"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """The fixed angles of rotary positions: θ_i = 10000^(−2i/d), as (1, 1, d/2)."""
+
+    width: int
+    dtype: str = "F32"
+    action = "new"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (1, 1, self.width // 2)
+
+    def apply(self, *inputs: Array) -> Array:
+        angles = 10000.0 ** (-2.0 * np.arange(self.width // 2) / self.width)
+        return from_float32(angles.astype(np.float32).reshape(1, 1, -1), self.dtype)
+
+
+def _config(context: Context) -> dict[str, Any]:
+    options = context.options
+    return {
+        "variant": options.variant,
+        "block_size": options.block_size,
+        "diag_layers": options.diag_indices(len(context.family.layer_paths(context.config))),
+        "attention_norm": options.norm,
+        "position_encoding": options.position_encoding,
+        "feed_forward": options.ffn,
+        "mask_mode": options.mask_mode,
+        "max_position_embeddings": options.max_length + context.family.special_positions,
+        "use_cache": False,
+    }
+
+
+def _weights(context: Context) -> Sequence[Weight]:
+    """Norms, positions and gates, as far as the options ask for them."""
+    family, options = context.family, context.options
+    hidden = number(context.config, family.hidden_size)
+    width = hidden // number(context.config, family.num_heads)
+    diag = set(context.options.diag_indices(len(family.layer_paths(context.config))))
+    weights: list[Weight] = []
+    for index, path in enumerate(family.layer_paths(context.config)):
+        mix = f"{path}.{family.code.attention_path}.mix"
+        if index not in diag or options.variant == "t1":
+            weights += [
+                Weight(f"{mix}.norm.{name}", (hidden,), how) for name, how in NORM_WEIGHTS[options.norm].items()
+            ]
+        if options.position_encoding != "none":
+            weights.append(Weight(f"{mix}.lrpe.theta", (1, 1, width // 2), "zeros"))
+        if options.position_encoding == "lrpe":
+            weights.append(Weight(f"{mix}.lrpe.v", (width,), "zeros"))
+        if options.ffn == "glu":
+            gate = f"{path}.{family.feed_forward}.gate" if family.feed_forward else f"{path}.gate"
+            weights.append(Weight(f"{gate}.weight", (family.inner_size, hidden), "zeros"))
+            weights.append(Weight(f"{gate}.bias", (family.inner_size,), "ones"))
+    return weights
+
+
+def _rules(context: Context) -> Sequence[Rule]:
+    family, options = context.family, context.options
+    layers = family.layer_paths(context.config)
+    diag = set(options.diag_indices(len(layers)))
+    hidden = number(context.config, family.hidden_size)
+    rules: list[Rule] = []
+    for index, path in enumerate(layers):
+        fitted = [family.output_projection]
+        if index not in diag and options.variant == "t2":
+            fitted += [f"{family.code.attention_path}.{name}" for name in family.code.projections]
+        for module in fitted:
+            why = "least squares to the source's attention" if module == family.output_projection else "features of φ"
+            for kind, size in (("weight", (hidden, hidden)), ("bias", (hidden,))):
+                name = f"{path}.{module}.{kind}"
+                rules.append(Rule((name,), name, Calibrated(name, size, why, "F32"), f"fitted on text: {why}"))
+        if options.position_encoding == "rotary":
+            theta = f"{path}.{family.code.attention_path}.mix.lrpe.theta"
+            rules.append(Rule((), theta, Rotary(hidden // number(context.config, family.num_heads)), "fixed angles"))
+    return [*rules, *position_rules(context, options.max_length)]
+
+
+def _masked(manifest: Mapping[str, Any]) -> str:
+    return "the published form lets padding in" if manifest["options"]["mask_mode"] == "published" else ""
+
+
+TRANSNORMER = Target(
+    name="transnormer",
+    says="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
+    families=ENCODERS,
+    options=TransNormerOptions,
+    code=TRANSNORMER_CODE,
+    folder=lambda name, options: f"transnormer-{name}-{options.max_length}",
+    max_length=lambda options: int(options.max_length),
+    config=_config,
+    weights=_weights,
+    rules=_rules,
+    checks=(
+        Check(
+            "equal_to_formula",
+            "effconv.convert.transnormer_checks:equal_to_formula",
+            "each kind of layer gives what a float64 form of its attention formula gives",
+            1e-5,
+        ),
+        PADDING_CHANGES_NOTHING.limited(_masked),
+        SAVED_AGAIN_EQUAL,
+    ),
+    calibration="effconv.calibrate.transnormer_fit:calibrate_transnormer",
+)

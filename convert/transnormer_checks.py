@@ -1,0 +1,90 @@
+"""What TransNormer promises, measured on a loaded repo."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import mixes_of, worst_of
+from .loaded import Loaded, difference
+
+
+def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """The first layer of each kind on random q, k, v, against its formula with whole matrices of scores, in float64."""
+    config = loaded.config
+    mixes = mixes_of(loaded.model())
+    diag = set(config.diag_layers)
+    chosen = {index in diag: index for index in reversed(range(len(mixes)))}
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    generator = torch.Generator().manual_seed(0)
+    found, lengths = [], (5, config.block_size + 7, 5 * config.block_size - 3)
+    for in_blocks, index in chosen.items():
+        for tokens in lengths:
+            q, k, v = (torch.randn((2, heads, tokens, width), generator=generator) for _ in range(3))
+            mask = torch.ones((2, tokens), dtype=torch.bool)
+            mask[1, -tokens // 3 :] = False
+            with torch.no_grad():
+                got = mixes[index](q, k, v, mask)
+                wanted = _formula(q.double(), k.double(), v.double(), mask, config, mixes[index], in_blocks)
+            found.append(difference(got.transpose(1, 2), wanted.float().transpose(1, 2), mask))
+    return worst_of(found), {"tokens": list(lengths), "layers": sorted(chosen.values())}
+
+
+def _formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any, mix: nn.Module, in_blocks: bool) -> Tensor:
+    tokens, width = q.shape[2:]
+    state = {name: value.double() for name, value in mix.state_dict().items()}
+    at = torch.arange(tokens)
+    softmax = config.variant == "t2"
+    seen = mask[:, None, None, :].expand(-1, 1, tokens, -1)
+    if config.mask_mode == "published":
+        seen = torch.ones_like(seen)
+    if getattr(config, "is_decoder", False):
+        seen = seen & (at[:, None] >= at[None, :])
+    if in_blocks:
+        seen = seen & (at[:, None] // config.block_size == at[None, :] // config.block_size)
+        q, k = (_rotated(x, at % config.block_size, state) for x in (q, k))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(width)
+        if softmax and config.mask_mode == "published":  # the zeros that fill the last block are keys
+            filled = (-tokens) % config.block_size * (at // config.block_size == tokens // config.block_size)
+            weights = scores.exp() * seen
+            weights = weights / (weights.sum(-1, keepdim=True) + filled[:, None])
+        elif softmax:
+            weights = scores.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0.0)
+        else:
+            weights = F.relu(scores) * seen
+    else:
+        name = config.linear_activation or ("1+elu" if softmax else "elu")
+        phi = {"1+elu": lambda x: 1 + F.elu(x), "elu": F.elu, "relu": F.relu, "gelu": F.gelu,
+               "sigmoid": torch.sigmoid, "identity": lambda x: x}[name]  # fmt: skip
+        q, k = (_rotated(phi(x), at, state) for x in (q, k))
+        weights = (q @ k.transpose(-1, -2)) * seen
+    y = weights @ v
+    return y if in_blocks and softmax else _normed(y, config.attention_norm, state)
+
+
+def _rotated(x: Tensor, at: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """A reflection, then a rotation of each pair of channels, as complex numbers."""
+    if "lrpe.theta" not in state:
+        return x
+    if "lrpe.v" in state:
+        v = state["lrpe.v"]
+        x = x - 2 * (x @ v)[..., None] * v
+    turn = torch.polar(torch.ones(()).double(), at[:, None] * state["lrpe.theta"].flatten())
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+
+
+def _normed(y: Tensor, kind: str, state: dict[str, Tensor]) -> Tensor:
+    """A norm over all channels of a token."""
+    heads = y.shape[1]
+    x = y.transpose(1, 2).flatten(2)
+    if kind == "layernorm":
+        x = F.layer_norm(x, x.shape[-1:], state["norm.weight"], state["norm.bias"], 1e-5)
+    else:
+        x_hat = x / (x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1]) + 1e-8)
+        x_hat = x_hat * state.get("norm.scale", torch.ones(()).double())
+        x = x_hat * torch.sigmoid(state["norm.gate"] * x) if "norm.gate" in state else x_hat
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,78 @@
+"""Options of the TransNormer target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+from .errors import UsageError, listing
+from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option
+
+FIRST_HALF = "first-half"
+
+
+@dataclass(frozen=True, slots=True)
+class TransNormerOptions:
+    """What `effconv transnormer` takes beside the common options."""
+
+    max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
+    variant: Literal["t1", "t2"] = option("t2", "t1: relu in blocks, φ = elu; t2: softmax in blocks, φ = 1 + elu.")
+    block_size: int = option(64, "Tokens of a block in the layers with DiagAttention.")
+    diag_layers: str = option(
+        FIRST_HALF, "Layers with DiagAttention: first-half, the first N, or indices such as 0,2,4."
+    )
+    norm: Literal["simplermsnorm", "rmsnorm", "gatedrmsnorm", "layernorm"] = option(
+        "simplermsnorm", "Norm after linear attention."
+    )
+    ffn: Literal["dense", "glu"] = option("dense", "glu: add a gate to every feed-forward, which starts as 1.")
+    position_encoding: Literal["none", "lrpe", "rotary"] = option(
+        "none", "Positions inside attention beside the source's own; lrpe starts as the identity."
+    )
+    calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
+    mask_mode: Literal["masked", "published"] = option(
+        "masked", "published: padding counts, as in the authors' code.", panel="For weights of published TransNormers"
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError with every option that makes no sense."""
+        from ..templates.transnormer_configuration import transnormer_faults
+
+        object.__setattr__(self, "calibrate", tuple(Path(path) for path in self.calibrate))
+        faults = transnormer_faults(
+            SimpleNamespace(
+                variant=self.variant,
+                block_size=self.block_size,
+                diag_layers=[],
+                attention_norm=self.norm,
+                position_encoding=self.position_encoding,
+                feed_forward=self.ffn,
+                mask_mode=self.mask_mode,
+            )
+        )
+        if self.max_length < 1:
+            faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
+        if self.diag_layers != FIRST_HALF and not all(part.isdigit() for part in self.diag_layers.split(",")):
+            faults.append(f"diag_layers is {self.diag_layers!r}: give first-half, a number, or indices such as 0,2,4")
+        if faults:
+            raise UsageError(
+                f"these TransNormer options cannot be used:\n{listing(faults)}",
+                hint="effconv transnormer --help lists them",
+            )
+
+    def diag_indices(self, layers: int) -> list[int]:
+        """The layers with DiagAttention, of so many.
+
+        Raises:
+            UsageError: an index that no layer has.
+        """
+        if self.diag_layers == FIRST_HALF:
+            return list(range(layers // 2))
+        parts = [int(part) for part in self.diag_layers.split(",")]
+        indices = list(range(parts[0])) if len(parts) == 1 else sorted(set(parts))
+        if indices and indices[-1] >= layers:
+            raise UsageError(
+                f"layer {indices[-1]} of {layers}", where="--diag-layers", hint=f"layers are 0 to {layers - 1}"
+            )
+        return indices
