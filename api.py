@@ -1,4 +1,4 @@
-"""The public Python API: convert, plan, verify, load. The first three do what the command of that name does."""
+"""The public Python API: convert, plan, verify, fidelity, load. All but the last do what the command of that name does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from .convert.errors import UsageError
 from .convert.manifest import Measured, check_hashes, read_manifest
 from .convert.options import Settings
 from .convert.plan import Plan
-from .convert.run import Result, convert_source, prepare, verify_repo
+from .convert.recheck import fidelity_of as fidelity
+from .convert.recheck import verify_repo
+from .convert.run import Result, convert_source, prepare
 from .convert.target import Target
 from .targets import TARGETS, target_named
+
+__all__ = ["convert", "fidelity", "load", "plan", "verify"]
 
 Progress = Callable[[str, int, int], None]
 

@@ -198,6 +198,44 @@ def verify(
 
 
 @app.command(rich_help_panel="Look")
+def fidelity(
+    repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
+    against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Text file; several are joined. [default: built in]", show_default=False)
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Tokens of a text, such as 128,512.")] = "128,256,512",
+    texts: Annotated[int, typer.Option(help="Texts a length.")] = 32,
+    token: Token = None,
+    offline: Offline = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure how close a repo's model is to its source on the same text."""
+    from .api import fidelity as measure
+    from .convert.errors import UsageError
+    from .report import Progress, show_fidelity
+
+    if not all(part.strip().isdigit() for part in lengths.split(",")):
+        raise UsageError(f"lengths are {lengths!r}", where="--lengths", hint="numbers of tokens, such as 128,512")
+    with Progress() as progress:
+        rows = measure(
+            repo,
+            against=against,
+            data=data or (),
+            lengths=[int(part) for part in lengths.split(",")],
+            texts=texts,
+            token=token,
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    show_fidelity(rows, as_json=json)
+
+
+@app.command(rich_help_panel="Look")
 def targets(json: Json = False) -> None:
     """List what a source can become."""
     from .report import show_targets

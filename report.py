@@ -109,7 +109,8 @@ def show_result(result: Result, *, as_json: bool) -> None:
         console.print("[yellow]not verified[/yellow] (--no-verify)")
     else:
         _checks(console, result.measured)
-    _fidelity(console, result.manifest["measurements"].get("fidelity", []))
+    rows = result.manifest["measurements"].get("fidelity", [])
+    _fidelity(console, rows, "close to the source, untrained, on the built-in text")
     console.print(
         f"converted in {result.seconds['convert']:.1f} s"
         + (f", verified in {result.seconds['verify']:.1f} s" if "verify" in result.seconds else "")
@@ -123,6 +124,13 @@ def show_checks(measured: Sequence[Measured], *, as_json: bool) -> None:
     console = _console()
     console.print("all files are what the manifest says")
     _checks(console, measured)
+    return None
+
+
+def show_fidelity(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        return _json(list(rows))
+    _fidelity(_console(), rows, "close to the source")
     return None
 
 
@@ -187,15 +195,16 @@ def _checks(console: Console, measured: Sequence[Measured]) -> None:
         console.print(f"{mark}  {escape(result.says + figure + why)}", soft_wrap=True)
 
 
-def _fidelity(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+def _fidelity(console: Console, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     if not rows:
         return
-    table = Table(title="close to the source, untrained, on the built-in text", title_justify="left")
-    names = [name for name in rows[0] if name not in ("tokens", "texts")]
-    for column in ("tokens", *names):
+    table = Table(title=title, title_justify="left")
+    names = [name for name in rows[0] if name not in ("tokens", "texts", "layer_error")]
+    for column in ("tokens", "texts", *names, "error after each layer"):
         table.add_column(column.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(str(row["tokens"]), *(f"{row[name]:.4f}" for name in names))
+        layers = " ".join(f"{error:.2f}" for error in row["layer_error"][1:])
+        table.add_row(str(row["tokens"]), str(row["texts"]), *(f"{row[name]:.4f}" for name in names), layers)
     console.print(table)
 
 

@@ -1,13 +1,14 @@
 """Fidelity: how close a converted model is to its source on the same text.
 
 Token cosine: mean over real tokens of the cosine between last hidden states. Sentence cosine: between their means over
-real tokens. With a masked-LM head: the mean KL divergence of the token distributions (nats), and both models' loss on
+real tokens. Layer error: ‖a − b‖ / ‖b‖ of the hidden states after each layer, the embeddings first. With a masked-LM head: the mean KL divergence of the token distributions (nats), and both models' loss on
 masked tokens (nats a token).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,13 @@ def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
     reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
     lengths = [length for length in BUILTIN_LENGTHS if length <= reach] or [reach]
     return fidelity(loaded, measuring_text(), lengths, BUILTIN_TEXTS)
+
+
+def file_fidelity(loaded: Loaded, files: list[str], lengths: list[int], texts: int) -> list[dict[str, Any]]:
+    """Fidelity on the files' text, or on the built-in one, at the lengths that both models reach."""
+    text = "\n".join(Path(path).read_text(encoding="utf-8") for path in files) if files else measuring_text()
+    reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
+    return fidelity(loaded, text, [length for length in lengths if length <= reach], texts)
 
 
 def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> list[dict[str, Any]]:
@@ -63,19 +71,24 @@ def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     return alone[:lead], alone[lead:]
 
 
-def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, float]:
+def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, Any]:
     """Mean figures of two models over ids (b, t), one text at a time so that memory stays small."""
     rows = [_compare_one(source, emitted, ids[i : i + 1], tokenizer, i) for i in range(len(ids))]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "layer_error"}
+    layers = zip(*(row["layer_error"] for row in rows), strict=True)
+    return {**means, "layer_error": [sum(values) / len(rows) for values in layers]}
 
 
 @torch.no_grad()
-def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any, seed: int) -> dict[str, float]:
+def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any, seed: int) -> dict[str, Any]:
     one, other = source(ids, output_hidden_states=True), emitted(ids, output_hidden_states=True)
     a, b = one.hidden_states[-1], other.hidden_states[-1]
     row = {
         "token_cosine": float(F.cosine_similarity(a, b, dim=-1).mean()),
         "sentence_cosine": float(F.cosine_similarity(a.mean(1), b.mean(1), dim=-1).mean()),
+        "layer_error": [
+            float((y - x).norm() / x.norm()) for x, y in zip(one.hidden_states, other.hidden_states, strict=True)
+        ],
     }
     if "logits" in one and one.logits.dim() == 3 and tokenizer.mask_token_id is not None:
         row["logit_kl"] = float(

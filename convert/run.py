@@ -216,7 +216,7 @@ def _fill(
             folder,
             target,
             manifest,
-            source=_folder(ready.source),
+            source=source_folder(ready.source),
             progress=lambda name: progress(f"verify: {name}", 0, 0),
             trust_remote_code=settings.trust_remote_code,
         )
@@ -230,61 +230,6 @@ def _fill(
     return Result(folder, ready.plan, complete, measured, findings, seconds)
 
 
-def verify_repo(
-    repo: str | os.PathLike[str],
-    targets: Mapping[str, Target],
-    *,
-    against: str | os.PathLike[str] | None = None,
-    token: str | None = None,
-    offline: bool = False,
-    trust_remote_code: bool = False,
-    progress: Progress = lambda step, done, total: None,
-) -> list[Measured]:
-    """Checks an emitted repo again: every hash, then the target's checks in a fresh process.
-
-    Args:
-        against: the dense source to compare with; without it what needs a source is left out.
-
-    Raises:
-        CheckFailedError: a file differs from the manifest, or a check fails.
-    """
-    folder = Path(repo)
-    if not folder.is_dir():
-        raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
-    manifest = read_manifest(folder)
-    target = targets.get(manifest["target"])
-    if target is None:
-        raise UnsupportedError(
-            f"the repo's target {manifest['target']!r} is unknown to this effconv",
-            where=str(folder),
-            hint="upgrade effconv",
-        )
-    progress("hashes", 0, 0)
-    check_hashes(folder, manifest)
-    source = None
-    if against is not None:
-        found = resolve(against, token=token, offline=offline)
-        if found.config.get("model_type") != manifest["family"]:
-            raise UsageError(
-                f"the source is a {found.config.get('model_type')}, the repo was made from a {manifest['family']}",
-                where=str(against),
-                hint="give the checkpoint that the repo was made from",
-            )
-        for name in open_checkpoint(found).files():
-            found.path(name)
-        source = _folder(found)
-    measured, _ = run_checks(
-        folder.resolve(),
-        target,
-        manifest,
-        source=source,
-        progress=lambda name: progress(f"verify: {name}", 0, 0),
-        trust_remote_code=trust_remote_code,
-    )
-    require_passed(folder, measured)
-    return measured
-
-
 def _calibrate(ready: Prepared, target: Target, progress: Progress) -> Calibration:
     """Runs the target's calibration, if it has one, on the source's own model."""
     if not target.calibration:
@@ -293,7 +238,7 @@ def _calibrate(ready: Prepared, target: Target, progress: Progress) -> Calibrati
 
     module, _, function = target.calibration.partition(":")
     found: Calibration = getattr(importlib.import_module(module), function)(
-        ready.context, _folder(ready.source), progress
+        ready.context, source_folder(ready.source), progress
     )
     return found
 
@@ -340,7 +285,7 @@ def _portable(value: object) -> object:
     return [_portable(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def _folder(source: Source) -> Path:
+def source_folder(source: Source) -> Path:
     """The folder with config and weights, all of it local by now."""
     return source.path("config.json").parent
 

@@ -70,15 +70,17 @@ class Staging:
         """Makes the staging folder the output, durably. What stood there before goes only when the new one stands."""
         with output_errors(self.output):
             for path in sorted(self.folder.rglob("*")):
-                _fsync(path)
-            _fsync(self.folder)
+                if path.is_file():
+                    _fsync(path)
+            for folder in (path for path in (self.folder, *self.folder.rglob("*")) if path.is_dir()):
+                _fsync_folder(folder)
             if self.output.exists():
                 if not self.overwrite and any(self.output.iterdir()):
                     check_output(self.output, overwrite=False)
                 _exchange(self.folder, self.output)
             else:
                 self.folder.rename(self.output)
-            _fsync(self.output.parent)
+            _fsync_folder(self.output.parent)
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -258,19 +260,20 @@ def exchange_with_journal(new: Path, output: Path) -> None:
     """Two renames; killed between them, the next run finds the journal and finishes the replacement."""
     old = _old_path(new)
     journal = _journal(output)
-    journal.write_text(json.dumps({"old": old.name, "new": new.name}), encoding="utf-8")
-    _fsync(journal)
-    _fsync(output.parent)
-    output.rename(old)
     try:
+        journal.write_text(json.dumps({"old": old.name, "new": new.name}), encoding="utf-8")
+        _fsync(journal)
+        _fsync_folder(output.parent)
+        output.rename(old)
         new.rename(output)
     except BaseException:
         if not output.exists():
-            old.rename(output)
-        journal.unlink()
+            old.rename(output)  # where even this fails, the journal stays and the next run does it
         raise
-    journal.unlink()
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if output.exists():
+            journal.unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
@@ -279,3 +282,9 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable, where the file system can: some refuse, and the renames stand all the same."""
+    with contextlib.suppress(OSError):
+        _fsync(folder)

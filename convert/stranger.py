@@ -50,10 +50,10 @@ def main() -> None:
         results.append(_run(loaded, check))
     fidelity = []
     if source and all(result["passed"] for result in results):
-        from .fidelity import builtin_fidelity
+        from .fidelity import builtin_fidelity, file_fidelity
 
         _say({"begins": "fidelity"})
-        fidelity = builtin_fidelity(loaded)
+        fidelity = file_fidelity(loaded, **job["fidelity"]) if "fidelity" in job else builtin_fidelity(loaded)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     _say({"checks": results, "fidelity": fidelity, "versions": versions})
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,35 @@ def run_checks(
         if not why and source is None and check.name == "equal_to_source":
             why = "no source was given to compare with"
         (left_out if why else applying).append((check, why))
-    job = {
-        "repo": str(repo),
-        "source": str(source) if source else None,
-        "manifest": dict(manifest),
-        "trust_remote_code": trust_remote_code,
-        "checks": [
-            {"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying
-        ],
-    }
-    reply = _child(job, progress)
+    checks = [{"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying]
+    reply = _child(_job(repo, source, manifest, trust_remote_code) | {"checks": checks}, progress)
     measured = [Measured(**result) for result in reply["checks"]]
     measured += [Measured(check.name, check.says, None, why=f"does not apply: {why}") for check, why in left_out]
     return measured, {"fidelity": reply["fidelity"], "versions": reply["versions"]}
+
+
+def measure_fidelity(
+    repo: Path,
+    manifest: Mapping[str, Any],
+    *,
+    source: Path,
+    files: Sequence[Path],
+    lengths: Sequence[int],
+    texts: int,
+    progress: Callable[[str], None] = lambda step: None,
+    trust_remote_code: bool = False,
+) -> list[dict[str, Any]]:
+    """How close the repo's model is to its source on the files' text (the built-in one where there are none).
+
+    Args:
+        lengths: tokens of a window, special tokens included. texts: windows a length.
+
+    Raises:
+        CheckFailedError: the process that loads both died.
+    """
+    asked = {"files": [str(path.resolve()) for path in files], "lengths": list(lengths), "texts": texts}
+    reply = _child(_job(repo, source, manifest, trust_remote_code) | {"checks": [], "fidelity": asked}, progress)
+    return list(reply["fidelity"])
 
 
 def require_passed(repo: Path, measured: list[Measured]) -> None:
@@ -69,6 +85,15 @@ def require_passed(repo: Path, measured: list[Measured]) -> None:
             where=str(repo),
             hint="do not use this repo; please report it with the command that made it",
         )
+
+
+def _job(repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_remote_code: bool) -> dict[str, Any]:
+    return {
+        "repo": str(repo),
+        "source": str(source) if source else None,
+        "manifest": dict(manifest),
+        "trust_remote_code": trust_remote_code,
+    }
 
 
 def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:

@@ -1,27 +1,33 @@
-"""Kill a conversion at every moment that matters, and look at what each killed run and the next one leave.
+"""End a conversion at every moment that matters, and look at what each such run and the next one leave.
 
     python crash_driver.py JOB.json
 
-JOB.json is {"source", "place", "at": "steps" | "disk", "overwrite", "journal"}. `steps` kills at each call of the progress
-callback, `disk` at each change to the disk. Every run is a forked child, so that imports are paid once. Prints one line of
-JSON: {"moments": what each killed run was about to do, "faults": what was wrong, a line each}.
+JOB.json is {"source", "place", "at": "steps" | "disk", "how": "kill" | "full", "overwrite", "journal"}. `steps` are the calls
+of the progress callback, `disk` the changes to the disk; `kill` is SIGKILL, `full` lets the disk be full from then on, for
+writes. Every run is a forked child, so that imports are paid once. Prints one line of JSON: {"moments": what each of the
+runs was about to do, "faults": what was wrong, a line each}.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import effconv.api
 from effconv.convert import run, staging
+from effconv.convert.errors import EffconvError, OutputError
 from effconv.convert.manifest import Measured
 
 OLD = {"old.txt": b"old"}
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.copyfile", "ctypes.dlsym")
+WRITING = os.O_WRONLY | os.O_RDWR
+UNHINDERED = ("os.rename", "os.remove", "os.rmdir", "ctypes.dlsym")  # by a full disk
 
 
 def checks_that_pass(repo, target, manifest, *, progress=lambda name: None, **_options):
@@ -44,17 +50,24 @@ def convert(job, progress=lambda step, done, total: None):
     )
 
 
-def killed(job, moment, report):
-    """In a child: a conversion that kills itself at the given moment, after saying through a pipe what it was about to do."""
+def ended_at(job, moment, report):
+    """In a child: a conversion that meets its end at the given moment, after saying through a pipe what it was about to do."""
     seen = 0
+    watching = True
 
     def reached(what):
         nonlocal seen
-        if seen == moment:
-            os.write(report, what.encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not watching:
+            return
         seen += 1
+        if seen == moment + 1:
+            write(report, what.encode())
+            if job["how"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        if seen > moment and job["how"] == "full" and not what.startswith(UNHINDERED):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    write = os.write
     if job["at"] == "steps":
         convert(job, lambda step, done, total: reached(f"{step} {done}"))
         return
@@ -65,22 +78,20 @@ def killed(job, moment, report):
         watching = watching or step == "publish"
 
     def changes(event, arguments):
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if watching and (event in CHANGES or writes):
+        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
             reached(f"{event} {arguments[0]}")
 
-    def counted(function, name):
+    def watched(function, name):
         def call(*arguments, **options):
-            if watching:
-                reached(name)
+            reached(name)
             return function(*arguments, **options)
 
         return call
 
-    write = os.write
     sys.addaudithook(changes)
-    os.write = lambda file, data: write(file, data) if file == report else counted(write, "os.write")(file, data)
-    os.copy_file_range = counted(os.copy_file_range, "os.copy_file_range")
+    for name in ("write", "copy_file_range", "fsync"):
+        if name != "fsync" or job["how"] == "full":  # a kill around each of the many fsyncs would show nothing new
+            setattr(os, name, watched(getattr(os, name), f"os.{name}"))
     convert(job, progress)
 
 
@@ -90,8 +101,10 @@ def in_child(work):
     if child == 0:
         try:
             work()
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        except EffconvError as error:
+            os._exit(error.exit_code)
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     return os.waitpid(child, 0)[1]
@@ -121,27 +134,34 @@ def main(job):
     assert in_child(lambda: convert(job)) == 0
     new, before = snapshot(place / "out"), snapshot(Path(job["source"]))
     moments, faults = [], []
+    kept = OLD if job["overwrite"] else None
     while True:
         place = fresh_place(job)
         reader, writer = os.pipe()
-        status = in_child(lambda: killed(job, len(moments), writer))  # noqa: B023 - the child runs before the loop goes on
+        status = in_child(lambda: ended_at(job, len(moments), writer))  # noqa: B023 - it runs before the loop goes on
         os.close(writer)
-        moment = os.read(reader, 1000).decode()
+        moment = os.read(reader, 1000).decode().replace(str(place), "")
         os.close(reader)
-        if not os.WIFSIGNALED(status):
-            assert status == 0, f"the conversion failed by itself at moment {len(moments)}"
+        if not moment:
+            assert status == 0, f"the conversion failed by itself after {len(moments)} moments"
             break
-        moments.append(moment.replace(str(place), ""))
-        found = snapshot(place / "out")
-        between_renames = job["journal"] and found is None and (place / ".out.effconv.journal").exists()
-        if found not in (new, OLD if job["overwrite"] else None) and not between_renames:
-            faults.append(f"{moments[-1]}: the output holds {sorted(found) if found else found}")
+        moments.append(moment)
+        found, left = snapshot(place / "out"), sorted(os.listdir(place))
+        if job["how"] == "kill":
+            between_renames = job["journal"] and found is None and ".out.effconv.journal" in left
+            if found not in (new, kept) and not between_renames:
+                faults.append(f"{moment}: the output holds {sorted(found) if found else found}")
+        elif os.waitstatus_to_exitcode(status) == OutputError.exit_code:
+            if found != kept or left != ([] if kept is None else ["out"]):
+                faults.append(f"{moment}: the failed run left {left} and changed the output: {found != kept}")
+        elif status or found != new:
+            faults.append(f"{moment}: ended with {os.waitstatus_to_exitcode(status)}")
         if in_child(lambda: convert(job)):
-            faults.append(f"{moments[-1]}: the next run failed")
+            faults.append(f"{moment}: the next run failed")
         elif snapshot(place / "out") != new:
-            faults.append(f"{moments[-1]}: the next run made something else")
+            faults.append(f"{moment}: the next run made something else")
         if sorted(os.listdir(place)) != ["out"]:
-            faults.append(f"{moments[-1]}: the next run left {sorted(os.listdir(place))}")
+            faults.append(f"{moment}: the next run left {sorted(os.listdir(place))}")
     if snapshot(Path(job["source"])) != before:
         faults.append("the source was touched")
     print(json.dumps({"moments": moments, "faults": faults}))

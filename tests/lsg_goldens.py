@@ -6,11 +6,10 @@ Everything recorded comes from the published implementation; see the README besi
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
+from environments import stranger
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -25,14 +24,7 @@ TOLERANCE = 2e-5
 
 # What the published code does in these two respects, and ours only when asked to.
 PUBLISHED = {"causal_globals": "published", "bos_pooling_padding": "published"}
-# Options of the published converter, as flags of ours.
-CONVERTER_FLAGS = {
-    "global_positional_stride": lambda value: ["--global-positional-stride", str(value)],
-    "random_global_init": lambda value: ["--global-init", "random" if value else "mask"],
-    "use_token_ids": lambda value: ["--use-token-ids" if value else "--no-use-token-ids"],
-}
 LOAD_OPTIONS = ("is_decoder",)  # given when a repo is loaded: no options of the conversion
-MOST_GLOBALS = 512  # the published code takes larger numbers for this one
 
 
 def golden_folder(name: str) -> Path:
@@ -48,12 +40,9 @@ def read_cases(folder: Path) -> list[dict]:
     return read_json(folder / "cases.json")
 
 
-def convert(source: Path, output: Path, conversion: dict, config: dict) -> Path:
-    """`effconv lsg` as somebody types it, with the recorded conversion's options and the config's values as flags."""
-    arguments = ["lsg", str(source), "--max-len", str(conversion["max_sequence_length"]), "--no-verify"]
-    arguments += ["-o", str(output), *flags(config)]
-    for name, value in conversion["options"].items():
-        arguments += CONVERTER_FLAGS[name](value)
+def convert(source: Path, output: Path, max_length: int, config: dict) -> Path:
+    """`effconv lsg` as somebody types it, with values of the emitted config as flags."""
+    arguments = ["lsg", str(source), "--max-len", str(max_length), "--no-verify", "-o", str(output), *flags(config)]
     run = CliRunner().invoke(app, arguments)
     assert run.exit_code == 0, f"effconv {' '.join(arguments)}\n{run.output}\n{run.exception!r}"
     return output
@@ -61,9 +50,6 @@ def convert(source: Path, output: Path, conversion: dict, config: dict) -> Path:
 
 def flags(config: dict) -> list[str]:
     """The command line's flags for values of the emitted config."""
-    config = dict(config)
-    if config.get("num_global_tokens", 0) > MOST_GLOBALS:
-        config["num_global_tokens"] = MOST_GLOBALS
     found = []
     for name, value in config.items():
         flag = "--" + name.replace("_", "-")
@@ -88,7 +74,7 @@ def parity_jobs(family: str, folder: Path) -> list[dict]:
         if key not in jobs:
             conversion = read_json(golden / case["expected"].replace(".safetensors", "_conversion.json"))
             repo = folder / f"{family}-{len(jobs)}"
-            convert(golden / case["source"], repo, conversion, {**config, **PUBLISHED})
+            convert(golden / case["source"], repo, conversion["max_sequence_length"], {**config, **PUBLISHED})
             if random:  # drawn by the published code: no other code draws the same
                 with_recorded_globals(repo, golden / case["expected"])
             jobs[key] = {"repo": str(repo), "cases": []}
@@ -118,25 +104,23 @@ def run_worker(jobs: list[dict], folder: Path, python: str) -> dict[str, dict]:
     """The worker's results by case, from a fresh process in which effconv cannot be imported."""
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
     run = subprocess.run(
         [python, str(WORKER), str(path)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         cwd=folder,
-        env=environment,
+        env=stranger(folder),
         check=False,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def faults(results: Iterable[tuple[str, dict]], tolerance: float = TOLERANCE) -> list[str]:
+def faults(results: dict[str, dict], tolerance: float = TOLERANCE) -> list[str]:
     """What is wrong with the results, a line each; none where all is within the tolerance."""
     lines = []
-    for name, result in results:
+    for name, result in results.items():
         if "error" in result:
             lines.append(f"{name}: {result['error']}")
             continue

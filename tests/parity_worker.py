@@ -58,6 +58,7 @@ def run_case(job, case):
 
 
 def main() -> None:
+    sys.modules["effconv"] = None  # wherever it is installed: an emitted repo must load without it
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     results = {}

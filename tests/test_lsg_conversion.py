@@ -9,15 +9,12 @@ from checkpoints import bits, read, read_json
 from safetensors.torch import load_file
 
 import effconv
+from effconv.lsgify.target import LSG
 
 COPY = Path(__file__).parent / "goldens" / "lsg" / "conversion"
 FULL = Path(__file__).parent.parent.parent / "shared" / "goldens" / "lsg" / "conversion"
-FAMILIES = ("bert__", "roberta__")
-CASES = sorted(
-    path
-    for path in (FULL if FULL.is_dir() else COPY).iterdir()
-    if path.name.startswith(FAMILIES) and not path.name.endswith("lsg_source")
-)
+FAMILIES = tuple(f"{family}__p" for family in LSG.families)
+CASES = sorted(path for path in (FULL if FULL.is_dir() else COPY).iterdir() if path.name.startswith(FAMILIES))
 OWN_FIELDS = {
     *("auto_map", "model_type", "dtype", "torch_dtype", "transformers_version", "base_model_prefix", "use_cache"),
     *("lsh_seed", "causal_globals", "bos_pooling_padding"),
