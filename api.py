@@ -119,4 +119,5 @@ def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
     settings = {key: value for key, value in options.items() if key in common}
     if settings.get("output") is not None:
         settings["output"] = Path(settings["output"])
-    return target, target.options(**{key: options[key] for key in options.keys() & own}), Settings(**settings)
+    chosen = target.options(**{key: options[key] for key in options.keys() & own})
+    return target_named(name, chosen), chosen, Settings(**settings)

@@ -96,7 +96,7 @@ def _converting_command(name: str, help: str, options_class: type) -> None:
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
         options = options_class(**{key: values[key] for key in own if values[key] is not None})
         settings = Settings(**{key: value for key, value in values.items() if key not in own})
-        target = target_named(name)
+        target = target_named(name, options)
         if plan_only:
             ready = prepare(source, target, options, settings, remote=True)
             ready.checkpoint.close()

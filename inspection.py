@@ -22,7 +22,7 @@ class Inspection:
     Attributes:
         parameters: elements of all stored tensors. bytes: of their payload.
         max_length: tokens that it takes.
-        becomes: targets that take its family.
+        becomes: targets that take its family and head.
         why_not: why it cannot be converted, where it cannot.
     """
 
@@ -64,9 +64,10 @@ def inspect_source(
     try:
         family = family_of(found.config, FAMILIES)
         check_floats(tensors)
-        head = choose_head(checkpoint, found.config, family, None)[0].suffix
+        chosen = choose_head(checkpoint, found.config, family, None)[0]
+        head = chosen.suffix
         max_length = number(found.config, "max_position_embeddings") - family.special_positions
-        becomes = [target.name for target in TARGETS.values() if family.name in target.families]
+        becomes = [target.name for target in TARGETS.values() if target.takes(family, chosen, found.config)]
     except UnsupportedError as error:
         why_not = error.what + (f" ({error.hint})" if error.hint else "")
     finally:

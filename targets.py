@@ -6,20 +6,24 @@ from collections.abc import Mapping
 
 from .convert.errors import UnsupportedError
 from .convert.lambda_ import LAMBDA
+from .convert.lambda_published import LAMBDA_PUBLISHED
 from .convert.linformer import LINFORMER
 from .convert.target import Target
 from .convert.transnormer import TRANSNORMER
 from .lsgify.target import LSG
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in (LSG, LINFORMER, LAMBDA, TRANSNORMER)}
+TARGETS: Mapping[str, Target] = {
+    target.name: target for target in (LSG, LINFORMER, LAMBDA, LAMBDA_PUBLISHED, TRANSNORMER)
+}
 
 
-def target_named(name: str) -> Target:
-    """The target of that name.
+def target_named(name: str, options: object = None) -> Target:
+    """The target of that name, or the one that takes over for these options.
 
     Raises:
         UnsupportedError: with the names there are.
     """
     if name not in TARGETS:
         raise UnsupportedError(f"no target {name!r}", hint="one of " + ", ".join(TARGETS))
-    return TARGETS[name]
+    variant = TARGETS[name].variant(options) if options is not None else ""
+    return TARGETS[variant or name]

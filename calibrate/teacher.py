@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..convert.errors import BadInputError, listing
 from ..convert.family import number
+from ..convert.source import TOKENIZER_FILES
 from ..convert.target import Context
 
 THREADS = 2  # fixed: another number of threads may sum in another order, and a fit shall repeat bit for bit
+
+SETTINGS_ALONE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +37,40 @@ class AttentionSite:
 
 
 def load_teacher(folder: Path) -> tuple[nn.Module, Any]:
-    """The stock base model of a source, in float32 and eval mode, and its tokenizer."""
+    """The stock base model of a source, in float32 and eval mode, and its tokenizer.
+
+    Raises:
+        BadInputError: no tokenizer that loads, or weights that are not finite.
+    """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(THREADS)
+    try:
+        stored = any((folder / name).exists() for name in TOKENIZER_FILES if name not in SETTINGS_ALONE)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if stored else None  # 5.x makes an empty one
+    except Exception as error:  # each tokenizer class fails in its own way where files are missing or damaged
+        raise _no_tokenizer(folder, f"cannot be loaded ({type(error).__name__}: {error})") from None
+    if tokenizer is None:
+        raise _no_tokenizer(folder, "is missing")
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+    unsound = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if unsound:
+        raise BadInputError(
+            f"the source cannot be run, its weights hold NaN or infinite values:\n{listing(unsound)}",
+            where="the source's weights",
+            hint="use a sound checkpoint",
+        )
+    return model.eval(), tokenizer
+
+
+def _no_tokenizer(folder: Path, why: str) -> BadInputError:
+    return BadInputError(
+        f"the source's tokenizer {why}, and the fit reads text with it",
+        where=str(folder),
+        hint="put the tokenizer's files beside config.json",
+    )
 
 
 def attention_sites(model: nn.Module, context: Context) -> list[AttentionSite]:

@@ -33,11 +33,15 @@ class CalibrationText:
     findings: list[str]
 
 
-def read_text(files: Sequence[Path], tokenizer: Any) -> CalibrationText:
+def read_text(files: Sequence[Path], tokenizer: Any, rows: int) -> CalibrationText:
     """Reads and tokenizes the files, or the built-in text where there are none.
 
+    Args:
+        rows: of the source's table of words.
+
     Raises:
-        BadInputError: a file that cannot be read, or a text that the tokenizer mostly does not know.
+        BadInputError: a file that cannot be read, a text that the tokenizer mostly does not know, or a tokenizer that does
+            not belong to the source.
     """
     if files:
         parts = []
@@ -53,6 +57,14 @@ def read_text(files: Sequence[Path], tokenizer: Any) -> CalibrationText:
         text = fitting_text()
         name = "the built-in English text"
     tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    prefix, suffix = _around(tokenizer)
+    largest = max((*tokens, *prefix, *suffix), default=0)
+    if largest >= rows:
+        raise BadInputError(
+            f"the tokenizer gives the id {largest}, and the source's table of words has {rows} rows",
+            where="the source's tokenizer files",
+            hint="use the tokenizer that belongs to the weights",
+        )
     unknown = sum(token == tokenizer.unk_token_id for token in tokens) / max(len(tokens), 1)
     if unknown > UNKNOWN_REFUSED:
         raise BadInputError(
@@ -65,7 +77,6 @@ def read_text(files: Sequence[Path], tokenizer: Any) -> CalibrationText:
         findings.append(
             f"{unknown:.0%} of the calibration text's tokens are unknown to the tokenizer: is it the right language?"
         )
-    prefix, suffix = _around(tokenizer)
     record = {
         "text": name,
         "sha256": hashlib.sha256(text.encode()).hexdigest(),

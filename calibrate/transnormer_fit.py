@@ -67,7 +67,7 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[st
     """New weights of every layer's projections, fitted on the options' calibration text."""
     family, config = context.family, context.config
     model, tokenizer = load_teacher(folder)
-    text = read_text(context.options.calibrate, tokenizer)
+    text = read_text(context.options.calibrate, tokenizer, model.config.vocab_size)
     samples = _samples(text, model.config.max_position_embeddings - family.special_positions, context.seed)
     stored = family.layer_paths(config)
     emitted = SimpleNamespace(

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import BadInputError
 from .execute import Written
-from .modelcode import auto_map, names, render
+from .modelcode import auto_map, class_name, model_type, render
 from .plan import Plan
 from .source import TOKENIZER_FILES, Source, sentence_modules
 from .target import Context, Target
@@ -25,14 +25,20 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
     """config.json of the repo: the source's fields, the target's, a model_type of its own and the code to load."""
     kept = {key: value for key, value in context.config.items() if key not in STALE_FIELDS}
-    heads = {head.suffix: head.auto for head in context.family.heads}
+    code = context.emits.code
     return {
         **kept,
         **target.config(context),
-        "model_type": names(context.family.code, target.code).model_type,
-        "architectures": [target.code.class_prefix + context.family.class_name(context.head)],
-        "auto_map": auto_map(context.family.code, target.code, heads),
+        "model_type": model_type(code, target.code),
+        "architectures": [class_name(code, target.code, context.emitted_head.suffix)],
+        "auto_map": auto_map(code, target.code, _heads(target, context)),
     }
+
+
+def _heads(target: Target, context: Context) -> dict[str, str]:
+    """Auto class by head; the repo's own head comes last, so that it has the word where two share an Auto class."""
+    heads = {head.suffix: head.auto for head in target.heads(context.emits) if head != context.emitted_head}
+    return {**heads, context.emitted_head.suffix: context.emitted_head.auto}
 
 
 def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
@@ -45,8 +51,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
             folder / "model.safetensors.index.json",
             {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
         )
-    heads = {head.suffix: head.auto for head in context.family.heads}
-    for name, text in render(context.family.code, target.code, heads).items():
+    for name, text in render(context.emits.code, target.code, _heads(target, context)).items():
         (folder / name).write_text(text, encoding="utf-8")
     max_length = target.max_length(context.options)
     _tokenizer(folder, source, max_length, f"{context.family.code.class_prefix}Tokenizer")

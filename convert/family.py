@@ -28,12 +28,13 @@ def always(config: Config) -> bool:
 class Weight:
     """A tensor of the family: canonical name, shape in config fields, and how a new one starts.
 
-    `init` is normal (N(0, initializer_range)), zeros or ones. `when` says of which configs a model has the tensor.
+    `init` is one of those of `ops.New`; `dtype` is set where it is not the other tensors'. `when` says of which configs a model has the tensor.
     """
 
     name: str
     shape: tuple[str | int, ...]
     init: str = "normal"
+    dtype: str = ""
     when: Condition = always
 
 
@@ -108,6 +109,21 @@ class Family:
             where="--architecture",
             hint="one of " + ", ".join(head.suffix for head in self.heads),
         )
+
+    def head_width(self, config: Config) -> int:
+        """Channels of one attention head.
+
+        Raises:
+            BadInputError: the heads do not divide the hidden size.
+        """
+        hidden, heads = number(config, self.hidden_size), number(config, self.num_heads)
+        if hidden % heads:
+            raise BadInputError(
+                f"{self.hidden_size} {hidden} is no multiple of {self.num_heads} {heads}",
+                where="config.json",
+                hint="fetch the file again",
+            )
+        return hidden // heads
 
     def class_name(self, head: Head) -> str:
         """The stock transformers class, such as BertForMaskedLM."""

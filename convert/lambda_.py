@@ -28,7 +28,7 @@ def _config(context: Context) -> dict[str, Any]:
 def _weights(context: Context) -> Sequence[Weight]:
     family, options = context.family, context.options
     heads = number(context.config, family.num_heads)
-    width = number(context.config, family.hidden_size) // heads
+    width = family.head_width(context.config)
     landmarks = options.key_depth * options.intra_depth + 1
     shapes: dict[str, tuple[str | int, ...]] = {
         "landmarks": (heads, landmarks, width),
@@ -79,4 +79,5 @@ LAMBDA = Target(
         SAVED_AGAIN_EQUAL,
     ),
     calibration="effconv.calibrate.lambda_fit:calibrate_lambda",
+    variant=lambda options: "lambda-published" if options.groups == "1" else "",
 )

@@ -42,3 +42,39 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
             wanted = wanted + factor[..., None] * near
         found.append(difference(got.transpose(1, 2), wanted.float().transpose(1, 2), mask))
     return worst_of(found), {"tokens": list(lengths)}
+
+
+def published_equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """The first published layer on random states, against equations 1 to 3 of arXiv 2102.08602 in float64, in eval mode.
+
+    y[n,h] = q[n,h] · (λc + λp[n]), λc[k,v] = Σ_u Σ_n K[u,k,n] V[u,v,n], λp[k,v,n] = Σ_u,j W[k,u,j] V[u,v,n + j − ⌊r/2⌋].
+    """
+    model = loaded.model()
+    layer = next(module for name, module in model.named_modules() if name.endswith("encoder.layer.0.lambdalayer.self"))
+    config = loaded.config
+    state = {name: value.detach().double() for name, value in layer.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    found, lengths = [], (9, 70)
+    for tokens in lengths:
+        x = torch.randn((1, tokens, config.hidden_size), generator=generator)
+        with torch.no_grad():
+            got, _ = layer(x, None)
+        q, k, v = (x[0].double() @ state[f"{name}.weight"][..., 0].T for name in ("query", "key", "value"))
+        for name, value in (("norm_q", q), ("norm_v", v)):
+            value.sub_(state[f"{name}.running_mean"]).div_((state[f"{name}.running_var"] + 1e-5).sqrt())
+            value.mul_(state[f"{name}.weight"]).add_(state[f"{name}.bias"])
+        q = q.unflatten(-1, (config.num_lambda_queries, config.key_depth))
+        k = k.softmax(0).unflatten(-1, (config.key_depth, config.intra_depth))
+        v = v.unflatten(-1, (-1, config.intra_depth))
+        wanted = torch.einsum("nhk,kv->nhv", q, torch.einsum("mku,mvu->kv", k, v))
+        if "rel_pos_embed" in state:
+            table = state["rel_pos_embed"][:, :, 0]
+            for offset in range(table.shape[-1]):
+                rows = torch.arange(tokens) + offset - table.shape[-1] // 2
+                inside = (rows >= 0) & (rows < tokens)
+                near = v[rows.clamp(0, tokens - 1)] * inside[:, None, None]
+                wanted += torch.einsum("nhk,ku,nvu->nhv", q, table[..., offset], near)
+        else:
+            wanted += torch.einsum("nhk,nuk,nvu->nhv", q, state["pos_diagonal"][:tokens], v)
+        found.append(difference(got[0], wanted.flatten(1).float()))
+    return worst_of(found), {"tokens": list(lengths)}

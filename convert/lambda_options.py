@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 from .errors import UsageError, listing
 from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option
@@ -18,6 +19,9 @@ class LambdaOptions:
     local_context: int = option(15, "Positions around a token that the local term reads; odd, 0 for none.")
     key_depth: int = option(16, "Landmarks a head: more is closer to the source, and slower.")
     intra_depth: int = option(1, "Multiplies the landmarks.")
+    groups: Literal["heads", "1"] = option(
+        "heads", "heads: a λ a head, fitted; 1: the published layer, one λ for all heads, to be trained."
+    )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
 
     def __post_init__(self) -> None:
@@ -30,6 +34,8 @@ class LambdaOptions:
                 key_depth=self.key_depth, intra_depth=self.intra_depth, local_context_size=self.local_context
             )
         )
+        if self.groups not in ("heads", "1"):
+            faults.append(f"groups is {self.groups!r}: give heads or 1")
         if self.max_length < 1:
             faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
         if faults:

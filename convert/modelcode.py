@@ -71,6 +71,29 @@ class TargetCode:
         return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
 
 
+@dataclass(frozen=True, slots=True)
+class StandaloneCode:
+    """A target whose repos bring a model of their own: files that are copied as they are, nothing rendered.
+
+    Args:
+        model_type: as in config.json and in the config class.
+        module: where the models are. config: `module.Class` of the config.
+        files: all files of the repo's code.
+    """
+
+    model_type: str
+    module: str
+    config: str
+    files: tuple[str, ...]
+    class_prefix: str = ""
+
+
+LAMBDA_PUBLISHED_CODE = StandaloneCode(
+    model_type="lambda-published",
+    module="lambda_published",
+    config="lambda_published.LambdaBertConfig",
+    files=("lambda_attention.py", "lambda_published.py"),
+)
 LINFORMER_CODE = TargetCode(
     name="linformer",
     class_prefix="Linformer",
@@ -128,12 +151,17 @@ def names(family: FamilyCode, target: TargetCode) -> Names:
     )
 
 
-def class_name(family: FamilyCode, target: TargetCode, suffix: str) -> str:
+def model_type(family: FamilyCode, target: TargetCode | StandaloneCode) -> str:
+    """The emitted config's model_type, which no stock model has."""
+    return target.model_type if isinstance(target, StandaloneCode) else names(family, target).model_type
+
+
+def class_name(family: FamilyCode, target: TargetCode | StandaloneCode, suffix: str) -> str:
     """The emitted class of a head, such as LSGBertForMaskedLM."""
     return target.class_prefix + family.class_prefix + suffix
 
 
-def auto_map(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -> dict[str, str]:
+def auto_map(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mapping[str, str]) -> dict[str, str]:
     """`auto_map` of config.json: which class each Auto class loads.
 
     Args:
@@ -141,6 +169,9 @@ def auto_map(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -
         target: what it becomes.
         heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
     """
+    if isinstance(target, StandaloneCode):
+        classes = {auto: class_name(family, target, suffix) for suffix, auto in heads.items()}
+        return {"AutoConfig": target.config, **{auto: f"{target.module}.{name}" for auto, name in classes.items()}}
     of = names(family, target)
     return {
         "AutoConfig": f"{of.configuration_module}.{of.config}",
@@ -148,7 +179,7 @@ def auto_map(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -
     }
 
 
-def render(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -> dict[str, str]:
+def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mapping[str, str]) -> dict[str, str]:
     """All code files of an emitted repo as {name: text}.
 
     Args:
@@ -156,11 +187,13 @@ def render(family: FamilyCode, target: TargetCode, heads: Mapping[str, str]) -> 
         target: what it becomes.
         heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
     """
+    package = resources.files(f"{__package__.rpartition('.')[0]}.templates")
+    copied = {file: (package / file).read_text(encoding="utf-8") for file in target.files}
+    if isinstance(target, StandaloneCode):
+        return copied
     import jinja2
 
     of = names(family, target)
-    package = resources.files(f"{__package__.rpartition('.')[0]}.templates")
-    copied = {file: (package / file).read_text(encoding="utf-8") for file in target.files}
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .dtypes import Array, from_float32
+from .dtypes import FLOATS, SIZES, Array, from_float32
 
 Shape = tuple[int, ...]
 
@@ -94,7 +94,7 @@ class New:
     Args:
         name: the canonical name; with `seed` it decides the draw, whatever else the plan holds.
         size: the shape.
-        init: normal (N(0, std)), zeros or ones.
+        init: normal (N(0, std)), unit (N(0, 1)), fan-in (U(±1/√n), n the second axis: torch's default), zeros or ones.
     """
 
     name: str
@@ -109,8 +109,14 @@ class New:
         return self.size
 
     def apply(self, *inputs: Array) -> Array:
-        if self.init == "normal":
-            values = generator(self.seed, self.name).standard_normal(self.size, dtype=np.float32) * np.float32(self.std)
+        if self.dtype not in FLOATS:
+            return Array(np.full(self.size, self.init == "ones", dtype=f"<i{SIZES[self.dtype]}"), self.dtype)
+        random = generator(self.seed, self.name)
+        if self.init in ("normal", "unit"):
+            spread = self.std if self.init == "normal" else 1.0
+            values = random.standard_normal(self.size, dtype=np.float32) * np.float32(spread)
+        elif self.init == "fan-in":
+            values = random.uniform(-1.0, 1.0, self.size).astype(np.float32) / np.float32(np.sqrt(self.size[1]))
         else:
             values = np.full(self.size, 1.0 if self.init == "ones" else 0.0, dtype=np.float32)
         return from_float32(values, self.dtype)

@@ -17,6 +17,7 @@ from .dtypes import FLOATS, SIZES
 from .errors import BadInputError, UnsupportedError, listing
 from .families import head_of
 from .family import Family, Head, Weight, shape_of
+from .modelcode import class_name
 from .ops import Copy, New, Op, Shape, elements
 from .reader import Checkpoint, Tensor
 from .target import Context, Rule, Target
@@ -147,16 +148,20 @@ class _Planner:
         self.stored, self.faults = _canonical(checkpoint, self.family)
         self.tied = self._tied()
         self.declared = {weight.name: weight for weight in self.family.weights(context.config, self.head)}
+        self.dropped = target.drops(context)
         self.used: set[str] = set()
         self.rows: list[Row] = []
         base = {weight.name for weight in (*self.family.base_weights(context.config), *self.family.pooler)}
         # A base model stores no prefix, unless it carries tensors of a head: transformers 4.57 tells by the prefix
         # whether a checkpoint holds more than the base.
-        self.prefixed = self.head.suffix != "Model" or bool(self.stored.keys() - base - set(self.family.buffers))
+        self.emits, self.emitted_head = context.emits, context.emitted_head
+        self.prefixed = self.emitted_head.suffix != "Model" or bool(
+            self.stored.keys() - base - set(self.family.buffers)
+        )
 
     def plan(self) -> Plan:
         rules = {rule.dst: rule for rule in self.target.rules(self.context)}
-        weights = {weight.name: weight for weight in self.family.weights(self.context.emitted, self.head)}
+        weights = {weight.name: weight for weight in self.emits.weights(self.context.emitted, self.emitted_head)}
         weights |= self._untied()
         weights |= {weight.name: weight for weight in self.target.weights(self.context)}
         for name in rules.keys() - weights.keys():
@@ -184,7 +189,7 @@ class _Planner:
         return Plan(
             target=self.target.name,
             family=self.family.name,
-            architecture=self.target.code.class_prefix + self.family.class_name(self.head),
+            architecture=class_name(self.emits.code, self.target.code, self.emitted_head.suffix),
             rows=tuple(rows),
         )
 
@@ -195,8 +200,9 @@ class _Planner:
         """Parameters of this head that the config does not tie: they are tensors of their own."""
         if self.context.config.get("tie_word_embeddings", True):
             return {}
-        shapes = {weight.name: weight.shape for weight in (*self.family.embeddings, *self.head.weights)}
-        return {alias: Weight(alias, shapes[name]) for alias, name in self.head.tied.items()}
+        head = self.emitted_head
+        shapes = {weight.name: weight.shape for weight in (*self.emits.embeddings, *head.weights)}
+        return {alias: Weight(alias, shapes[name]) for alias, name in head.tied.items()}
 
     def _make(self, weight: Weight, rule: Rule | None) -> None:
         expected = shape_of(weight, self.context.emitted)
@@ -249,7 +255,7 @@ class _Planner:
             weight.init,
             self._initializer_range(),
             self.context.seed,
-            self.dtype or self._main_dtype(),
+            weight.dtype or self.dtype or self._main_dtype(),
         )
         return Rule((), weight.name, op, f"the source has none; train it ({weight.init})")
 
@@ -270,6 +276,8 @@ class _Planner:
         ):
             equals = self.stored[self.tied[name]].name
             drop = f"tied to {self.tied[name]}, stored once"
+        elif self.emits is not self.family:
+            drop = self.dropped.get(name, f"no part of {self.emits.class_name(self.emitted_head)}")
         if drop:
             self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
             return
@@ -289,7 +297,7 @@ class _Planner:
         self._add(Rule((name,), name, why=why), [tensor], self._emitted_name(name) if base else name, tensor.shape)
 
     def _emitted_name(self, name: str) -> str:
-        return f"{self.family.prefix}.{name}" if self.prefixed and not self.family.is_head_weight(name) else name
+        return f"{self.emits.prefix}.{name}" if self.prefixed and not self.emits.is_head_weight(name) else name
 
     def _add(self, rule: Rule, inputs: Sequence[Tensor], emitted: str, shape: Shape) -> None:
         dtype = inputs[0].dtype if inputs else getattr(rule.op, "dtype", self._main_dtype())

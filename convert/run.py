@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,12 @@ def plan_tensors(
     unknown_class: str | None = None,
 ) -> tuple[Context, Plan]:
     """Context and plan from what has been read; the part that a model in memory shares."""
-    context = Context(family, head, config, options, tokens, settings.seed, config)
-    context = Context(family, head, config, options, tokens, settings.seed, emitted_config(target, context))
+    family.head_width(config)
+    target.check_takes(family, head, config)
+    emits = target.emits or family
+    emitted_head = emits.head(target.emitted_suffix(head.suffix))
+    context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
+    context = replace(context, emitted=emitted_config(target, context))
     dtype = NAMES[settings.dtype] if settings.dtype else None
     return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, dtype=dtype)
 
@@ -248,11 +252,11 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
     context = ready.context
     new = [row.target for row in ready.plan.rows if row.action == "new"]
     stored = {
-        (row.target.removeprefix(f"{context.family.prefix}."), row.shape)
+        (row.target.removeprefix(f"{context.emits.prefix}."), row.shape)
         for row in ready.plan.rows
         if row.target and row.action != "new"
     }
-    declared = {head.auto: context.family.weights(context.emitted, head) for head in context.family.heads}
+    declared = {head.auto: context.emits.weights(context.emitted, head) for head in target.heads(context.emits)}
     heads = [  # by shape too: several heads call their tensors classifier.weight
         auto
         for auto, weights in declared.items()
@@ -262,7 +266,7 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         "max_length": target.max_length(context.options),
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
-        "auto": context.head.auto,
+        "auto": context.emitted_head.auto,
         "heads": heads,
         "new": new,
         "carried": [

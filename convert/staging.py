@@ -69,11 +69,8 @@ class Staging:
     def publish(self) -> None:
         """Makes the staging folder the output, durably. What stood there before goes only when the new one stands."""
         with output_errors(self.output):
-            for path in sorted(self.folder.rglob("*")):
-                if path.is_file():
-                    _fsync(path)
-            for folder in (path for path in (self.folder, *self.folder.rglob("*")) if path.is_dir()):
-                _fsync_folder(folder)
+            for path in (*sorted(self.folder.rglob("*")), self.folder):
+                (_fsync_folder if path.is_dir() else _fsync)(path)
             if self.output.exists():
                 if not self.overwrite and any(self.output.iterdir()):
                     check_output(self.output, overwrite=False)

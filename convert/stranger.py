@@ -19,7 +19,8 @@ from .loaded import Loaded
 from .verify import PREFIX
 
 
-def _run(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
+def run_check(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
+    """What a check of that name, function and tolerance found; an error in the repo's code is a failed check."""
     module, _, function = check["function"].partition(":")
     result = {"name": check["name"], "says": check["says"], "tolerance": check["tolerance"]}
     try:
@@ -47,7 +48,7 @@ def main() -> None:
     results = []
     for check in job["checks"]:
         _say({"begins": check["name"]})
-        results.append(_run(loaded, check))
+        results.append(run_check(loaded, check))
     fidelity = []
     if source and all(result["passed"] for result in results):
         from .fidelity import builtin_fidelity, file_fidelity

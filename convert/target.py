@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .errors import UnsupportedError
 from .family import Config, Family, Head, Weight
-from .modelcode import TargetCode
+from .modelcode import StandaloneCode, TargetCode
 from .ops import Copy, Op
 from .tokenizer import SpecialTokens
+
+
+CAUSAL_AUTO = "AutoModelForCausalLM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Context:
     """All that a target may look at: no file, no network, no clock.
 
     Attributes:
+        family, head: of the source. emits, emitted_head: of the emitted model, the same but for targets with a model of
+            their own.
         config: the source's config.json. emitted: the new config (set once `Target.config` has made it).
         tokens: ids of the special tokens that the tokenizer names.
         options: the target's own options object.
@@ -42,6 +48,8 @@ class Context:
     tokens: SpecialTokens
     seed: int
     emitted: Config
+    emits: Family
+    emitted_head: Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +96,19 @@ class Target:
         rules: the tensors that are not plain copies.
         calibration: `module:function` that finds the values of calibrated rows; it is imported only when a conversion
             runs, takes the context, the source's folder and a progress callback, and returns a `Calibration`.
+        emits: the family of the emitted model, where it is not the source's with another attention.
+        emitted_suffix: its head for a head of the source.
+        drops: canonical names of tensors that are left behind, with the reason.
+        variant: name of the target that takes over for certain options; "" for this one.
+        causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
+            class for causal heads.
     """
 
     name: str
     says: str
     families: tuple[str, ...]
     options: type
-    code: TargetCode
+    code: TargetCode | StandaloneCode
     folder: Callable[[str, Any], str]
     max_length: Callable[[Any], int]
     config: Callable[[Context], dict[str, Any]]
@@ -102,6 +116,32 @@ class Target:
     rules: Callable[[Context], Sequence[Rule]]
     checks: tuple[Check, ...]
     calibration: str = ""
+    emits: Family | None = None
+    emitted_suffix: Callable[[str], str] = lambda suffix: suffix
+    drops: Callable[[Context], Mapping[str, str]] = lambda context: {}
+    variant: Callable[[Any], str] = lambda options: ""
+    causal: bool = False
+
+    def heads(self, family: Family) -> tuple[Head, ...]:
+        """The heads that an emitted repo has classes for."""
+        return tuple(head for head in family.heads if self.causal or head.auto != CAUSAL_AUTO)
+
+    def takes(self, family: Family, head: Head, config: Config) -> bool:
+        """Whether such a source can become this: where all positions are mixed, a decoder cannot."""
+        allowed = self.causal or (head in self.heads(family) and not config.get("is_decoder"))
+        return family.name in self.families and allowed
+
+    def check_takes(self, family: Family, head: Head, config: Config) -> None:
+        """Raises UnsupportedError for a decoder that the target does not take."""
+        if self.takes(family, head, config):
+            return
+        decoder = bool(config.get("is_decoder"))
+        raise UnsupportedError(
+            f"{self.name} mixes all positions, so a token of a decoder would see later ones",
+            where="config.json: is_decoder" if decoder else f"the head {family.class_name(head)}",
+            hint="convert it with a target that can be causal (lsg, transnormer)"
+            + ("" if decoder else f", or emit another head (--architecture ForMaskedLM)"),
+        )
 
 
 PADDING_CHANGES_NOTHING = Check(

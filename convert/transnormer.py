@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .dtypes import Array, from_float32
+from .errors import UsageError
 from .families import ENCODERS
 from .family import Weight, number
 from .modelcode import TRANSNORMER_CODE
@@ -42,7 +43,13 @@ class Rotary:
 
 
 def _config(context: Context) -> dict[str, Any]:
-    options = context.options
+    options, width = context.options, context.family.head_width(context.config)
+    if options.position_encoding != "none" and width % 2:
+        raise UsageError(
+            f"{options.position_encoding} positions turn pairs of channels, and a head of this source has {width}",
+            where="--position-encoding",
+            hint="leave it out",
+        )
     return {
         "variant": options.variant,
         "block_size": options.block_size,
@@ -60,7 +67,7 @@ def _weights(context: Context) -> Sequence[Weight]:
     """Norms, positions and gates, as far as the options ask for them."""
     family, options = context.family, context.options
     hidden = number(context.config, family.hidden_size)
-    width = hidden // number(context.config, family.num_heads)
+    width = family.head_width(context.config)
     diag = set(context.options.diag_indices(len(family.layer_paths(context.config))))
     weights: list[Weight] = []
     for index, path in enumerate(family.layer_paths(context.config)):
@@ -97,7 +104,7 @@ def _rules(context: Context) -> Sequence[Rule]:
                 rules.append(Rule((name,), name, Calibrated(name, size, why, "F32"), f"fitted on text: {why}"))
         if options.position_encoding == "rotary":
             theta = f"{path}.{family.code.attention_path}.mix.lrpe.theta"
-            rules.append(Rule((), theta, Rotary(hidden // number(context.config, family.num_heads)), "fixed angles"))
+            rules.append(Rule((), theta, Rotary(family.head_width(context.config)), "fixed angles"))
     return [*rules, *position_rules(context, options.max_length)]
 
 
@@ -127,4 +134,5 @@ TRANSNORMER = Target(
         SAVED_AGAIN_EQUAL,
     ),
     calibration="effconv.calibrate.transnormer_fit:calibrate_transnormer",
+    causal=True,
 )

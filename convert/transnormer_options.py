@@ -53,7 +53,7 @@ class TransNormerOptions:
         )
         if self.max_length < 1:
             faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
-        if self.diag_layers != FIRST_HALF and not all(part.isdigit() for part in self.diag_layers.split(",")):
+        if self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
             faults.append(f"diag_layers is {self.diag_layers!r}: give first-half, a number, or indices such as 0,2,4")
         if faults:
             raise UsageError(
@@ -70,9 +70,12 @@ class TransNormerOptions:
         if self.diag_layers == FIRST_HALF:
             return list(range(layers // 2))
         parts = [int(part) for part in self.diag_layers.split(",")]
-        indices = list(range(parts[0])) if len(parts) == 1 else sorted(set(parts))
-        if indices and indices[-1] >= layers:
+        if len(parts) == 1 and parts[0] > layers:
             raise UsageError(
-                f"layer {indices[-1]} of {layers}", where="--diag-layers", hint=f"layers are 0 to {layers - 1}"
+                f"{parts[0]} layers of {layers}", where="--diag-layers", hint=f"give a number from 0 to {layers}"
             )
-        return indices
+        if len(parts) > 1 and max(parts) >= layers:
+            raise UsageError(
+                f"layer {max(parts)} of {layers}", where="--diag-layers", hint=f"layers are 0 to {layers - 1}"
+            )
+        return list(range(parts[0])) if len(parts) == 1 else sorted(set(parts))

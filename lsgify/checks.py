@@ -27,7 +27,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     found, lengths = [], []
     for blocks in (3, 5):
-        tokens = blocks * config.block_size - config.block_size // 3
+        tokens = blocks * config.block_size - (config.block_size // 3 if config.adaptive else 0)
         q, k, v = (torch.randn((2, heads, globals_ + tokens, width), generator=generator) for _ in range(3))
         mask = torch.ones((2, globals_ + tokens), dtype=torch.bool)
         mask[1, -tokens // 3 :] = False

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any) -> Tensor:
-    """Bidirectional LSG attention over more than two blocks.
+    """LSG attention over more than two blocks; of a decoder (`config.is_decoder`) no row sees a later token.
 
     Args:
         q, k, v: (b, h, g + t, d), the g global tokens first.
@@ -37,31 +37,36 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any) 
             seen,
         ],
     )
-    near = torch.arange(tokens)[:, None] // block - torch.arange(tokens + padding)[None, :] // block
-    allowed = [torch.ones(tokens, globals_, dtype=torch.bool), near.abs() <= 1]
+    causal = bool(getattr(config, "is_decoder", False))
+    row, key = torch.arange(tokens)[:, None], torch.arange(tokens + padding)[None, :]
+    near = (row // block - key // block).abs() <= 1
+    allowed = [torch.ones(tokens, globals_, dtype=torch.bool), near & (key <= row) if causal else near]
     if config.sparsity_type != "none" and config.sparse_block_size > 0 and config.sparsity_factor > 0:
         sparse = _sparse(q[:, :, globals_], k_tokens, v_tokens, seen, config)
         for part, extra in zip((keys, values, visible), sparse, strict=True):
             part.append(extra)
-        allowed.append(_sparse_window(tokens, sparse[0].shape[2], config))
+        allowed.append(_sparse_window(tokens, sparse[0].shape[2], config, causal))
     rows = torch.cat(allowed, dim=1)
-    # Global rows see globals and tokens, never the sparse keys, which only summarise tokens.
+    # Global rows see globals and tokens, never the sparse keys, which summarise tokens; in a decoder, globals only.
     top = torch.ones(globals_, rows.shape[1], dtype=torch.bool)
-    top[:, globals_ + tokens + padding :] = False
+    top[:, globals_ + (0 if causal else tokens + padding) :] = False
     all_keys, all_visible = torch.cat(keys, 2), torch.cat(visible, 2)
     scores = q @ all_keys.transpose(-1, -2) / math.sqrt(q.shape[-1])
     scores = scores.masked_fill(~(torch.cat([top, rows]) & all_visible[:, :, None, :]), -math.inf)
-    return torch.softmax(scores, -1).nan_to_num(0.0) @ torch.cat(values, 2)
+    context = torch.softmax(scores, -1).nan_to_num(0.0) @ torch.cat(values, 2)
+    if causal and config.causal_globals == "published":
+        context[:, :, :globals_] = q[:, :, :globals_]
+    return context
 
 
-def _sparse_window(tokens: int, entries: int, config: Any) -> Tensor:
+def _sparse_window(tokens: int, entries: int, config: Any, causal: bool) -> Tensor:
     """Which entries (tokens, entries) of the sparse list each token sees: those just outside its local window."""
     step, size = config.block_size // config.sparsity_factor, config.sparse_block_size
     block = torch.arange(tokens)[:, None] // config.block_size
     entry = torch.arange(entries)[None, :]
     first = block if step == 1 else (block + 2) * step
     left = (entry >= (block - 1) * step - size) & (entry < (block - 1) * step)
-    return left | (entry >= first) & (entry < first + size)
+    return left if causal else left | (entry >= first) & (entry < first + size)
 
 
 def _sparse(first: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,8 +97,14 @@ def _mask(context: Context) -> int | None:
 
 def _padding(manifest: Mapping[str, Any]) -> str:
     options = manifest["options"]
-    if options["sparsity_factor"] == options["block_size"] > 1 and options["sparsity_type"] != "none":
+    if not options["adaptive"]:
+        return "the model takes whole blocks only (adaptive is off)"
+    if options["sparsity_type"] == "none" or not options["sparse_block_size"]:
+        return ""
+    if options["sparsity_factor"] == options["block_size"]:
         return "with one sparse key a block, a text padded beyond two blocks sees its own block twice, as published"
+    if options["sparsity_type"] == "bos_pooling" and options["bos_pooling_padding"] == "published":
+        return "groups of bos_pooling that are all padding stay visible, as published"
     return ""
 
 
@@ -106,6 +112,7 @@ LSG = Target(
     name="lsg",
     says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
     families=ENCODERS,
+    causal=True,
     options=LSGOptions,
     code=LSG_CODE,
     folder=lambda name, options: f"lsg-{name}-{options.max_length}",

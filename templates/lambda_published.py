@@ -39,7 +39,7 @@ class LambdaBertConfig(PretrainedConfig):
     `batch_norm`: False leaves norm_q and norm_v out. `mask_mode`: "masked" or "published" (padding takes part).
     """
 
-    model_type = "effconv_lambdabert"
+    model_type = "lambda-published"
 
     def __init__(
         self,

@@ -154,6 +154,7 @@ def main(job):
         elif os.waitstatus_to_exitcode(status) == OutputError.exit_code:
             if found != kept or left != ([] if kept is None else ["out"]):
                 faults.append(f"{moment}: the failed run left {left} and changed the output: {found != kept}")
+            continue  # nothing is left that the next run could meet
         elif status or found != new:
             faults.append(f"{moment}: ended with {os.waitstatus_to_exitcode(status)}")
         if in_child(lambda: convert(job)):
