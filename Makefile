@@ -57,7 +57,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(COMPAT)/.installed: constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install -q $(TORCH)
-	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt transformers pytest jinja2
+	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt transformers accelerate pytest jinja2
 	touch $@
 
 # mypy names modules by folder: the link gives the checkout's root, whatever it is called, the package's name.

@@ -114,7 +114,9 @@ def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
     unknown = sorted(options.keys() - own - common)
     if unknown:
         raise UsageError(
-            f"{name} takes no option {', '.join(unknown)}", hint="it takes " + ", ".join(sorted(own | common))
+            f"{name} takes no option {', '.join(unknown)}",
+            where=f"convert(..., {name!r})",
+            hint="it takes " + ", ".join(sorted(own | common)),
         )
     settings = {key: value for key, value in options.items() if key in common}
     if settings.get("output") is not None:

@@ -35,6 +35,15 @@ def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source
 
 
 def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> str:
+    return card_text(target, manifest, source_front_matter(source), sentence=bool(sentence_modules(source)))
+
+
+def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, Any], *, sentence: bool) -> str:
+    """The whole card.
+
+    Args:
+        theirs: front matter of the source's card. sentence: whether the repo is a sentence-transformers one.
+    """
     import jinja2
     import yaml
 
@@ -46,8 +55,7 @@ def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    sentence = bool(sentence_modules(source))
-    front = yaml.safe_dump(front_matter(manifest, source, sentence), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(front_matter(manifest, theirs, sentence), sort_keys=False, allow_unicode=True)
     measurements = manifest["measurements"]
     return environment.get_template("card.md.jinja").render(
         front=front,
@@ -57,17 +65,18 @@ def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> 
         auto=own_auto(manifest),
         checks=measurements["checks"] if isinstance(measurements["checks"], list) else None,
         fidelity=measurements.get("fidelity", []),
+        measured_by=measurements.get("fidelity_by"),
+        versions=" and ".join(f"{name} {version}" for name, version in measurements.get("versions", {}).items()),
         command=command(target, manifest),
         source=described(manifest),
     )
 
 
-def front_matter(manifest: Mapping[str, Any], source: Source, sentence: bool) -> dict[str, Any]:
+def front_matter(manifest: Mapping[str, Any], theirs: Mapping[str, Any], sentence: bool) -> dict[str, Any]:
     """The card's YAML: what the source's card says of license and language, and what this repo is."""
-    theirs = source_front_matter(source)
     front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
-    if source.hub_id:
-        front |= {"base_model": source.hub_id, "base_model_relation": "finetune"}
+    if manifest["source"].get("hub_id"):
+        front |= {"base_model": manifest["source"]["hub_id"], "base_model_relation": "finetune"}
     front["library_name"] = "sentence-transformers" if sentence else "transformers"
     front["pipeline_tag"] = (
         "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")

@@ -71,6 +71,12 @@ class OutputError(EffconvError):
     exit_code = 7
 
 
+class StoppedError(EffconvError):
+    """Ctrl-C in a run of which something outlives it: the message says what."""
+
+    exit_code = 130
+
+
 def listing(faults: Iterable[str]) -> str:
     """All faults of a kind as one indented list; beyond the first twenty, their count."""
     faults = list(faults)

@@ -187,7 +187,11 @@ DISTILBERT = Family(
         attention_lines=("def tail(self, context, hidden_states):", "    return self.out_lin(context)"),
         model_lines=(
             "def embed(self, input_ids, inputs_embeds, token_type_ids, position_ids):",
-            "    return self.embeddings(input_ids, inputs_embeds)",
+            "    if position_ids is None:",
+            "        return self.embeddings(input_ids, inputs_embeds)",
+            "    stock = self.embeddings  # which takes no positions in transformers 4",
+            "    words = stock.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds",
+            "    return stock.dropout(stock.LayerNorm(words + stock.position_embeddings(position_ids)))",
         ),
     ),
     embeddings=embeddings(D, types=False),

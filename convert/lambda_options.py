@@ -7,8 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from .errors import UsageError, listing
-from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option
+from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,4 @@ class LambdaOptions:
             faults.append(f"groups is {self.groups!r}: give heads or 1")
         if self.max_length < 1:
             faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
-        if faults:
-            raise UsageError(
-                f"these Lambda options cannot be used:\n{listing(faults)}", hint="effconv lambda --help lists them"
-            )
+        require_sound("lambda", faults)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
 
-from .errors import UsageError, listing
-from .options import MAX_LENGTH_HELP, option
+from .options import MAX_LENGTH_HELP, option, require_sound
 
 Init = Literal["segment", "mean", "strided", "gaussian", "truncated-normal", "xavier"]
 PUBLISHED = "For weights of published Linformers"
@@ -45,8 +44,4 @@ class LinformerOptions:
         )
         if self.init not in Init.__args__:  # type: ignore[attr-defined]
             faults.append(f"init is {self.init!r}: give one of {', '.join(Init.__args__)}")  # type: ignore[attr-defined]
-        if faults:
-            raise UsageError(
-                f"these Linformer options cannot be used:\n{listing(faults)}",
-                hint="effconv linformer --help lists them",
-            )
+        require_sound("linformer", faults)

@@ -126,7 +126,11 @@ def _is_trace(name: Path) -> bool:
 
 
 def write_manifest(repo: Path, manifest: Mapping[str, Any]) -> None:
-    (repo / NAME).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (repo / NAME).write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
 
 def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:

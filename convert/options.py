@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import UsageError
+from .errors import UsageError, listing
 
 MAX_LENGTH_HELP = "Tokens that the emitted model takes."
 CALIBRATE_HELP = "Text file to fit on; may be given several times. [default: the built-in English text]"
@@ -37,6 +37,16 @@ def changed(options: object, values: Mapping[str, Any]) -> dict[str, Any]:
         for field in dataclasses.fields(options)  # type: ignore[arg-type]
         if field.name in values and values[field.name] != field.default
     }
+
+
+def require_sound(command: str, faults: Sequence[str]) -> None:
+    """Raises UsageError with all that is wrong with a target's options, if anything is."""
+    if faults:
+        raise UsageError(
+            f"these options cannot be used:\n{listing(faults)}",
+            where=f"effconv {command}",
+            hint=f"effconv {command} --help says what each may be",
+        )
 
 
 def parse_size(text: str | int) -> int:

@@ -350,6 +350,7 @@ def check_floats(tensors: Iterable[Tensor]) -> None:
     if odd:
         raise UnsupportedError(
             f"the weights are quantised:\n{listing(odd)}",
+            where="the headers of the weights",
             hint="convert the unquantised checkpoint, then quantise the result",
         )
 

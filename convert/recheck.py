@@ -119,7 +119,9 @@ def fidelity_of(
 def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     folder = Path(repo)
     if not folder.is_dir():
-        raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
+        raise UsageError(
+            "no such folder", where=str(repo) or "REPO", hint="give the folder of a repo that effconv made"
+        )
     return folder, read_manifest(folder)
 
 

@@ -13,16 +13,14 @@ from .. import __version__
 from .card import write_card
 from .dtypes import NAMES
 from .emit import emit, emitted_config
-from .errors import CheckFailedError, OutputError, UnsupportedError, UsageError, listing
+from .errors import CheckFailedError, OutputError, listing
 from .execute import Progress, SourceHash, execute
 from .families import family_of
 from .family import Family, Head, number, shape_of
 from .manifest import (
     Measured,
-    check_hashes,
     hash_files,
     make_manifest,
-    read_manifest,
     with_measurements,
     write_manifest,
 )
@@ -278,7 +276,9 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
 def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, Any]:
     """A Hub source by id and commit, a local one by name and content: never a path."""
     if source.hub_id:
-        return {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
+        closed = {"gated": source.gated, "private": source.private}
+        known = {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
+        return known | {key: value for key, value in closed.items() if value}
     return {"name": source.name, "sha256": {**hashes, "config.json": file_sha256(source.path("config.json"))}}
 
 

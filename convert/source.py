@@ -42,6 +42,7 @@ class Source:
         root: the folder inside the repo that holds config.json ("" but for old sentence-transformers layouts).
         config: the parsed config.json.
         hub_id, revision, commit: set for a Hub source.
+        gated: "auto" or "manual" where the Hub asks for conditions to be accepted. private: whether few may see it.
         fetch: local path of a file, downloading it where needed.
         remote_header: reads a safetensors header without its payload (Hub sources, before their weights are fetched).
     """
@@ -55,6 +56,8 @@ class Source:
     hub_id: str | None = None
     revision: str | None = None
     commit: str | None = None
+    gated: str = ""
+    private: bool = False
     remote_header: Callable[[str], dict[str, Any]] | None = None
 
     def has(self, name: str) -> bool:
@@ -96,19 +99,21 @@ def resolve(
     """
     text = os.fspath(source)
     folder = Path(os.path.expanduser(text))
-    if os.path.isdir(folder):
+    if text and os.path.isdir(folder):
         if revision is not None:
             raise UsageError("--revision is for Hub sources", where=text, hint="leave it out for a folder")
         found = _local(folder)
-    elif os.path.exists(folder):
+    elif text and os.path.exists(folder):
         raise BadInputError(
             "the source is a file", where=text, hint="give the folder that holds it and its config.json"
         )
-    elif HUB_ID.fullmatch(text) and not text.endswith((".safetensors", ".bin", ".json")):
+    elif HUB_ID.fullmatch(text) and len(text) <= 96 and not text.endswith((".safetensors", ".bin", ".json")):
         found = _hub(text, revision, token, offline)
     else:
         raise BadInputError(
-            "no such folder", where=text, hint="give a folder with config.json and weights, or a Hub id (user/name)"
+            "no such folder",
+            where=text or "SOURCE",
+            hint="give a folder with config.json and weights, or a Hub id (user/name)",
         )
     return _with_config(found)
 
@@ -210,6 +215,8 @@ def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) ->
         hub_id=hub_id,
         revision=revision,
         commit=commit,
+        gated=str(info.gated or ""),
+        private=bool(info.private),
         remote_header=remote_header,
     )
 

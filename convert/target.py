@@ -12,7 +12,6 @@ from .modelcode import StandaloneCode, TargetCode
 from .ops import Copy, Op
 from .tokenizer import SpecialTokens
 
-
 CAUSAL_AUTO = "AutoModelForCausalLM"
 
 
@@ -140,7 +139,7 @@ class Target:
             f"{self.name} mixes all positions, so a token of a decoder would see later ones",
             where="config.json: is_decoder" if decoder else f"the head {family.class_name(head)}",
             hint="convert it with a target that can be causal (lsg, transnormer)"
-            + ("" if decoder else f", or emit another head (--architecture ForMaskedLM)"),
+            + ("" if decoder else ", or emit another head (--architecture ForMaskedLM)"),
         )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from .errors import UsageError, listing
-from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option
+from .errors import UsageError
+from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
 
 FIRST_HALF = "first-half"
 
@@ -55,11 +55,7 @@ class TransNormerOptions:
             faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
         if self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
             faults.append(f"diag_layers is {self.diag_layers!r}: give first-half, a number, or indices such as 0,2,4")
-        if faults:
-            raise UsageError(
-                f"these TransNormer options cannot be used:\n{listing(faults)}",
-                hint="effconv transnormer --help lists them",
-            )
+        require_sound("transnormer", faults)
 
     def diag_indices(self, layers: int) -> list[int]:
         """The layers with DiagAttention, of so many.

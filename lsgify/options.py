@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Literal
 
-from ..convert.errors import UsageError, listing
-from ..convert.options import option
+from ..convert.options import option, require_sound
 
 ROWS = 512  # of the table of global embeddings
 LONGEST = 1 << 24  # tokens: a bound on the position table, which is made in memory
@@ -54,7 +53,4 @@ class LSGOptions:
         for name, values in (("global_init", ("mask", "random")), ("positions", ("repeat", "interpolate"))):
             if getattr(self, name) not in values:
                 faults.append(f"{name} is {getattr(self, name)!r}: give one of {', '.join(values)}")
-        if faults:
-            raise UsageError(
-                f"these LSG options cannot be used:\n{listing(faults)}", hint="effconv lsg --help lists them"
-            )
+        require_sound("lsg", faults)

@@ -59,7 +59,9 @@ def _rules(context: Context) -> Sequence[Rule]:
     ]
     if options.keep_first_global_token:
         raise UsageError(
-            "--keep-first-global-token needs a source that is LSG already", hint="leave it out for a dense source"
+            "only a source that is LSG already has a first global token to keep",
+            where="--keep-first-global-token",
+            hint="leave it out for a dense source",
         )
     return [*rules, *position_rules(context, options.max_length, options.positions)]
 

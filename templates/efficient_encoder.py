@@ -111,6 +111,9 @@ class EncoderMixin:
         parent_path, _, name = self.attention_path.rpartition(".")
         parent = layer.get_submodule(parent_path)
         setattr(parent, name, self.attention_class(getattr(parent, name), self.config, index))
+        for module in layer.modules():  # whose chunks need not divide the rows when a target adds some
+            if hasattr(module, "chunk_size_feed_forward"):
+                module.chunk_size_feed_forward = 0
 
     def layers(self) -> Iterable[nn.Module]:
         """Every layer that has parameters of its own, once."""

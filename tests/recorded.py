@@ -1,4 +1,4 @@
-"""Recorded cases of published layers: parameters, inputs and outputs by case, from one safetensors and one JSON file a target.
+"""Recorded cases of published layers: parameters, inputs and outputs by case, a safetensors and a JSON file a target.
 
 See the README beside the recordings; the folder here holds some of them, a checkout with all of them reads those.
 """

@@ -3,102 +3,96 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import repo_worker
-from safetensors.numpy import load_file, save_file
+from environments import COMPAT_PYTHON, FIVE, FOUR, needs_compat, stranger
+from lsg_goldens import convert
 
-from effconv.convert import modelcode
 from effconv.convert.families import FAMILIES
-from tiny import save_tiny
+from effconv.lsgify.target import LSG
+from tiny import save_tiny, save_tiny_sentence_encoder
 
-COMPAT_PYTHON = os.environ.get("EFFCONV_COMPAT_PYTHON")
 CHECKS = [name for name in vars(repo_worker) if name.startswith("check_")]
-LATER = "check_a_saved_model_loads_again"  # in a process of its own, after the others
-needs_compat = [
-    pytest.mark.compat,
-    pytest.mark.skipif(not COMPAT_PYTHON, reason="EFFCONV_COMPAT_PYTHON names no second environment"),
-]
-FIVE = pytest.param(sys.executable, id="transformers5")
-FOUR = pytest.param(COMPAT_PYTHON, id="transformers4", marks=needs_compat)
+SENTENCE = "check_sentence_transformers_encodes_long_texts"  # the second environment has no sentence-transformers
+SAVING, LATER = "check_a_saved_model_carries_its_code", "check_a_saved_model_loads_again"  # in processes of their own
+BLOCKS = {"block_size": 8, "sparse_block_size": 8}
+each_family = pytest.mark.parametrize("family", LSG.families)
+together = pytest.mark.xdist_group("models")  # they share the repos and the processes
 
 
-def emit(source: Path, family: str, repo: Path, tokens: int = 256) -> Path:
-    """A repo as a conversion leaves it, but with random global embeddings: positions repeated, code rendered."""
-    shutil.copytree(source, repo)
-    tensors = load_file(source / "model.safetensors")
-    prefix, special = FAMILIES[family].prefix, FAMILIES[family].special_positions
-    name = f"{prefix}.embeddings.position_embeddings.weight"
-    rows, body = tensors[name][:special], tensors[name][special:]
-    tensors[name] = np.concatenate([rows, body[np.arange(tokens) % len(body)]])
-    table = np.random.default_rng(0).normal(0, 0.3, (512, body.shape[1])).astype("float32")
-    tensors[f"{prefix}.embeddings.global_embeddings.weight"] = table
-    save_file(tensors, repo / "model.safetensors", metadata={"format": "pt"})
-    code, heads = FAMILIES[family].code, {head.suffix: head.auto for head in FAMILIES[family].heads}
-    config = json.loads((source / "config.json").read_text())
-    config |= {
-        "model_type": modelcode.names(code, modelcode.LSG_CODE).model_type,
-        "auto_map": modelcode.auto_map(code, modelcode.LSG_CODE, heads),
-        "architectures": [modelcode.class_name(code, modelcode.LSG_CODE, "ForMaskedLM")],
-        "max_position_embeddings": tokens + special,
-        "use_cache": False,
-        "block_size": 8,
-        "sparse_block_size": 8,
-    }
-    (repo / "config.json").write_text(json.dumps(config))
-    for file, text in modelcode.render(code, modelcode.LSG_CODE, heads).items():
-        (repo / file).write_text(text)
-    return repo
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory):
+    return {family: job_of(family, tmp_path_factory.mktemp(family)) for family in LSG.families}
 
 
 def job_of(family: str, folder: Path) -> dict:
     source = save_tiny(folder / "source", family, "ForMaskedLM", 64)
+    sentence = save_tiny_sentence_encoder(folder / "sentence_source", family)
     return {
-        "repo": str(emit(source, family, folder / "repo")),
+        "repo": str(convert(source, folder / "repo", 256, BLOCKS)),
         "source": str(source),
         "save": str(folder / "saved"),
+        "sentence_repo": str(convert(sentence, folder / "sentence_repo", 256, BLOCKS)),
+        "sentence_source": str(sentence),
         "heads": {head.suffix: head.auto for head in FAMILIES[family].heads},
     }
 
 
-def run_worker(job, checks, folder, python):
-    path, results = folder / "job.json", folder / "results.json"
-    path.write_text(json.dumps({**job, "checks": checks, "results": str(results)}))
-    environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
+def run_worker(jobs: dict[str, dict], checks: list[str], folder: Path, python: str) -> dict[str, dict[str, str]]:
+    """The faults that the checks found, by family and check, from a fresh process."""
+    path, results = folder / "jobs.json", folder / "results.json"
+    path.write_text(json.dumps({"jobs": jobs, "checks": checks, "results": str(results)}))
     command = [python, str(Path(repo_worker.__file__)), str(path)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    run = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=stranger(folder),
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(results.read_text())
 
 
-@pytest.mark.parametrize("python", [FIVE, FOUR])
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_the_emitted_model(family, python, tmp_path, subtests):
-    job = job_of(family, tmp_path)
-    faults = run_worker(job, [name for name in CHECKS if name != LATER], tmp_path, python)
-    faults |= run_worker(job, [LATER], tmp_path, python)
-    for check, fault in faults.items():
+@pytest.fixture(scope="session", params=[FIVE, FOUR])
+def faults(request, jobs, tmp_path_factory):
+    later = {SAVING, LATER} | (set() if request.param == sys.executable else {SENTENCE})
+    checks = [name for name in CHECKS if name not in later]
+    return run_worker(jobs, checks, tmp_path_factory.mktemp("worker"), request.param)
+
+
+@together
+@each_family
+def test_the_emitted_model(family, faults, subtests):
+    assert len(faults[family]) >= len(CHECKS) - 3
+    for check, fault in faults[family].items():
         with subtests.test(check):
             assert not fault, fault
 
 
-@pytest.mark.parametrize(
-    ("saver", "loader"),
-    [
-        pytest.param(sys.executable, COMPAT_PYTHON, id="5 then 4", marks=needs_compat),
-        pytest.param(COMPAT_PYTHON, sys.executable, id="4 then 5", marks=needs_compat),
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param((sys.executable, sys.executable), id="5 then 5"),
+        pytest.param((sys.executable, COMPAT_PYTHON), id="5 then 4", marks=needs_compat),
+        pytest.param((COMPAT_PYTHON, sys.executable), id="4 then 5", marks=needs_compat),
     ],
 )
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_a_model_saved_by_one_version_loads_in_the_other(family, saver, loader, tmp_path):
-    job = job_of(family, tmp_path)
-    faults = run_worker(job, ["check_a_saved_model_carries_its_code"], tmp_path, saver)
-    faults |= run_worker(job, [LATER], tmp_path, loader)
-    assert not any(faults.values()), faults
+def faults_of_saving(request, jobs, tmp_path_factory):
+    saver, loader = request.param
+    folder = tmp_path_factory.mktemp("saving")
+    own = {family: {**job, "save": str(folder / family)} for family, job in jobs.items()}
+    return [run_worker(own, [check], folder, python) for check, python in ((SAVING, saver), (LATER, loader))]
+
+
+@together
+@each_family
+def test_a_model_that_one_version_saved_loads_in_the_other(family, faults_of_saving):
+    for faults in faults_of_saving:
+        assert not any(faults[family].values()), faults[family]
