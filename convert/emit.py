@@ -53,7 +53,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
         )
     for name, text in render(context.emits.code, target.code, _heads(target, context)).items():
         (folder / name).write_text(text, encoding="utf-8")
-    max_length = target.max_length(context.options)
+    max_length = int(context.options.max_length)
     _tokenizer(folder, source, max_length, f"{context.family.code.class_prefix}Tokenizer")
     for name in CARRIED:
         if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder

@@ -261,7 +261,7 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         if {(weight.name, shape_of(weight, context.emitted)) for weight in weights} <= stored
     ]
     return {
-        "max_length": target.max_length(context.options),
+        "max_length": int(context.options.max_length),
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,

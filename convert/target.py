@@ -89,7 +89,6 @@ class Target:
     Attributes:
         families: names of the families it takes.
         options: dataclass of its options, every field with a default.
-        folder: default output folder from the source's name and the options.
         config: the emitted config's own fields.
         weights: tensors of the emitted model beyond (or, by name, instead of) the family's.
         rules: the tensors that are not plain copies.
@@ -108,8 +107,6 @@ class Target:
     families: tuple[str, ...]
     options: type
     code: TargetCode | StandaloneCode
-    folder: Callable[[str, Any], str]
-    max_length: Callable[[Any], int]
     config: Callable[[Context], dict[str, Any]]
     weights: Callable[[Context], Sequence[Weight]]
     rules: Callable[[Context], Sequence[Rule]]
@@ -120,6 +117,10 @@ class Target:
     drops: Callable[[Context], Mapping[str, str]] = lambda context: {}
     variant: Callable[[Any], str] = lambda options: ""
     causal: bool = False
+
+    def folder(self, source: str, options: Any) -> str:
+        """The default output folder."""
+        return f"{self.name}-{source}-{options.max_length}"
 
     def heads(self, family: Family) -> tuple[Head, ...]:
         """The heads that an emitted repo has classes for."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,7 +57,7 @@ class Failure:
     def reason(self) -> str:
         if self.status is not None:
             return f"the Hub answered {self.status}"
-        return f"the connection failed ({type(self.error).__name__})"
+        return f"{'the connection failed' if self.passing else 'no sense in the reply'} ({type(self.error).__name__})"
 
 
 @dataclass(frozen=True)
@@ -214,17 +214,31 @@ def require_repo_id(repo_id: str) -> None:
 
 
 def failure_of(raised: BaseException) -> Failure | None:
-    """What the client raised, read; None for what is no business of the network's."""
-    error = raised
-    if isinstance(raised, RuntimeError) and raised.__cause__ is not None:
-        error = raised.__cause__  # how the client passes on what ended an upload
+    """What the client raised, read; None for what is no business of the network's.
+
+    Raises:
+        BadInputError: a local file could not be read.
+    """
+    wrapped = isinstance(raised, RuntimeError) and raised.__cause__ is not None
+    error = raised.__cause__ if wrapped and raised.__cause__ else raised  # how the client passes on what ended an upload
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, OSError) and error.filename is not None:
-        return None if not _is_local(error) else _local(error)
-    if type(error).__module__.partition(".")[0] in HTTP_LIBRARIES or isinstance(error, (ConnectionError, TimeoutError)):
-        return Failure(error, None, passing=True)
     if status is not None:
         return Failure(error, status, status in PASSING, _asked_wait(error))
-    if isinstance(error, (OSError, ValueError)) or (isinstance(error, RuntimeError) and error is raised):
-        return Failure(error, None, passing=False)
+    if isinstance(error, OSError) and error.filename is not None:
+        raise BadInputError(
+            f"a file of the repo cannot be read ({error.strerror})", where=str(error.filename), hint="check it"
+        ) from None
+    broken = (ConnectionError, TimeoutError, RuntimeError)  # RuntimeError: what the Xet library makes of a bad network
+    if type(error).__module__.partition(".")[0] in HTTP_LIBRARIES or isinstance(error, broken):
+        return Failure(error, None, passing=True)
+    return Failure(error, None, passing=False) if isinstance(error, (OSError, ValueError)) else None
+
+
+def _asked_wait(error: BaseException) -> float | None:
+    """Seconds of Retry-After, or of the rate limit's header; None where the reply names none."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for name, pattern in (("retry-after", r"\s*(\d+)\s*"), ("ratelimit", r'.*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+).*')):
+        found = re.fullmatch(pattern, headers.get(name) or "")
+        if found:
+            return float(found[1])
     return None

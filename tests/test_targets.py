@@ -1,0 +1,258 @@
+"""Every target on every family: conversions pass their checks, and the repos do what a transformers model does.
+
+Repos are loaded in fresh processes that cannot import effconv, on both versions of transformers. What LSG promises beside
+is in test_lsg_model and test_lsg_parity.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from environments import FIVE, FOUR, stranger
+from typer.testing import CliRunner
+
+import effconv
+from effconv.cli import app
+from effconv.convert.errors import EffconvError
+from effconv.convert.families import FAMILIES
+from effconv.targets import TARGETS
+from tiny import save_tiny
+
+WORKER = Path(__file__).parent / "target_worker.py"
+TOKENS = 160
+SMALL = {
+    "lsg": {"block_size": 16},
+    "linformer": {"proj_dim": 16},
+    "lambda": {"key_depth": 4, "local_context": 5},
+    "lambda-published": {"key_depth": 4, "local_context": 5, "intra_depth": 2},
+    "transnormer": {"block_size": 16},
+}
+GLU = {"ffn": "glu", "position_encoding": "lrpe"}
+DECODERS = [("bert", "LMHeadModel"), ("roberta", "ForCausalLM"), ("electra", "ForCausalLM")]
+# Options beside the small ones, each on a family: what a target can do in more than one way.
+VARIANTS = {
+    "linformer": [
+        ("bert", {"sharing": "heads", "max_length": 40}),
+        ("electra", {"sharing": "none"}),
+        ("roberta", {"sharing": "layers"}),
+        ("albert", {"sharing": "layers", "weighting": "salience"}),
+        ("distilbert", {"init": "gaussian", "dtype": "float16"}),
+    ],
+    "lambda": [
+        ("bert", {"local_context": 0, "max_length": 40}),
+        ("albert", {"intra_depth": 2}),
+        ("distilbert", {"local_context": 1, "dtype": "bfloat16"}),
+    ],
+    "lambda-published": [("bert", {"local_context": 0})],
+    "transnormer": [
+        *((family, GLU) for family in TARGETS["transnormer"].families),
+        ("bert", {"variant": "t1", "norm": "gatedrmsnorm", "max_length": 40}),
+        ("electra", {"variant": "t1", "norm": "layernorm", "diag_layers": "0"}),
+        ("distilbert", {"position_encoding": "rotary", "norm": "rmsnorm", "diag_layers": "2"}),
+        ("roberta", {"dtype": "bfloat16", "diag_layers": "0,1"}),
+    ],
+}
+PAIRS = [(target, family) for target in TARGETS.values() for family in target.families]
+each_pair = pytest.mark.parametrize(
+    ("target", "family"),
+    [pytest.param(t.name, f, id=f"{t.name}-{f}", marks=pytest.mark.xdist_group(f"target-{t.name}")) for t, f in PAIRS],
+)
+each_target = pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=pytest.mark.xdist_group(f"target-{name}")) for name in TARGETS]
+)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """Makes the tiny source of a family and head, once."""
+    folder = tmp_path_factory.mktemp("sources")
+
+    @cache
+    def make(family, head="ForMaskedLM", **config):
+        name = f"{family}-{head}-{len(config)}"
+        return save_tiny(folder / name, family, head, 64, **config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A text of the tiny models' words for the targets that are fitted."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the river of words and the sea to which it runs is in a land that was far from here\n" * 60)
+    return path
+
+
+@pytest.fixture(scope="session")
+def convert(source, text, tmp_path_factory):
+    """Converts a tiny source, once for the same arguments."""
+    folder = tmp_path_factory.mktemp("repos")
+
+    @cache
+    def run(target, family, head="ForMaskedLM", verify=False, decoder=False, options=()):
+        made = source(family, head, **({"is_decoder": True} if decoder else {}))
+        chosen = {"max_length": TOKENS, **SMALL[target], **dict(options)}
+        if TARGETS[target].calibration:
+            chosen["calibrate"] = (text,)
+        name = "-".join([target, family, head, *(f"{key}_{value}" for key, value in options)])
+        return effconv.convert(made, target, output=folder / name, verify=verify, **chosen)
+
+    return run
+
+
+def job_of(result, **more):
+    config = json.loads((result.output / "config.json").read_text())
+    target = TARGETS[result.manifest["target"]]
+    return {
+        "name": result.output.name,
+        "repo": str(result.output),
+        "auto": result.manifest["auto"],
+        "autos": [auto for auto in config["auto_map"] if auto != "AutoConfig"],
+        "tokens": result.manifest["max_length"],
+        "causal": target.causal or target.emits is not None,
+        "still": [],
+        **more,
+    }
+
+
+def jobs_of(target, convert):
+    families, heads = TARGETS[target].families, ("ForSequenceClassification", "Model")
+    jobs = [job_of(convert(target, family, verify=True)) for family in families]
+    jobs += [job_of(convert(target, family, head), autos=[]) for family in families for head in heads]
+    for family, options in VARIANTS.get(target, ()):
+        more = {"equals": str(convert(target, family, verify=True).output)} if options is GLU else {}
+        jobs.append(job_of(convert(target, family, options=tuple(options.items())), autos=[], **more))
+    if target == "transnormer":
+        jobs += [job_of(convert(target, *pair, decoder=True), autos=[], decoder=True) for pair in DECODERS]
+    return jobs
+
+
+@each_pair
+def test_a_conversion_passes_its_checks(target, family, convert):
+    result = convert(target, family, verify=True)
+    assert result.measured
+    assert all(check.passed is not False for check in result.measured)
+    assert {check.name for check in result.measured if check.passed} >= {"equal_to_formula", "saved_again_equal"}
+    assert not result.findings
+    assert result.manifest["measurements"]["fidelity"]
+
+
+@pytest.mark.parametrize("python", [FIVE, FOUR])
+@each_target
+def test_repos_do_what_a_model_does(target, python, convert, tmp_path, subtests):
+    job = {"repos": jobs_of(target, convert), "save": str(tmp_path / "saved"), "results": str(tmp_path / "results")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [python, str(WORKER), str(tmp_path / "job.json")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False)
+    assert run.returncode == 0, run.stderr
+    for repo, faults in json.loads((tmp_path / "results").read_text()).items():
+        for check, fault in faults.items():
+            with subtests.test(f"{repo}: {check}"):
+                assert not fault, fault
+
+
+@each_pair
+def test_every_head_is_planned_or_refused(target, family, source):
+    for head in FAMILIES[family].heads:
+        made = source(family, head.suffix)
+        if head in TARGETS[target].heads(FAMILIES[family]):
+            plan = effconv.plan(made, target, max_length=TOKENS, **SMALL[target])
+            assert plan.family == family
+            assert {row.action for row in plan.rows} <= {"copy", "rename", "tile", "derive", "new", "drop"}
+            assert all(row.why for row in plan.rows if row.action in ("new", "drop"))
+        else:
+            with pytest.raises(EffconvError, match="see later ones") as refused:
+                effconv.plan(made, target, max_length=TOKENS, **SMALL[target])
+            assert refused.value.exit_code == 3
+
+
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.causal])
+def test_a_decoder_is_refused_where_all_positions_are_mixed(target, source, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(EffconvError, match="see later ones") as refused:
+        effconv.convert(source("bert", is_decoder=True), target, max_length=TOKENS, output=out, **SMALL[target])
+    assert refused.value.exit_code == 3
+    assert not out.exists()
+
+
+COMMANDS = {
+    "as many rows as positions": (2, "proj_dim 160 is not smaller", ["linformer", "--proj-dim", "160"]),
+    "no room for rows": (2, "at least 3", ["linformer", "--proj-dim", "2"]),
+    "bias without published masks": (2, "projection_bias", ["linformer", "--projection-bias"]),
+    "an even window": (2, "give an odd number", ["lambda", "--local-context", "4"]),
+    "no landmarks": (2, "key_depth is 0", ["lambda", "--key-depth", "0"]),
+    "no block": (2, "block_size is 0", ["transnormer", "--block-size", "0"]),
+    "too many diag layers": (2, "3 layers of 2", ["transnormer", "--diag-layers", "3"]),
+    "no such diag layer": (2, "layer 7 of 2", ["transnormer", "--diag-layers", "0,7"]),
+    "no layers": (2, "diag_layers is 'all'", ["transnormer", "--diag-layers", "all"]),
+    "no such choice": (2, "t3", ["transnormer", "--variant", "t3"]),
+    "no calibration file": (4, "cannot be read", ["lambda", "--calibrate", "nowhere.txt"]),
+    "a folder to calibrate on": (4, "cannot be read", ["transnormer", "--calibrate", "."]),
+    "a causal head": (3, "see later ones", ["linformer", "--proj-dim", "16", "--architecture", "LMHeadModel"]),
+}
+
+
+def in_process(*arguments):
+    run = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    raised = run.exception if isinstance(run.exception, EffconvError) else None
+    return (raised.exit_code if raised else run.exit_code), run.output + (str(raised) if raised else "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_makes_no_sense_is_refused(name, source, tmp_path):
+    wanted, words, arguments = COMMANDS[name]
+    out = tmp_path / "out"
+    code, said = in_process(arguments[0], source("bert"), *arguments[1:], "--max-len", TOKENS, "-o", out)
+    assert (code, words in said) == (wanted, True), said
+    assert not out.exists()
+
+
+@each_target
+def test_heads_that_do_not_divide_the_width_are_refused(target, tmp_path):
+    made = save_tiny(tmp_path / "source", "bert", "ForMaskedLM", 64)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "num_attention_heads": 5}))
+    with pytest.raises(EffconvError, match="hidden_size 32 is no multiple of num_attention_heads 5") as refused:
+        effconv.plan(made, target, max_length=TOKENS, **SMALL[target])
+    assert refused.value.exit_code == 4
+
+
+def test_pairs_of_channels_need_an_even_head(tmp_path):
+    made = save_tiny(tmp_path / "source", "bert", "ForMaskedLM", 64, hidden_size=36)
+    with pytest.raises(EffconvError, match="pairs of channels, and a head of this source has 9") as refused:
+        effconv.plan(made, "transnormer", max_length=TOKENS, position_encoding="rotary")
+    assert refused.value.exit_code == 2
+
+
+@each_target
+def test_a_shorter_model_says_which_positions_it_drops(target, source):
+    plan = effconv.plan(source("bert"), target, max_length=40, **SMALL[target])
+    row = next(row for row in plan.rows if row.target and row.target.endswith("position_embeddings.weight"))
+    assert row.shape[0] == 40
+    assert "drops the last 24 of 64 positions" in row.why
+
+
+@each_target
+def test_the_card_and_the_manifest_describe_the_repo(target, convert, source):
+    repo = convert(target, "bert", verify=True).output
+    card, manifest = (repo / "README.md").read_text(), json.loads((repo / "effconv.json").read_text())
+    assert manifest["target"] == target
+    assert (manifest.get("calibration", {}).get("text") == "text.txt") is bool(TARGETS[target].calibration)
+    assert str(repo.parent) not in card + json.dumps(manifest)
+    assert "trust_remote_code=True" in card
+    assert "None" not in card
+    for check in TARGETS[target].checks:
+        assert check.says in card
+
+
+@pytest.mark.parametrize("target", ["linformer", "transnormer"])
+def test_a_repo_is_verified_again_against_its_source(target, convert, source):
+    repo = convert(target, "bert", verify=True).output
+    measured = {check.name: check for check in effconv.verify(repo, against=source("bert"))}
+    assert all(check.passed for check in measured.values())
+    if target == "linformer":
+        assert measured["equal_to_source"].value <= 1e-5
