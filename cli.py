@@ -6,10 +6,12 @@ target's options, which carry their flags and help.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import io
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -19,6 +21,7 @@ from .convert.lambda_options import LambdaOptions
 from .convert.linformer_options import LinformerOptions
 from .convert.options import Settings, flag_of
 from .convert.transnormer_options import TransNormerOptions
+from .hub.options import PushOptions
 from .lsgify.options import LSGOptions
 
 app = typer.Typer(
@@ -37,6 +40,7 @@ Token = Annotated[
     str | None, typer.Option(help="Hub token. [default: HF_TOKEN, else the stored login]", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read Hub sources from the cache.")]
 
 
@@ -85,14 +89,17 @@ def _root(
 
 
 def _converting_command(name: str, help: str, options_class: type) -> None:
-    """Adds `effconv NAME SOURCE`, whose options are the fields of `options_class` and of `Settings`."""
+    """Adds `effconv NAME SOURCE`, whose options are the fields of `options_class`, `Settings` and `PushOptions`."""
 
     def command(**values: Any) -> None:
+        from .convert.errors import EffconvError
         from .convert.run import convert_source, prepare
-        from .report import Progress, show_plan, show_result
+        from .hub.sharing import check_sharing, push_converted
+        from .report import Progress, show_plan, show_push, show_result
         from .targets import target_named
 
         own = {field.name for field in dataclasses.fields(options_class)}
+        sharing = PushOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)})
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
         options = options_class(**{key: values[key] for key in own if values[key] is not None})
         settings = Settings(**{key: value for key, value in values.items() if key not in own})
@@ -102,13 +109,25 @@ def _converting_command(name: str, help: str, options_class: type) -> None:
             ready.checkpoint.close()
             show_plan(ready.plan, as_json=as_json)
             return
+        check_sharing(sharing, settings)
         with Progress() as progress:
             result = convert_source(source, target, options, settings, progress)
-        show_result(result, as_json=as_json)
+        if sharing.push_to_hub is None:
+            show_result(result, as_json=as_json)
+            return
+        try:
+            with _hub_progress(quiet=False) as progress:
+                pushed = push_converted(result.output, sharing, settings, progress)
+        except EffconvError:
+            show_result(result, as_json=as_json)  # the folder stands all the same
+            raise
+        show_result(result, as_json=as_json, pushed=pushed)
+        if not as_json:
+            show_push(pushed, as_json=False)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("source", keyword, annotation=Source)]
-    for part in (options_class, Settings):
+    for part in (options_class, Settings, PushOptions):
         parameters += _parameters(part)
     plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
@@ -252,6 +271,119 @@ def families(json: Json = False) -> None:
     from .targets import TARGETS
 
     show_families(FAMILIES.values(), TARGETS.values(), as_json=json)
+
+
+@app.command("push-to-hub", rich_help_panel="Share")
+def push_to_hub(
+    repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
+    repo_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[user/name]", help="Hub id. [default: yours, named as the folder]", show_default=False),
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Of a repo that the push makes. [default: private where the source is gated or private]",
+            show_default=False,
+        ),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="License, where the card names none, such as apache-2.0.", show_default=False)
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to commit to; made if missing. [default: main]", show_default=False)
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    commit_message: Annotated[str | None, typer.Option(help="First line of the commit.", show_default=False)] = None,
+    token: Token = None,
+    offline: Offline = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and stop.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Share a repo on the Hub: verified, in one commit, only what differs; safe to run again."""
+    from .hub.push import push
+    from .report import show_push
+
+    with _hub_progress(quiet) as progress:
+        pushed = push(
+            repo,
+            repo_id,
+            private=private,
+            license=license,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+            offline=offline,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    show_push(pushed, as_json=json, quiet=quiet)
+
+
+@app.command(rich_help_panel="Share")
+def refresh(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO_DIR|user/name", help="A repo that effconv made.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to make. [default: the repo itself]", show_default=False),
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Open a pull request with what changed.")] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Hub id for --push of a folder. [default: yours, named as it]", show_default=False),
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Run the target's checks where the code is new.")] = True,
+    against: Annotated[str | None, typer.Option(help="The dense source to compare with.", show_default=False)] = None,
+    revision: Revision = None,
+    token: Token = None,
+    offline: Offline = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write code, generated card blocks and manifest of a repo anew; weights and what a person wrote stay."""
+    from .hub.refresh import refresh as refresh_repo
+    from .report import show_refreshed
+
+    with _hub_progress(quiet) as progress:
+        refreshed = refresh_repo(
+            repo,
+            output=output,
+            push=push,
+            to=to,
+            verify=verify,
+            against=against,
+            revision=revision,
+            token=token,
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    show_refreshed(refreshed, as_json=json, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Steps on stderr, with the client's own bars where there is a terminal; nothing at all when quiet."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    from .report import Progress
+
+    if quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+    logging.set_verbosity_error()  # what is tried again, and why, is one of the steps
+    if quiet:
+        yield lambda step, done, total: None
+        return
+    with Progress(bar=False) as progress:
+        yield progress
 
 
 def _complain(message: str) -> None:

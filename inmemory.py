@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .convert.checkpoint import Checkpoint, Tensor
 from .convert.dtypes import Array
 from .convert.execute import as_array
 from .convert.families import family_of, head_of
 from .convert.modelcode import render
 from .convert.options import Settings
-from .convert.reader import Checkpoint, Tensor
 from .convert.run import plan_tensors
 from .convert.source import Source
 from .convert.tokenizer import SpecialTokens

@@ -20,6 +20,8 @@ from .convert.manifest import Measured
 from .convert.plan import Plan, Row
 from .convert.run import Result
 from .convert.target import Target
+from .hub.push import Pushed
+from .hub.refresh import Refreshed
 from .inspection import Inspection
 
 NUMBER = re.compile(r"\.\d+\.")
@@ -28,13 +30,15 @@ NUMBER = re.compile(r"\.\d+\.")
 class Progress:
     """Steps on stderr: a bar in bytes while weights are written, one line a step where there is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bar: bool = True) -> None:
+        """`bar` False leaves the terminal to somebody else's bars."""
+        self._wanted = bar
         self._bar: Any = None
         self._step = ""
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if self._wanted and sys.stderr.isatty():
             from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
@@ -96,9 +100,9 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     return None
 
 
-def show_result(result: Result, *, as_json: bool) -> None:
+def show_result(result: Result, *, as_json: bool, pushed: Pushed | None = None) -> None:
     if as_json:
-        return _json(result.described())
+        return _json(result.described() | ({"pushed": pushed.described()} if pushed else {}))
     console = _console()
     console.print(f"[bold]{escape(str(result.output))}[/bold]", soft_wrap=True)
     counts = ", ".join(f"{count} {action}" for action, count in result.plan.counts().items())
@@ -131,6 +135,60 @@ def show_fidelity(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         return _json(list(rows))
     _fidelity(_console(), rows, "close to the source")
+    return None
+
+
+def show_push(pushed: Pushed, *, as_json: bool, quiet: bool = False) -> None:
+    if as_json:
+        return _json(pushed.described())
+    if quiet:
+        return print(pushed.url)
+    console, changes = _console(), pushed.changes
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = [("added", file) for file in changes.added] + [("changed", file) for file in changes.changed]
+    for what, file in rows:
+        table.add_row(what, escape(file.name), _size(file.size))
+    for name in changes.removed:
+        table.add_row("removed", escape(name), "")
+    if changes.left:
+        left = (
+            f"{len(changes.left)} files" if changes and not pushed.dry_run else ", ".join(f.name for f in changes.left)
+        )
+        table.add_row("left alone", escape(left), _size(sum(file.size for file in changes.left)))
+    console.print(table)
+    for note in pushed.notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
+    if pushed.dry_run:
+        console.print("dry run: nothing was sent" if changes else "dry run: nothing to do")
+    elif not changes:
+        console.print("nothing to do: the Hub has all of it")
+    console.print(pushed.url, soft_wrap=True, highlight=False)
+    if pushed.commit:
+        console.print(
+            f'at commit {pushed.commit} (load it with revision="{pushed.commit}")', soft_wrap=True, highlight=False
+        )
+    return None
+
+
+def show_refreshed(refreshed: Refreshed, *, as_json: bool, quiet: bool = False) -> None:
+    if as_json:
+        return _json(refreshed.described())
+    console = _console()
+    if not quiet:
+        for name in refreshed.changed:
+            console.print(f"rewritten  {escape(name)}", highlight=False)
+        for name in refreshed.removed:
+            console.print(f"removed    {escape(name)}", highlight=False)
+        if refreshed.measured is not None:
+            _checks(console, refreshed.measured)
+        for note in refreshed.notes:
+            console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
+        if not refreshed.changed:
+            console.print("nothing to do: it is as today's effconv writes it")
+    if refreshed.output:
+        console.print(escape(str(refreshed.output)), soft_wrap=True, highlight=False)
+    if refreshed.pushed:
+        show_push(refreshed.pushed, as_json=False, quiet=quiet)
     return None
 
 
@@ -229,6 +287,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _size(count: int) -> str:
+    return _bytes(count) if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _json(value: object) -> None:

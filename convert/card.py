@@ -128,5 +128,6 @@ def command(target: Target, manifest: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             parts.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            parts += [flag, str(value)]
+            for item in value if isinstance(value, list) else [value]:
+                parts += [flag, str(item)]
     return shlex.join(parts)

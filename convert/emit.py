@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import BadInputError
 from .execute import Written
+from .family import Family, Head
 from .modelcode import auto_map, class_name, model_type, render
 from .plan import Plan
 from .source import TOKENIZER_FILES, Source, sentence_modules
@@ -25,20 +26,27 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
     """config.json of the repo: the source's fields, the target's, a model_type of its own and the code to load."""
     kept = {key: value for key, value in context.config.items() if key not in STALE_FIELDS}
-    code = context.emits.code
+    return {**kept, **target.config(context), **code_fields(target, context.emits, context.emitted_head)}
+
+
+def code_fields(target: Target, family: Family, own: Head) -> dict[str, Any]:
+    """Fields of config.json that name what is in the code files of a repo with this head."""
     return {
-        **kept,
-        **target.config(context),
-        "model_type": model_type(code, target.code),
-        "architectures": [class_name(code, target.code, context.emitted_head.suffix)],
-        "auto_map": auto_map(code, target.code, _heads(target, context)),
+        "model_type": model_type(family.code, target.code),
+        "architectures": [class_name(family.code, target.code, own.suffix)],
+        "auto_map": auto_map(family.code, target.code, _heads(target, family, own)),
     }
 
 
-def _heads(target: Target, context: Context) -> dict[str, str]:
+def code_files(target: Target, family: Family, own: Head) -> dict[str, str]:
+    """All code files of a repo with this head, as {name: text}."""
+    return render(family.code, target.code, _heads(target, family, own))
+
+
+def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
     """Auto class by head; the repo's own head comes last, so that it has the word where two share an Auto class."""
-    heads = {head.suffix: head.auto for head in target.heads(context.emits) if head != context.emitted_head}
-    return {**heads, context.emitted_head.suffix: context.emitted_head.auto}
+    heads = {head.suffix: head.auto for head in target.heads(family) if head != own}
+    return {**heads, own.suffix: own.auto}
 
 
 def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
@@ -51,7 +59,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
             folder / "model.safetensors.index.json",
             {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
         )
-    for name, text in render(context.emits.code, target.code, _heads(target, context)).items():
+    for name, text in code_files(target, context.emits, context.emitted_head).items():
         (folder / name).write_text(text, encoding="utf-8")
     max_length = int(context.options.max_length)
     _tokenizer(folder, source, max_length, f"{context.family.code.class_prefix}Tokenizer")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .checkpoint import Checkpoint
 from .dtypes import Array, cast, from_bytes, from_float32
 from .errors import BadInputError
 from .ops import Calibrated, Copy
 from .plan import Plan, Row
-from .reader import Checkpoint
 from .source import Source
 from .tensorfile import TensorFile, file_sha256
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
+from .checkpoint import Checkpoint, Tensor
 from .dtypes import FLOATS, SIZES
 from .errors import BadInputError, UnsupportedError, listing
 from .families import head_of
 from .family import Family, Head, Weight, shape_of
 from .modelcode import class_name
 from .ops import Copy, New, Op, Shape, elements
-from .reader import Checkpoint, Tensor
 from .target import Context, Rule, Target
 
 BASE_MEMORY = 64 << 20  # bytes: interpreter, numpy and the command line, measured

@@ -45,7 +45,7 @@ def verify_repo(
         )
     progress("hashes", 0, 0)
     check_hashes(folder, manifest)
-    source = None if against is None else _source(against, manifest, token, offline)
+    source = None if against is None else dense_source(against, manifest, token, offline)
     measured, _ = run_checks(
         folder.resolve(),
         target,
@@ -99,7 +99,7 @@ def fidelity_of(
     rows = measure_fidelity(
         folder.resolve(),
         manifest,
-        source=_source(against, manifest, token, offline),
+        source=dense_source(against, manifest, token, offline),
         files=files,
         lengths=sorted(set(lengths)),
         texts=texts,
@@ -125,7 +125,9 @@ def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     return folder, read_manifest(folder)
 
 
-def _source(against: str | os.PathLike[str], manifest: Mapping[str, Any], token: str | None, offline: bool) -> Path:
+def dense_source(
+    against: str | os.PathLike[str], manifest: Mapping[str, Any], token: str | None, offline: bool
+) -> Path:
     """The source's folder, its weights fetched."""
     found = resolve(against, token=token, offline=offline)
     if found.config.get("model_type") != manifest["family"]:

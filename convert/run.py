@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from .card import write_card
+from .checkpoint import Checkpoint
 from .dtypes import NAMES
 from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, listing
@@ -26,7 +27,7 @@ from .manifest import (
 )
 from .options import Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
-from .reader import Checkpoint, open_checkpoint
+from .reader import open_checkpoint
 from .source import Source, resolve
 from .staging import Staging, check_apart, check_output, check_room, output_errors
 from .target import Calibration, Context, Target

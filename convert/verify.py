@@ -120,9 +120,9 @@ def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str,
         last: dict[str, Any] = {}
         with process:
             try:
-                with contextlib.suppress(BrokenPipeError):  # it died before it read: its exit status says so
+                # It may die before it has read all: its exit status says so, closing the pipe would only say it again.
+                with contextlib.suppress(BrokenPipeError), process.stdin:
                     process.stdin.write(json.dumps(job))
-                    process.stdin.close()
                 for line in process.stdout:
                     if line.startswith(PREFIX):
                         last = json.loads(line.removeprefix(PREFIX))

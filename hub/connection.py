@@ -23,7 +23,12 @@ Say = Callable[[str], None]
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 120.0  # what the Hub may ask for before a run gives up instead
-TIMEOUTS = (10.0, 300.0, 60.0, 10.0)  # seconds to connect, to read, to write, for a free connection; the client has none
+TIMEOUTS = (
+    10.0,
+    300.0,
+    60.0,
+    10.0,
+)  # seconds to connect, to read, to write, for a free connection; the client has none
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # answers that another try may change
 MOVED = 412
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
@@ -220,7 +225,9 @@ def failure_of(raised: BaseException) -> Failure | None:
         BadInputError: a local file could not be read.
     """
     wrapped = isinstance(raised, RuntimeError) and raised.__cause__ is not None
-    error = raised.__cause__ if wrapped and raised.__cause__ else raised  # how the client passes on what ended an upload
+    error = (
+        raised.__cause__ if wrapped and raised.__cause__ else raised
+    )  # how the client passes on what ended an upload
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return Failure(error, status, status in PASSING, _asked_wait(error))
@@ -237,7 +244,7 @@ def failure_of(raised: BaseException) -> Failure | None:
 def _asked_wait(error: BaseException) -> float | None:
     """Seconds of Retry-After, or of the rate limit's header; None where the reply names none."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    for name, pattern in (("retry-after", r"\s*(\d+)\s*"), ("ratelimit", r'.*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+).*')):
+    for name, pattern in (("retry-after", r"\s*(\d+)\s*"), ("ratelimit", r".*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+).*")):
         found = re.fullmatch(pattern, headers.get(name) or "")
         if found:
             return float(found[1])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ class Theirs:
     """The card and the manifest that the Hub has; an empty card or manifest where it has none that can be read."""
 
     card: str = ""
-    manifest: Mapping[str, Any] = ()  # type: ignore[assignment]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> Mapping[str, str]:
-        found = dict(self.manifest).get("files")
+        found = self.manifest.get("files")
         return found if isinstance(found, dict) else {}
 
     @property
@@ -40,8 +40,7 @@ class Theirs:
         return bool(self.card) and CARD in self.files and _sha256(self.card.encode()) != self.files[CARD]
 
     def same_model(self, manifest: Mapping[str, Any]) -> bool:
-        known = dict(self.manifest)
-        return all(known.get(key) == manifest[key] for key in ("plan", "options", "target"))
+        return all(self.manifest.get(key) == manifest[key] for key in ("plan", "options", "target"))
 
 
 def parse_manifest(data: bytes) -> dict[str, Any]:
@@ -102,7 +101,11 @@ def license_missing(card: str, license: str | None) -> str:
     stated = front_matter(card).get("license")
     if license is not None or (stated and str(stated).lower() not in ("other", "unknown")):
         return ""
-    return "the card says license: other, which says nothing" if stated else "neither the source nor the card names a license"
+    return (
+        "the card says license: other, which says nothing"
+        if stated
+        else "neither the source nor the card names a license"
+    )
 
 
 def require_license(card: str, license: str | None) -> None:

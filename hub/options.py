@@ -20,6 +20,8 @@ class PushOptions:
         flag="--private/--public",
         panel=PANEL,
     )
-    license: str | None = option(None, "License, where the source's card names none. [default: the source's]", panel=PANEL)
+    license: str | None = option(
+        None, "License, where the source's card names none. [default: the source's]", panel=PANEL
+    )
     create_pr: bool = option(False, "Open a pull request instead of committing.", panel=PANEL)
     commit_message: str | None = option(None, "First line of the commit.", panel=PANEL)

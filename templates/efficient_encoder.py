@@ -12,7 +12,7 @@ signatures and masks are not. Three pieces rely on the paths alone:
 What the outputs hold: `hidden_states` has one entry a layer and one for the embeddings, each cut to the tokens that
 came in; `attentions` is always None, because no matrix of attention weights is ever formed; `past_key_values` is always
 None. Of the `attn_implementation` values, "eager" and "sdpa" run the same code here (they differ only in a decoder's
-stock cross-attention); the others are refused.
+stock cross-attention; transformers 4 has no "sdpa" for ELECTRA); the others are refused.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def check_what_is_not_supported_is_refused(job):
     raises(ValueError, "takes 256", lambda: model(torch.full((1, 257), 7)))
     assert model(torch.full((1, 256), 7)).last_hidden_state.shape[1] == 256
     raises(ValueError, "Flash Attention 2", lambda: load(job, attn_implementation="flash_attention_2"))
-    for name in ("eager", "sdpa"):
+    for name in ("eager", "sdpa") if model._supports_sdpa else ("eager",):  # transformers 4 has no sdpa for ELECTRA
         assert torch.equal(load(job, "Model", attn_implementation=name)(**inputs)[0], model(**inputs)[0])
     assert model(tokens, output_attentions=True).attentions is None
 
@@ -409,9 +409,9 @@ def check_trainer_trains_with_checkpointing_and_autocast(job):
     assert not [name for name in still if not name.endswith("key.bias") and not name.endswith("k_lin.bias")], still
     trainer.save_model()
     again = transformers.AutoModelForMaskedLM.from_pretrained(settings.output_dir, trust_remote_code=True)
-    inputs = ids(model, 40)
-    with torch.no_grad():
-        assert torch.equal(again.eval()(**inputs).logits, model.eval()(**inputs).logits)
+    assert type(again).__name__ == type(model).__name__
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
 
 
 def check_sentence_transformers_encodes_long_texts(job):
@@ -424,9 +424,7 @@ def check_sentence_transformers_encodes_long_texts(job):
     assert one.shape == (32,)
     assert (one - other).abs().max() > 1e-4  # they differ only after more tokens than the source takes
     dense_form = {"num_global_tokens": 0, "pool_with_global": False, "block_size": 32, "sparse_block_size": 32}
-    model = SentenceTransformer(
-        job["sentence_repo"], trust_remote_code=True, device="cpu", model_kwargs=dense_form, config_kwargs=dense_form
-    )
+    model = SentenceTransformer(job["sentence_repo"], trust_remote_code=True, device="cpu", config_kwargs=dense_form)
     source = SentenceTransformer(job["sentence_source"], device="cpu")
     texts = ["the of and", "to in a is that it was for on with as he"]
     close(torch.tensor(model.encode(texts)), torch.tensor(source.encode(texts)))

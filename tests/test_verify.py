@@ -1,0 +1,276 @@
+"""What a conversion claims is checked before it appears, recorded with it, and can be checked again by anybody."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import SMALL, edit_json, read, read_json, snapshot
+from safetensors.torch import save_file
+
+import effconv
+from effconv.convert import run, verify
+from effconv.convert.errors import BadInputError, CheckFailedError, UnsupportedError, UsageError
+from effconv.convert.manifest import FIELDS, check_hashes, read_manifest
+from effconv.lsgify.target import LSG
+from tiny import save_tiny
+
+EFFCONV = Path(sys.executable).with_name("effconv")
+VERIFIED = {**SMALL, "verify": True}
+pytestmark = pytest.mark.xdist_group("verify")  # one verified conversion for all of them
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A source, the repo that it became, and what the conversion said."""
+    folder = tmp_path_factory.mktemp("verify")
+    source = save_tiny(folder / "source", head="ForPreTraining")
+    result = effconv.convert(source, "lsg", output=folder / "repo", **VERIFIED)
+    return source, folder / "repo", result
+
+
+@pytest.fixture
+def repo(made, tmp_path):
+    """A copy of the repo, to be changed."""
+    return Path(shutil.copytree(made[1], tmp_path / "repo"))
+
+
+def test_every_check_holds_and_is_recorded_with_what_it_measured(made):
+    _, repo, result = made
+    recorded = read_json(repo / "effconv.json")["measurements"]["checks"]
+    assert {check["name"] for check in recorded} == {check.name for check in LSG.checks}
+    assert all(check["passed"] is True for check in recorded)
+    assert all(0 <= check["value"] <= check["tolerance"] for check in recorded)
+    (equal,) = [check for check in recorded if check["name"] == "equal_to_source"]
+    assert equal["tolerance"] == 1e-5
+    heads = {"AutoModel", "AutoModelForPreTraining", "AutoModelForMaskedLM", "AutoModelForNextSentencePrediction"}
+    assert heads <= equal["details"]["heads"].keys()
+    assert equal["details"]["tokens"] == 32  # two blocks
+    assert [check.name for check in result.measured] == [check["name"] for check in recorded]
+
+
+def test_fidelity_is_measured_and_recorded(made):
+    measurements = read_json(made[1] / "effconv.json")["measurements"]
+    (row,) = measurements["fidelity"]
+    assert row["tokens"] == 64  # as far as the source reaches
+    assert 0.5 < row["token_cosine"] <= 1
+    assert {"sentence_cosine", "logit_kl", "source_mlm_loss", "mlm_loss"} <= row.keys()
+    assert measurements["versions"].keys() == {"torch", "transformers"}
+
+
+def test_the_card_shows_the_checks(made):
+    card = (made[1] / "README.md").read_text(encoding="utf-8")
+    assert all(check.says in card for check in LSG.checks)
+
+
+def test_all_but_the_measurements_is_what_an_unverified_conversion_writes(made, tmp_path):
+    source, repo, _ = made
+    effconv.convert(source, "lsg", output=tmp_path / "repo", **SMALL)
+    verified, plain = read_json(repo / "effconv.json"), read_json(tmp_path / "repo" / "effconv.json")
+    assert verified.pop("measurements") != plain.pop("measurements")
+    assert verified["files"].pop("README.md") != plain["files"].pop("README.md")
+    assert verified == plain
+
+
+def test_a_repo_is_verified_again_against_its_source(made):
+    source, repo, _ = made
+    before = snapshot(repo)
+    found = subprocess.run(
+        [EFFCONV, "verify", repo, "--against", source, "--json"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert {check["name"]: check["passed"] for check in json.loads(found.stdout)} == dict.fromkeys(
+        (check.name for check in LSG.checks), True
+    )
+    assert "hashes" in found.stderr
+    assert snapshot(repo) == before  # not even a __pycache__
+
+
+def test_without_a_source_what_needs_one_is_left_out(made):
+    measured = {check.name: check for check in effconv.verify(made[1])}
+    assert measured["equal_to_source"].passed is None
+    assert "no source was given" in measured["equal_to_source"].why
+    assert all(check.passed for name, check in measured.items() if name != "equal_to_source")
+
+
+def flip_one_bit(repo):
+    path = repo / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+CHANGES = {
+    "a bit of the weights": (flip_one_bit, ["model.safetensors: its bytes differ"]),
+    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: its bytes differ"]),
+    "the code": (lambda repo: (repo / "lsg_attention.py").open("a").write("\n"), ["lsg_attention.py: its bytes differ"]),
+    "a file more": (lambda repo: (repo / "evil.py").write_text(""), ["evil.py: not in the manifest"]),
+    "a file more, deep": (lambda repo: (repo / "a" / "b").mkdir(parents=True) or (repo / "a" / "b" / "c").touch(), ["a/b/c"]),
+    "a file less": (lambda repo: (repo / "tokenizer.json").unlink(), ["tokenizer.json: missing"]),
+    "several": (
+        lambda repo: [(repo / name).unlink() for name in ("vocab.txt", "config.json")] + [flip_one_bit(repo)],
+        ["config.json: missing", "vocab.txt: missing", "model.safetensors: its bytes differ"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_is_changed_in_a_repo_is_named_and_none_of_its_code_runs(change, repo, monkeypatch):
+    spoil, says = CHANGES[change]
+    spoil(repo)
+    monkeypatch.setattr(verify, "CHILD", "nothing.may.be.run")
+    with pytest.raises(CheckFailedError, match="not what its manifest says") as caught:
+        effconv.verify(repo)
+    assert all(line in str(caught.value) for line in says)
+    assert caught.value.exit_code == 5
+
+
+def test_the_card_may_be_edited_and_git_and_the_hub_may_keep_their_files(repo):
+    (repo / "README.md").open("a").write("\nMine.\n")
+    (repo / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    for trace in (".git/HEAD", ".cache/huggingface/download/x.metadata", "__pycache__/modeling.pyc"):
+        (repo / trace).parent.mkdir(parents=True, exist_ok=True)
+        (repo / trace).touch()
+    check_hashes(repo, read_manifest(repo))
+    (repo / "README.md").unlink()
+    check_hashes(repo, read_manifest(repo))
+
+
+MANIFESTS = {
+    "gone": (None, "not a repo that effconv made"),
+    "empty": ("", "not readable JSON"),
+    "garbage": ("{]", "not readable JSON"),
+    "too deep": ("[" * 100_000, "not readable JSON"),
+    "a list": ("[]", "lacks"),
+    "without fields": ("{}", "lacks format, target"),
+}
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_damaged_manifest_is_named(kind, repo):
+    text, says = MANIFESTS[kind]
+    (repo / "effconv.json").unlink()
+    if text is not None:
+        (repo / "effconv.json").write_text(text)
+    with pytest.raises(BadInputError, match=says) as caught:
+        effconv.verify(repo)
+    assert caught.value.where
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_a_manifest_with_a_field_of_another_kind_is_named(field, repo):
+    edit_json(repo / "effconv.json", **{field: 3.5})
+    with pytest.raises(BadInputError, match=f"lacks {field}"):
+        effconv.verify(repo)
+
+
+def test_a_repo_of_a_newer_effconv_is_left_to_it(repo):
+    edit_json(repo / "effconv.json", target="mamba")
+    with pytest.raises(UnsupportedError, match="mamba"):
+        effconv.verify(repo)
+    edit_json(repo / "effconv.json", format=99)
+    with pytest.raises(BadInputError, match="newer than this effconv"):
+        effconv.verify(repo)
+
+
+def test_a_source_of_another_family_or_none_at_all_is_refused(repo, tmp_path):
+    with pytest.raises(UsageError, match="the source is a roberta, the repo was made from a bert"):
+        effconv.verify(repo, against=save_tiny(tmp_path / "other", "roberta"))
+    with pytest.raises(BadInputError, match="no such folder"):
+        effconv.verify(repo, against="./nowhere")
+    with pytest.raises(UsageError, match="no such folder"):
+        effconv.verify("./nowhere")
+
+
+def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monkeypatch):
+    source = save_tiny(tmp_path / "source")
+    emit = run.emit
+
+    def spoil(folder, *arguments):
+        emit(folder, *arguments)
+        tensors = read(folder)
+        tensors["bert.encoder.layer.1.attention.self.key.weight"][0] += 1
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(run, "emit", spoil)
+    with pytest.raises(CheckFailedError, match="1 of 4 checks failed") as caught:
+        effconv.convert(source, "lsg", output=tmp_path / "new" / "out", **VERIFIED)
+    assert "equal_to_source: differs by" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_source_without_a_tokenizer_can_be_verified(tmp_path):
+    source = save_tiny(tmp_path / "source", "roberta", "ForQuestionAnswering", tokenizer=False)
+    options = {**VERIFIED, "global_init": "random", "architecture": "ForSequenceClassification"}
+    result = effconv.convert(source, "lsg", output=tmp_path / "out", **options)
+    assert all(check.passed for check in result.measured)
+    assert read_json(tmp_path / "out" / "effconv.json")["new"] != []
+
+
+STRANGERS = {
+    "is not there": None,
+    "dies at once": "raise SystemExit(3)",
+    "dies of a signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "says nothing": "import sys; sys.stdin.read()",
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_process_that_dies_is_a_failed_check(kind, size, tmp_path, monkeypatch):
+    if STRANGERS[kind] is not None:
+        (tmp_path / "strange.py").write_text(f"import sys; print('last words', file=sys.stderr)\n{STRANGERS[kind]}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(verify, "CHILD", "strange")
+    manifest = {"options": {"positions": "repeat"}, "settings": {"dtype": None}, "much": "x" * size}
+    with pytest.raises(CheckFailedError, match="could not be loaded in a fresh process") as caught:
+        verify.run_checks(tmp_path, LSG, manifest, source=None)
+    assert ("No module named" if STRANGERS[kind] is None else "last words") in str(caught.value)
+
+
+def test_a_process_that_says_much_is_heard_to_the_end(tmp_path, monkeypatch):
+    (tmp_path / "strange.py").write_text(
+        f"""
+import json, sys
+job = json.load(sys.stdin)
+for line in range(20_000):
+    print("a warning that nobody asked for", file=sys.stderr)
+    print('{{"looks": "like a result"}}')
+print({verify.PREFIX!r} + json.dumps({{"begins": "it"}}))
+print({verify.PREFIX!r} + json.dumps({{"checks": [], "fidelity": [], "versions": {{}}}}))
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(verify, "CHILD", "strange")
+    begun = []
+    manifest = {"options": {"positions": "repeat"}, "settings": {"dtype": None}}
+    measured, others = verify.run_checks(tmp_path, LSG, manifest, source=None, progress=begun.append)
+    assert begun == ["it"]
+    assert [check.passed for check in measured] == [None]  # without a source
+    assert others["fidelity"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"positions": "interpolate"}, "interpolated"), ({"dtype": "bfloat16"}, "cast")],
+)
+def test_equality_with_the_source_is_claimed_only_where_it_holds(options, why, tmp_path, monkeypatch):
+    claimed = []
+
+    def note(job, progress):
+        claimed.extend(check["name"] for check in job["checks"])
+        return {"checks": [], "fidelity": [], "versions": {}}
+
+    monkeypatch.setattr(verify, "_child", note)
+    source = save_tiny(tmp_path / "source")
+    result = effconv.convert(source, "lsg", output=tmp_path / "out", **VERIFIED, **options)
+    assert "equal_to_source" not in claimed
+    assert "equal_to_formula" in claimed
+    (left_out,) = result.measured
+    assert (left_out.name, left_out.passed) == ("equal_to_source", None)
+    assert why in left_out.why
