@@ -151,9 +151,7 @@ def show_push(pushed: Pushed, *, as_json: bool, quiet: bool = False) -> None:
     for name in changes.removed:
         table.add_row("removed", escape(name), "")
     if changes.left:
-        left = (
-            f"{len(changes.left)} files" if changes and not pushed.dry_run else ", ".join(f.name for f in changes.left)
-        )
+        left = ", ".join(file.name for file in changes.left) if pushed.dry_run else f"{len(changes.left)} files"
         table.add_row("left alone", escape(left), _size(sum(file.size for file in changes.left)))
     console.print(table)
     for note in pushed.notes:

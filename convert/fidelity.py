@@ -38,7 +38,12 @@ def file_fidelity(loaded: Loaded, files: list[str], lengths: list[int], texts: i
 
 
 def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> list[dict[str, Any]]:
-    """One entry a length, each over `texts` windows of that many tokens, special tokens included."""
+    """One entry a length, each over `texts` windows of that many tokens, special tokens included.
+
+    None at all where the repo has no tokenizer: there are tokens of a text only with one.
+    """
+    if not (loaded.repo / "tokenizer_config.json").is_file():
+        return []
     heads = [auto for auto in loaded.autos if auto == "AutoModelForMaskedLM"]
     auto = heads[0] if heads else "AutoModel"
     source, emitted = loaded.source_model(auto), loaded.model(auto) if heads else loaded.base()

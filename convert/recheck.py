@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInputError, UnsupportedError, UsageError
 from .execute import Progress
 from .manifest import Measured, check_hashes, read_manifest
+from .options import Settings
 from .reader import open_checkpoint
 from .run import source_folder
 from .source import resolve
@@ -43,6 +45,7 @@ def verify_repo(
             where=str(folder),
             hint="upgrade effconv",
         )
+    manifest = _with_defaults(manifest, target)
     progress("hashes", 0, 0)
     check_hashes(folder, manifest)
     source = None if against is None else dense_source(against, manifest, token, offline)
@@ -123,6 +126,13 @@ def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
             "no such folder", where=str(repo) or "REPO", hint="give the folder of a repo that effconv made"
         )
     return folder, read_manifest(folder)
+
+
+def _with_defaults(manifest: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """The manifest with the options that are younger than it, or that somebody removed."""
+    known = {"options": target.options, "settings": Settings}
+    filled = {key: {f.name: f.default for f in fields(kind)} | manifest[key] for key, kind in known.items()}
+    return {**manifest, **filled}
 
 
 def dense_source(

@@ -155,6 +155,7 @@ def sentence_modules(source: Source) -> list[dict[str, Any]]:
 
 def _local(folder: Path) -> Source:
     name = Path(os.path.abspath(folder)).name  # as it was given: a link's own name, not what it leads to
+    name = os.fsencode(name).decode(errors="replace")  # a folder may have any bytes for a name, the manifest is UTF-8
     folder = folder.resolve()
 
     def fetch(name: str) -> Path:

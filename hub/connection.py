@@ -59,6 +59,10 @@ class Failure:
     wait: float | None = None
 
     @property
+    def worth_waiting(self) -> bool:
+        return (self.wait or 0) <= LONGEST_WAIT
+
+    @property
     def reason(self) -> str:
         if self.status is not None:
             return f"the Hub answered {self.status}"
@@ -97,7 +101,7 @@ class Connection:
                 if failure is None:
                     raise
                 unreachable = first and failure.status is None and "Connect" in type(failure.error).__name__
-                if wait is None or not failure.passing or unreachable or (failure.wait or 0) > LONGEST_WAIT:
+                if wait is None or not failure.passing or unreachable or not failure.worth_waiting:
                     raise self.error(failure, what, repo_id) from None
                 self.pause(what, failure, wait)
         raise AssertionError("the last wait is None")

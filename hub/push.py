@@ -190,7 +190,7 @@ class _Job:
         self._check(card_of(files), closed, head)
         require_nothing_private(files, hub.token, Path.home())
         changes = compare(files, head.files if head else {}, self._theirs(head).files if head else ())
-        self._note(changes, head)
+        self._note(files, changes, head)
         private = head.private if head else self._new_private(closed)
         if self.dry_run:
             if branch_missing:
@@ -277,18 +277,19 @@ class _Job:
         """Whether a new repo is private; None leaves it to the Hub, where organisations have a default of their own."""
         return self.private if self.private is not None else (True if closed else None)
 
-    def _note(self, changes: Changes, head: Head | None) -> None:
+    def _note(self, files: list[LocalFile], changes: Changes, head: Head | None) -> None:
         theirs = self._theirs(head) if head else Theirs()
         if changes.others:
             self.notes.append(
                 f"{len(changes.others)} files on the Hub are none of this repo's and stay: {_few(changes.others)}"
             )
-        if theirs.edited:
-            replaced = any(file.name == CARD and file.content == _card_alone(self, file) for file in changes.changed)
-            self.notes.append(
-                f"{CARD} was edited on the Hub; "
-                + ("this push replaces it (the old one stays in the history)" if replaced else "that text stays")
-            )
+        if not theirs.edited:
+            return
+        alone = files_to_send(self.folder, self.manifest, self.repo_id, revision=self.revision, license=self.license)
+        if card_of(files) != card_of(alone):
+            self.notes.append(f"{CARD} was edited on the Hub: that text stays, the generated blocks are new")
+        elif any(file.name == CARD for file in changes.changed):
+            self.notes.append(f"this push replaces a {CARD} that a person wrote in; the old one stays in the history")
 
     def _create(self, closed: str) -> None:
         hub = self._connected()
@@ -340,7 +341,7 @@ class _Job:
                     self.notes.append("the Hub's reply was lost, and the commit had landed")
                 if landed:
                     return changes, *landed
-                if wait is None:
+                if wait is None or not failure.worth_waiting:
                     raise hub.error(failure, "commit", self.repo_id) from None
                 if moved:
                     head, files, changes = self._follow(head, files)
@@ -479,9 +480,3 @@ def _message(manifest: Mapping[str, Any]) -> str:
 
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _card_alone(job: _Job, file: LocalFile) -> bytes | None:
-    """The card as it would be sent to an empty repo."""
-    files = files_to_send(job.folder, job.manifest, job.repo_id, revision=job.revision, license=job.license)
-    return next(own.content for own in files if own.name == file.name)  # type: ignore[return-value]

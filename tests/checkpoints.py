@@ -17,7 +17,7 @@ Tensors = dict[str, torch.Tensor]
 SMALL = {"max_length": 128, "block_size": 16, "sparse_block_size": 16, "verify": False}
 
 
-def convert(source: Path, output: Path, **options: Any) -> Result:
+def convert(source: Path, output: Path | None, **options: Any) -> Result:
     """A conversion to 128 tokens in blocks of 16, not verified (verify has tests of its own)."""
     return effconv.convert(source, "lsg", output=output, **{**SMALL, **options})
 

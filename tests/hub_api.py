@@ -138,8 +138,9 @@ def commits(hub: LoopbackHub, call: Call) -> Reply:
 
 def discussions(hub: LoopbackHub, call: Call) -> Reply:
     repo = readable(hub, call)
+    about = {"repo": {"name": repo.name, "type": "model"}, "createdAt": "2026-01-01T00:00:00.000Z"}
     rows = [
-        {"num": n, "title": title, "status": "open", "author": {"name": "me"}, "isPullRequest": True}
+        {"num": n, "title": title, "status": "open", "author": {"name": "me"}, "isPullRequest": True, **about}
         for n, title in repo.pull_requests.items()
     ]
     return as_json({"discussions": rows, "count": len(rows), "start": 0})

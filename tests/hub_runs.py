@@ -23,7 +23,8 @@ def report():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     modules = sorted({name.partition(".")[0] for name in sys.modules})
     with open(record, "w") as file:
-        rss = usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1024
+        lines = open("/proc/self/status").read().splitlines()  # ru_maxrss knows of the process before exec too
+        rss = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
         json.dump({"modules": modules, "rss": rss, "cpu": usage.ru_utime + usage.ru_stime, "sockets": sockets}, file)
 
 sys.addaudithook(watch)
@@ -62,7 +63,12 @@ class Client:
         self.hub, self.folder = hub, folder
 
     def start(
-        self, *arguments: object, token: str | None = "hf_me", offline: bool = False, prelude: str = "", **environment: str
+        self,
+        *arguments: object,
+        token: str | None = "hf_me",
+        offline: bool = False,
+        prelude: str = "",
+        **environment: str,
     ) -> subprocess.Popen[str]:
         env = self.hub.env(self.folder / "hf-home", token, offline=offline)
         env |= {"RECORD": str(self.folder / "record.json"), "COLUMNS": "200", **environment}

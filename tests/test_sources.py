@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from checkpoints import (
@@ -219,3 +221,13 @@ def test_tensors_of_any_alignment_are_read(source, plain, tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
     assert len(header) % 2
     assert same(emitted(source, tmp_path / "out"), plain)
+
+
+def test_a_folder_may_have_any_name_that_the_system_takes(tmp_path, monkeypatch):
+    source = save_tiny(tmp_path / "source")
+    odd = tmp_path / os.fsdecode(b"m\xff \xc3\xa9'$(x)")
+    source.rename(odd)
+    monkeypatch.chdir(tmp_path)
+    result = convert(odd, None)
+    assert read_json(result.output / "effconv.json")["source"]["name"] == "m\ufffd é'$(x)"
+    assert result.output.name == "lsg-m\ufffd é'$(x)-128"

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import effconv
 from effconv.convert import run, verify
 from effconv.convert.errors import BadInputError, CheckFailedError, UnsupportedError, UsageError
 from effconv.convert.manifest import FIELDS, check_hashes, read_manifest
+from effconv.convert.options import Settings
+from effconv.lsgify.options import LSGOptions
 from effconv.lsgify.target import LSG
 from tiny import save_tiny
 
@@ -104,18 +107,33 @@ def flip_one_bit(repo):
     path.write_bytes(raw)
 
 
+def add_line(path):
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+
+
+def add_file(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def change_several(repo):
+    flip_one_bit(repo)
+    for name in ("vocab.txt", "config.json"):
+        (repo / name).unlink()
+
+
 CHANGES = {
     "a bit of the weights": (flip_one_bit, ["model.safetensors: its bytes differ"]),
     "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: its bytes differ"]),
-    "the code": (lambda repo: (repo / "lsg_attention.py").open("a").write("\n"), ["lsg_attention.py: its bytes differ"]),
-    "a file more": (lambda repo: (repo / "evil.py").write_text(""), ["evil.py: not in the manifest"]),
-    "a file more, deep": (lambda repo: (repo / "a" / "b").mkdir(parents=True) or (repo / "a" / "b" / "c").touch(), ["a/b/c"]),
+    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: its bytes differ"]),
+    "a file more": (lambda repo: add_file(repo / "evil.py"), ["evil.py: not in the manifest"]),
+    "a file more, deep": (lambda repo: add_file(repo / "a" / "b" / "c"), ["a/b/c: not in the manifest"]),
     "a file less": (lambda repo: (repo / "tokenizer.json").unlink(), ["tokenizer.json: missing"]),
     "several": (
-        lambda repo: [(repo / name).unlink() for name in ("vocab.txt", "config.json")] + [flip_one_bit(repo)],
+        change_several,
         ["config.json: missing", "vocab.txt: missing", "model.safetensors: its bytes differ"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -130,11 +148,10 @@ def test_whatever_is_changed_in_a_repo_is_named_and_none_of_its_code_runs(change
 
 
 def test_the_card_may_be_edited_and_git_and_the_hub_may_keep_their_files(repo):
-    (repo / "README.md").open("a").write("\nMine.\n")
+    add_line(repo / "README.md")
     (repo / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     for trace in (".git/HEAD", ".cache/huggingface/download/x.metadata", "__pycache__/modeling.pyc"):
-        (repo / trace).parent.mkdir(parents=True, exist_ok=True)
-        (repo / trace).touch()
+        add_file(repo / trace)
     check_hashes(repo, read_manifest(repo))
     (repo / "README.md").unlink()
     check_hashes(repo, read_manifest(repo))
@@ -167,6 +184,17 @@ def test_a_manifest_with_a_field_of_another_kind_is_named(field, repo):
     edit_json(repo / "effconv.json", **{field: 3.5})
     with pytest.raises(BadInputError, match=f"lacks {field}"):
         effconv.verify(repo)
+
+
+def test_a_manifest_that_is_older_than_an_option_takes_its_default(made, repo, monkeypatch):
+    edit_json(repo / "effconv.json", options={}, settings={})
+    jobs = []
+    monkeypatch.setattr(
+        verify, "_child", lambda job, _: jobs.append(job) or {"checks": [], "fidelity": [], "versions": {}}
+    )
+    effconv.verify(repo, against=made[0])
+    assert jobs[0]["manifest"]["options"] == asdict(LSGOptions())
+    assert {check["name"] for check in jobs[0]["checks"]} == {check.name for check in LSG.checks}
 
 
 def test_a_repo_of_a_newer_effconv_is_left_to_it(repo):
@@ -212,6 +240,7 @@ def test_a_source_without_a_tokenizer_can_be_verified(tmp_path):
     assert read_json(tmp_path / "out" / "effconv.json")["new"] != []
 
 
+MANIFEST = {"options": asdict(LSGOptions()), "settings": asdict(Settings()), "max_length": 128, "source_max_length": 64}
 STRANGERS = {
     "is not there": None,
     "dies at once": "raise SystemExit(3)",
@@ -227,7 +256,7 @@ def test_a_process_that_dies_is_a_failed_check(kind, size, tmp_path, monkeypatch
         (tmp_path / "strange.py").write_text(f"import sys; print('last words', file=sys.stderr)\n{STRANGERS[kind]}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(verify, "CHILD", "strange")
-    manifest = {"options": {"positions": "repeat"}, "settings": {"dtype": None}, "much": "x" * size}
+    manifest = {**MANIFEST, "much": "x" * size}
     with pytest.raises(CheckFailedError, match="could not be loaded in a fresh process") as caught:
         verify.run_checks(tmp_path, LSG, manifest, source=None)
     assert ("No module named" if STRANGERS[kind] is None else "last words") in str(caught.value)
@@ -248,8 +277,7 @@ print({verify.PREFIX!r} + json.dumps({{"checks": [], "fidelity": [], "versions":
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(verify, "CHILD", "strange")
     begun = []
-    manifest = {"options": {"positions": "repeat"}, "settings": {"dtype": None}}
-    measured, others = verify.run_checks(tmp_path, LSG, manifest, source=None, progress=begun.append)
+    measured, others = verify.run_checks(tmp_path, LSG, MANIFEST, source=None, progress=begun.append)
     assert begun == ["it"]
     assert [check.passed for check in measured] == [None]  # without a source
     assert others["fidelity"] == []

@@ -1,0 +1,218 @@
+"""Every family and head of the registry: the entry says what transformers has, and its repos keep the promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from checkpoints import bits, convert, read, write
+from environments import FOUR, stranger
+from lsg_goldens import convert as command
+from lsg_goldens import faults, run_worker
+
+from effconv.convert.families import FAMILIES
+from effconv.convert.family import shape_of
+from effconv.lsgify.target import LSG
+from tiny import save_tiny, tiny_config
+
+HEADS = [(family, head.suffix) for family in FAMILIES for head in FAMILIES[family].heads]
+WORKER = Path(__file__).parent / "verify_worker.py"
+
+
+def variants(family: str, head: str) -> dict[str, dict]:
+    """Configs in which a model of the family has other tensors, or other shapes."""
+    causal = any(known.auto == "AutoModelForCausalLM" for known in FAMILIES[family].heads)
+    found = {"plain": {}, "labels": {"num_labels": 3}, "untied": {"tie_word_embeddings": False}}
+    if causal:
+        found["cross-attention"] = {"is_decoder": True, "add_cross_attention": True}
+    if family == "electra":
+        found |= {"one size": {"embedding_size": 32}, "no summary": {"summary_use_proj": False}}
+    if family == "albert":
+        found["groups"] = {"num_hidden_groups": 2, "inner_group_num": 2, "num_hidden_layers": 3}
+    if (family, head) == ("distilbert", "ForQuestionAnswering"):
+        del found["labels"]  # it takes two only
+    return found
+
+
+def type_of(family: str, head: str):
+    return getattr(transformers, FAMILIES[family].code.class_prefix + head)
+
+
+def stock(family: str, head: str, **config):
+    """The stock model, without memory for its tensors."""
+    settings = {**tiny_config(family), "vocab_size": 50, **config}
+    with torch.device("meta"):
+        return type_of(family, head)(getattr(transformers, FAMILIES[family].code.config_class)(**settings))
+
+
+def canonical(family: str, names):
+    return [name.removeprefix(f"{FAMILIES[family].prefix}.") for name in names]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_class_of_transformers_is_a_head(family):
+    prefix = FAMILIES[family].code.class_prefix
+    classes = {name for name in dir(transformers) if re.fullmatch(rf"{prefix}(Model|LMHeadModel|For[A-Z]\w+)", name)}
+    assert classes == {f"{prefix}{head.suffix}" for head in FAMILIES[family].heads}
+
+
+@pytest.mark.parametrize(("family", "head"), HEADS)
+def test_the_auto_class_loads_the_head(family, head):
+    auto = getattr(transformers, FAMILIES[family].head(head).auto)
+    assert auto._model_mapping[getattr(transformers, FAMILIES[family].code.config_class)] is type_of(family, head)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "variant"), [(*pair, variant) for pair in HEADS for variant in variants(*pair)]
+)
+def test_the_declared_tensors_are_those_of_transformers(family, head, variant):
+    config = variants(family, head)[variant]
+    model, entry = stock(family, head, **config), FAMILIES[family].head(head)
+    tensors = model.state_dict()
+    shapes = dict(zip(canonical(family, tensors), (tuple(tensor.shape) for tensor in tensors.values()), strict=True))
+    declared = FAMILIES[family].weights(model.config.to_dict(), entry)
+    assert len({weight.name for weight in declared}) == len(declared)
+    assert {weight.name: shape_of(weight, model.config.to_dict()) for weight in declared} == {
+        name: shape for name, shape in shapes.items() if name not in entry.tied
+    }
+    assert shapes.keys() >= entry.tied.keys()
+    tied = model.all_tied_weights_keys
+    expected = {} if variant == "untied" else dict(entry.tied)
+    assert dict(zip(canonical(family, tied), canonical(family, tied.values()), strict=True)) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_position_is_where_transformers_begins_to_count(family, tmp_path):
+    entry, model = FAMILIES[family], stock(family, "Model")
+    table = dict(zip(canonical(family, model.state_dict()), model.state_dict().values(), strict=True))[entry.positions]
+    assert table.shape[0] == model.config.max_position_embeddings
+    model = type_of(family, "Model").from_pretrained(save_tiny(tmp_path / "source", family, "Model")).eval()
+    ids = torch.arange(5, 69)[None]  # the 64 tokens that it takes
+    before = model(ids).last_hidden_state
+    with torch.no_grad():
+        model.get_parameter(entry.positions)[: entry.special_positions] += 1
+        assert torch.equal(model(ids).last_hidden_state, before)
+        model.get_parameter(entry.positions)[entry.special_positions] += 1
+        assert not torch.equal(model(ids).last_hidden_state, before)
+
+
+@pytest.mark.parametrize(("family", "head"), HEADS)
+def test_a_bin_with_the_whole_state_dict_converts_with_and_without_prefix(family, head, tmp_path):
+    entry = FAMILIES[family]
+    source = save_tiny(tmp_path / "source", family, head, safetensors=False)
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    own = {name: tensor for name, tensor in state.items() if not entry.is_head_weight(name)}
+    other = {
+        f"{entry.prefix}.{name}" if head == "Model" else name.removeprefix(f"{entry.prefix}."): name for name in own
+    }
+    assert other.keys().isdisjoint(own)
+    declared = {weight.name for weight in entry.weights(tiny_config(family), entry.head(head))}
+    for folder, renamed in (
+        ("as saved", state),
+        ("other", {**state, **{new: state[old] for new, old in other.items()}}),
+    ):
+        if folder == "other":
+            renamed = {name: tensor for name, tensor in renamed.items() if name not in own}
+        write(source, renamed, form="bin")
+        convert(source, tmp_path / folder)
+        out = read(tmp_path / folder)
+        assert set(canonical(family, out)) == declared | {entry.global_embeddings}
+        for name, tensor in out.items():
+            assert name.startswith(f"{entry.prefix}.") == (head != "Model" and not entry.is_head_weight(name)), name
+            if not name.endswith((entry.positions, entry.global_embeddings)):
+                assert bits(tensor) == bits(state[name]), name
+
+
+# What is unusual enough to be converted, verified and loaded beside every plain head.
+UNUSUAL = [
+    ("bert", "LMHeadModel", "cross-attention"),
+    ("electra", "ForMaskedLM", "untied"),
+    ("roberta", "ForCausalLM", "cross-attention"),
+    ("electra", "ForMaskedLM", "one size"),
+    ("electra", "ForMultipleChoice", "no summary"),
+    ("distilbert", "ForMaskedLM", "untied"),
+    ("albert", "ForPreTraining", "groups"),
+    ("albert", "ForMaskedLM", "untied"),
+]
+EVERY = [*((*pair, "plain") for pair in HEADS), *UNUSUAL]
+each = pytest.mark.parametrize(("family", "head", "variant"), EVERY, ids=lambda value: value)
+together = pytest.mark.xdist_group("families")  # they share the repos and the processes
+
+
+@pytest.fixture(scope="session")
+def repos(tmp_path_factory):
+    """Jobs by name, each a tiny source, converted by the command line."""
+    folder = tmp_path_factory.mktemp("families")
+    jobs = []
+    for family, head, variant in EVERY:
+        name = f"{family}-{head}-{variant}"
+        source = save_tiny(folder / "sources" / name, family, head, **variants(family, head)[variant])
+        repo = command(source, folder / name, 256, {"block_size": 16, "sparse_block_size": 16})
+        jobs.append({"name": name, "repo": str(repo), "source": str(source), "case": f"{repo}.safetensors"})
+    return {job["name"]: job for job in jobs}
+
+
+@pytest.fixture(scope="session")
+def verified(repos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verified")
+    (folder / "jobs.json").write_text(json.dumps(list(repos.values())))
+    run = subprocess.run(
+        [sys.executable, str(WORKER), str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        env=stranger(folder),
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@together
+@each
+def test_every_promise_holds(family, head, variant, verified):
+    results = verified[f"{family}-{head}-{variant}"]
+    assert results.keys() == {check.name for check in LSG.checks}
+    assert not any(results.values()), results
+
+
+@pytest.fixture(scope="session", params=[FOUR])
+def loaded_elsewhere(request, repos, verified, tmp_path_factory):
+    autos = {(family, head.suffix): head.auto for family in FAMILIES for head in FAMILIES[family].heads}
+    jobs = []
+    for family, head, variant in EVERY:
+        name = f"{family}-{head}-{variant}"
+        case = {"name": name, "file": repos[name]["case"], "auto_class": autos[family, head], "has_pooler": True}
+        jobs.append({"repo": repos[name]["repo"], "cases": [case]})
+    return run_worker(jobs, tmp_path_factory.mktemp("elsewhere"), request.param)
+
+
+@together
+@each
+def test_both_versions_give_the_same(family, head, variant, loaded_elsewhere):
+    name = f"{family}-{head}-{variant}"
+    assert not faults({name: loaded_elsewhere[name]}, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    "family", ["distilbert", "albert"]
+)  # bert and roberta are verified by tests of the command line
+def test_the_command_verifies_what_it_makes(family, tmp_path):
+    source = save_tiny(tmp_path / "source", family, FAMILIES[family].default_head)
+    script = Path(sys.executable).with_name("effconv")
+    run = subprocess.run(
+        [script, "lsg", source, "--max-len", "128", "--block-size", "16", "--sparse-block-size", "16", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=stranger(tmp_path),
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    checks = json.loads(run.stdout)["checks"]
+    assert [check["name"] for check in checks if check["passed"]] == [check.name for check in LSG.checks]

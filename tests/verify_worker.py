@@ -1,0 +1,63 @@
+"""Run what `effconv lsg` verifies on many repos in one process, and record what each puts out.
+
+    python verify_worker.py JOBS.json
+
+JOBS.json is a list of {"name", "repo", "source", "case"}; the result is one JSON object {name: {check: "" or its
+fault}} on the last line of stdout. `case` is written as a recorded case is: inputs, and outputs as `output.<name>`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from effconv.convert.checks import random_ids
+from effconv.convert.loaded import Loaded
+from effconv.convert.manifest import read_manifest
+from effconv.convert.stranger import run_check
+from effconv.lsgify.target import LSG
+
+
+def verify(loaded):
+    results = {}
+    for check in LSG.checks:
+        assert not check.applies(loaded.manifest), check.name
+        result = run_check(loaded, asdict(check))
+        results[check.name] = "" if result["passed"] else result["why"]
+    return results
+
+
+def record(loaded, path):
+    ids = random_ids(loaded, 2, 60)
+    mask = torch.ones_like(ids)
+    mask[1, 41:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if loaded.auto == "AutoModelForMultipleChoice":
+        inputs = {name: tensor[None] for name, tensor in inputs.items()}
+    with torch.no_grad():
+        outputs = loaded.model()(**inputs)
+    tensors = {f"output.{name}": value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    save_file({**inputs, **{name: value.contiguous() for name, value in tensors.items()}}, path)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    results = {}
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        repo = Path(job["repo"])
+        loaded = Loaded(repo, Path(job["source"]), read_manifest(repo), trust_remote_code=False)
+        results[job["name"]] = verify(loaded)
+        record(loaded, job["case"])
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
