@@ -13,14 +13,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import convert, fidelity, load, plan, verify
+    from .api import convert, fidelity, load, plan, push_to_hub, verify
     from .convert.errors import EffconvError
+    from .hub.refresh import refresh
     from .inmemory import lsgify
 
 __version__ = "0.1.0"
-__all__ = ["EffconvError", "convert", "fidelity", "load", "lsgify", "plan", "verify"]
+__all__ = ["EffconvError", "convert", "fidelity", "load", "lsgify", "plan", "push_to_hub", "refresh", "verify"]
 
-_HOMES = {"EffconvError": "convert.errors", "fidelity": "api", "load": "api", "plan": "api", "verify": "api"}
+_HOMES = {
+    "EffconvError": "convert.errors",
+    "fidelity": "api",
+    "load": "api",
+    "plan": "api",
+    "push_to_hub": "api",
+    "refresh": "hub.refresh",
+    "verify": "api",
+}
 _CALLABLE_PACKAGES = ("convert", "lsgify")  # see callable_package
 
 

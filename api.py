@@ -16,9 +16,11 @@ from .convert.recheck import fidelity_of as fidelity
 from .convert.recheck import verify_repo
 from .convert.run import Result, convert_source, prepare
 from .convert.target import Target
+from .hub.options import PushOptions
+from .hub.push import push as push_to_hub
 from .targets import TARGETS, target_named
 
-__all__ = ["convert", "fidelity", "load", "plan", "verify"]
+__all__ = ["convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,7 +37,7 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
         target: `lsg`.
         progress: called with the step, and with bytes done and in all where the step counts them.
         options: the target's options and the common ones, by the names of the command's flags with underscores
-            (`max_length`, `block_size`, `output`, `overwrite`, `verify`, ...).
+            (`max_length`, `block_size`, `output`, `overwrite`, `verify`, `push_to_hub`, `private`, ...).
 
     Returns:
         What was made: the folder, the plan, the manifest, one entry a check.
@@ -43,8 +45,16 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
     Raises:
         EffconvError: each kind with its exit code; nothing is left behind.
     """
+    from .hub.sharing import check_sharing, push_converted
+
+    shared = {field.name: field.default for field in dataclasses.fields(PushOptions)}
+    sharing = PushOptions(**{name: options.pop(name, default) for name, default in shared.items()})
     found, chosen, settings = _split(target, options)
-    return convert_source(source, found, chosen, settings, progress)
+    check_sharing(sharing, settings)
+    result = convert_source(source, found, chosen, settings, progress)
+    if sharing.push_to_hub is not None:
+        push_converted(result.output, sharing, settings, progress)
+    return result
 
 
 def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:

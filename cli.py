@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print. Results on stdout, progress and errors on stderr.
 
-Nothing heavy is imported at the top, so that --help answers at once. A converting command is made from the fields of its
-target's options, which carry their flags and help.
+Nothing heavy is imported at the top, so that --help answers at once. A converting command is made from the fields of
+its target's options, which carry their flags and help.
 """
 
 from __future__ import annotations

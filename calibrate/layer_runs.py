@@ -1,4 +1,4 @@
-"""Running a stock encoder layer by layer, with an eye on its attention: what goes in, what comes out, what to put instead."""
+"""Running a stock encoder layer by layer, with an eye on its attention: what goes in, comes out, is put instead."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class TextSample:
 
 @dataclass
 class Counter:
+    """Reports progress, one step after the other."""
+
     progress: LayerProgress | None
     total: int
     done: int = 0
@@ -56,6 +58,7 @@ class _Reached(Exception):
 
 
 def entry_of(teacher: nn.Module, first: nn.Module, batch: TextSample, report: Counter) -> Entry:
+    """Runs the teacher up to its first layer."""
     found: list[Entry] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -120,6 +120,7 @@ def watch(site: AttentionSite, want: Sequence[str], receive: Callable[..., None]
 
 @contextmanager
 def watch_all(watches: Sequence[tuple[AttentionSite, Sequence[str], Callable[..., None]]]) -> Iterator[None]:
+    """`watch` for several sites at once."""
     if not watches:
         yield
         return

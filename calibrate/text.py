@@ -37,11 +37,13 @@ def read_text(files: Sequence[Path], tokenizer: Any, rows: int) -> CalibrationTe
     """Reads and tokenizes the files, or the built-in text where there are none.
 
     Args:
+        files: UTF-8 text.
+        tokenizer: the source's.
         rows: of the source's table of words.
 
     Raises:
-        BadInputError: a file that cannot be read, a text that the tokenizer mostly does not know, or a tokenizer that does
-            not belong to the source.
+        BadInputError: a file that cannot be read, a text that the tokenizer mostly does not know, or a tokenizer that
+            does not belong to the source.
     """
     if files:
         parts = []

@@ -3,17 +3,16 @@
 Layer after layer, the converted model so far is run beside its teacher, and the next layer is fitted on what it will
 really receive:
 
-1. Linear layers get features. A head's score is written in its canonical coordinates, q·k / √d = q̄·k / √d + Σ_i σ_i
-a_i(q) b_i(k)
+1. Linear layers get features. A head's score is written in its canonical coordinates,
+   q·k / √d = q̄·k / √d + Σ_i σ_i a_i(q) b_i(k)
    with a, b white (the SVD of C_q^½ C_k^½). φ = 1 + elu is an exponential where its argument is negative, so the d
    feature pairs exp(± β √σ_i a_i) · exp(± β √σ_i b_i), i ≤ d/2, add up to Σ_i 2 cosh(...): large where query and key
    agree. The part that all queries share, γ q̄·k / √d, goes into every key feature. All of it is linear in q and k
    and folds into W_q and W_k.
 2. W_v loses its mean (it would dominate the norm; the output bias gives it back) and every head is divided by its mean
    denominator, so that no head rules the norm that all share.
-3. W_o is the least-squares map from the layer's output to what the teacher's attention adds: first one factor a
-channel and a
-   bias, then a ridge step from there on the remaining error.
+3. W_o is the least-squares map from the layer's output to what the teacher's attention adds: first one factor a channel
+   and a bias, then a ridge step from there on the remaining error.
 
 Everything is computed in float32 and solved in float64, from real tokens only.
 """
@@ -107,7 +106,8 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[st
 
 
 TRANSNORMER_FIELDS = (
-    "variant", "block_size", "diag_layers", "attention_norm", "linear_activation", "mask_mode", "position_encoding", "is_decoder",
+    "variant", "block_size", "diag_layers", "attention_norm", "linear_activation", "mask_mode", "position_encoding",
+    "is_decoder",
 )  # fmt: skip
 
 
@@ -116,8 +116,10 @@ def _samples(text: CalibrationText, reach: int, seed: int) -> list[TextSample]:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.tensor(text.tokens, dtype=torch.long)
     first, last = torch.tensor(text.prefix, dtype=torch.long), torch.tensor(text.suffix, dtype=torch.long)
-    samples = []
-    for length, most in ({min(length, reach): most for length, most in WINDOWS.items()}).items():
+    samples, windows_of = [], dict.fromkeys((min(length, reach) for length in WINDOWS), 0)
+    for length, most in WINDOWS.items():
+        windows_of[min(length, reach)] += most
+    for length, most in windows_of.items():
         body = length - len(first) - len(last)
         windows = len(tokens) // body if body > 0 else 0
         if windows:
@@ -145,7 +147,7 @@ def fit_transnormer(
     *,
     heads: int,
     activation: Callable[[Tensor], Tensor] | None,
-    paths: AttentionPaths = AttentionPaths(),
+    paths: AttentionPaths | None = None,
     features: Features | None = None,
     ridge: float = 3.0,
     batch_size: int = 8,
@@ -162,13 +164,17 @@ def fit_transnormer(
         samples: calibration text.
         heads: attention heads.
         activation: φ of the linear layers where features are to be made (1 + elu), None to keep q, k, v as they are
-        (T1). features, ridge: see the module; ridge is relative to each channel's own variance. progress: called with
-        (done, total, what).
+            (T1).
+        paths: module paths inside a layer.
+        features: how features are made.
+        ridge: relative to each channel's own variance.
+        batch_size: texts run at once.
+        progress: called with (done, total, what).
 
     Returns one FittedLayer per layer; shared layers return the same object. The same inputs give the same bits on one
     machine and torch version.
     """
-    features = features or Features()
+    features, paths = features or Features(), paths or AttentionPaths()
     batches = [
         TextSample(s.input_ids[i : i + batch_size], None if s.mask is None else s.mask[i : i + batch_size])
         for s in samples
@@ -316,9 +322,7 @@ def _folded(linear: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Te
 def _output_projection(
     x: Tensor, target: Tensor, output: nn.Module, ridge: float
 ) -> tuple[tuple[Tensor, Tensor], float]:
-    """Least squares from x to output(target), (tokens, w) each: a factor a channel first, then a ridge step from
-    there.
-    """
+    """Least squares from x to output(target), (tokens, w) each: a factor a channel, then a ridge step from there."""
     weight = output.weight.double()
     bias = weight.new_zeros(weight.shape[0]) if output.bias is None else output.bias.double()
     x, target = x.double(), target.double()

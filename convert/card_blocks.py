@@ -14,6 +14,7 @@ from typing import Any
 from .errors import BadInputError
 
 MARKER = re.compile(r"<!-- (/?)effconv:([a-z][a-z0-9_-]*) -->")
+VARIABLES = {"repo_id": "repo", "revision": "revision"}  # in the block that loads the model
 FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -83,9 +84,16 @@ def merged(theirs: str, ours: str) -> str:
 def named(text: str, repo_id: str, revision: str = "main") -> str:
     """The card whose lines that load the model name this repo of the Hub, instead of the folder."""
     lines = blocks(text).get("load", "")
-    for variable, value in (("repo", repo_id), ("revision", revision)):
-        lines = re.sub(rf'^{variable} = ".*?"', f'{variable} = "{value}"', lines, flags=re.MULTILINE)
+    for key, value in (("repo_id", repo_id), ("revision", revision)):
+        lines = re.sub(rf'^({VARIABLES[key]} = )".*?"', rf'\1"{value}"', lines, flags=re.MULTILINE)
     return with_block(text, "load", lines) if lines else text
+
+
+def names_in(text: str) -> dict[str, str]:
+    """The repo and the revision that the card's lines load, as `repo_id` and `revision` of `named`."""
+    lines = blocks(text).get("load", "")
+    found = {key: re.search(rf'^{name} = "(.*?)"', lines, re.MULTILINE) for key, name in VARIABLES.items()}
+    return {key: match[1] for key, match in found.items() if match}
 
 
 def front_matter(text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything in an emitted repo but the weights: config, tokenizer, code, sentence-transformers files, index of shards."""
+"""Everything in an emitted repo but the weights: config, tokenizer, code, sentence-transformers files, shard index."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def execute(
 
 
 class SourceHash:
-    """Hashes the source's weight files beside the conversion, so that the manifest can name a local source by content."""
+    """Hashes the source's weight files beside the conversion: the manifest names a local source by its content."""
 
     def __init__(self, source: Source, names: Sequence[str]) -> None:
         self._source, self._names = source, names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from textwrap import dedent
 
 from .errors import UnsupportedError
 from .family import LABELS, Config, Family, Head, Weight, is_set, linear, norm, number, numbered, when
@@ -12,6 +13,11 @@ from .modelcode import FamilyCode
 # The config's own field names, as they stand in shapes.
 H, V, E, INNER = "hidden_size", "vocab_size", "embedding_size", "intermediate_size"
 D, FFN = "dim", "hidden_dim"  # DistilBERT's hidden and inner size
+
+
+def body(text: str) -> tuple[str, ...]:
+    """The lines of a rendered class's body, from an indented text; it may name `Tensor` and `Module`."""
+    return tuple(dedent(text).strip().splitlines())
 
 
 def embeddings(width: str, *, types: bool = True) -> tuple[Weight, ...]:
@@ -142,9 +148,11 @@ ELECTRA = Family(
         module="electra",
         model_type="electra",
         class_prefix="Electra",
-        model_lines=(
-            "def project(self, x):",
-            '    return self.embeddings_project(x) if hasattr(self, "embeddings_project") else x',
+        model_lines=body(
+            """
+            def project(self, x: Tensor) -> Tensor:
+                return self.embeddings_project(x) if hasattr(self, "embeddings_project") else x
+            """
         ),
     ),
     embeddings=(*embeddings(E), *when(has_two_sizes, linear("embeddings_project", E, H))),
@@ -184,14 +192,27 @@ DISTILBERT = Family(
         layers_path="transformer.layer",
         attention_path="attention",
         projections=("q_lin", "k_lin", "v_lin"),
-        attention_lines=("def tail(self, context, hidden_states):", "    return self.out_lin(context)"),
-        model_lines=(
-            "def embed(self, input_ids, inputs_embeds, token_type_ids, position_ids):",
-            "    if position_ids is None:",
-            "        return self.embeddings(input_ids, inputs_embeds)",
-            "    stock = self.embeddings  # which takes no positions in transformers 4",
-            "    words = stock.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds",
-            "    return stock.dropout(stock.LayerNorm(words + stock.position_embeddings(position_ids)))",
+        attention_lines=body(
+            """
+            def tail(self, context: Tensor, hidden_states: Tensor) -> Tensor:
+                return self.out_lin(context)
+            """
+        ),
+        model_lines=body(
+            """
+            def embed(
+                self,
+                input_ids: Tensor | None,
+                inputs_embeds: Tensor | None,
+                token_type_ids: Tensor | None,
+                position_ids: Tensor | None,
+            ) -> Tensor:
+                if position_ids is None:
+                    return self.embeddings(input_ids, inputs_embeds)
+                stock = self.embeddings  # which takes no positions in transformers 4
+                words = stock.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+                return stock.dropout(stock.LayerNorm(words + stock.position_embeddings(position_ids)))
+            """
         ),
     ),
     embeddings=embeddings(D, types=False),
@@ -264,26 +285,30 @@ ALBERT = Family(
         model_type="albert",
         class_prefix="Albert",
         attention_path="attention",
-        attention_lines=(
-            "def tail(self, context, hidden_states):",
-            "    return self.LayerNorm(hidden_states + self.output_dropout(self.dense(context)))",
+        attention_lines=body(
+            """
+            def tail(self, context: Tensor, hidden_states: Tensor) -> Tensor:
+                return self.LayerNorm(hidden_states + self.output_dropout(self.dense(context)))
+            """
         ),
-        model_lines=(
-            "projects_padding = True",
-            "",
-            "def layers(self):",
-            "    return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]",
-            "",
-            "def order(self):",
-            "    groups, runs = self.encoder.albert_layer_groups, self.config.num_hidden_layers",
-            "    chosen = (groups[int(run / (runs / len(groups)))] for run in range(runs))  # rounded as in stock",
-            "    return [layer for group in chosen for layer in group.albert_layers]",
-            "",
-            "def project(self, x):",
-            "    return self.encoder.embedding_hidden_mapping_in(x)",
-            "",
-            "def pool(self, x):",
-            "    return None if self.pooler is None else self.pooler_activation(self.pooler(x[:, 0]))",
+        model_lines=body(
+            """
+            projects_padding = True
+
+            def layers(self) -> list[Module]:
+                return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]
+
+            def order(self) -> list[Module]:
+                groups, runs = self.encoder.albert_layer_groups, self.config.num_hidden_layers
+                chosen = (groups[int(run / (runs / len(groups)))] for run in range(runs))  # rounded as in stock
+                return [layer for group in chosen for layer in group.albert_layers]
+
+            def project(self, x: Tensor) -> Tensor:
+                return self.encoder.embedding_hidden_mapping_in(x)
+
+            def pool(self, x: Tensor) -> Tensor | None:
+                return None if self.pooler is None else self.pooler_activation(self.pooler(x[:, 0]))
+            """
         ),
     ),
     embeddings=(*embeddings(E), *linear("encoder.embedding_hidden_mapping_in", E, H)),

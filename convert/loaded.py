@@ -77,7 +77,7 @@ class Loaded:
 
 
 def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Every output tensor by name: logits, hidden states, pooled outputs. `ids` (b, t); multiple choice gets b choices."""
+    """Every output tensor by name: logits, hidden states, pooled outputs. `ids` (b, t); multiple choice: b choices."""
     if auto == "AutoModelForMultipleChoice":
         ids, mask = ids[None], None if mask is None else mask[None]
     with torch.no_grad():

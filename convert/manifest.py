@@ -25,7 +25,7 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One check's result. `passed` is None for a measurement that promises nothing, and for a check that does not apply.
+    """One check's result. `passed` is None for a measurement that promises nothing, or a check that does not apply.
 
     Attributes:
         value: the largest difference found, or None.
@@ -111,7 +111,7 @@ def read_manifest(repo: Path) -> dict[str, Any]:
 
 
 def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """sha256 of every file of the repo but the manifest, by its name relative to the repo; `known` ones are not read."""
+    """sha256 of every file of the repo but the manifest, by its name inside the repo; `known` ones are not read."""
     names = {
         path.relative_to(repo).as_posix(): path
         for path in sorted(repo.rglob("*"))
@@ -121,7 +121,7 @@ def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def _is_trace(name: Path) -> bool:
-    """Whether git, the Hub's client or Python left it in a hidden folder or a cache: nobody loads anything from there."""
+    """Whether git, the Hub's client or Python left it in a hidden folder or a cache: nothing is loaded from there."""
     return any(part.startswith(".") or part == "__pycache__" for part in name.parts[:-1])
 
 

@@ -1,4 +1,4 @@
-"""Pure tensor operations. Each has a shape rule that works on headers alone, so that a plan is checked before it runs."""
+"""Pure tensor operations. Each has a shape rule that works on headers alone: a plan is checked before it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options as data: a dataclass field carries its flag and its help, so that the command line and the API share one list."""
+"""Options as data: a dataclass field carries its flag and its help; the command line and the API share one list."""
 
 from __future__ import annotations
 

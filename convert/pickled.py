@@ -1,4 +1,4 @@
-"""Checkpoints in `.bin` files: pickles, opened by torch with `weights_only=True`, so that reading one runs no code of it."""
+"""Checkpoints in `.bin` files: pickles, opened by torch with `weights_only=True`, which runs none of their code."""
 
 from __future__ import annotations
 

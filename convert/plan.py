@@ -177,10 +177,11 @@ class _Planner:
                 self.faults.append(f"{row.target}: made twice")
             made.update([row.target] if row.target else [])
         if self.faults:
+            faults = listing(dict.fromkeys(self.faults))
             raise BadInputError(
-                f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{listing(dict.fromkeys(self.faults))}",
+                f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{faults}",
                 where=self.checkpoint.source.where(),
-                hint="check config.json against the weights; for a class of your own, name it in config.json: architectures",
+                hint="check config.json against the weights; name a class of your own in config.json: architectures",
             )
         order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
         rows = sorted(

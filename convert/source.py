@@ -1,4 +1,4 @@
-"""Resolves a Hub id or a folder to files at a pinned commit. Files are fetched when somebody asks for them, never before.
+"""Resolves a Hub id or a folder to files at a pinned commit. Files are fetched when somebody asks for them.
 
 File names that come from a source (a listing, an index, modules.json) are hostile until `checked_name` has seen them.
 """

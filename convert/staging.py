@@ -71,12 +71,13 @@ class Staging:
         with output_errors(self.output):
             for path in (*sorted(self.folder.rglob("*")), self.folder):
                 (_fsync_folder if path.is_dir() else _fsync)(path)
-            if self.output.exists():
-                if not self.overwrite and any(self.output.iterdir()):
-                    check_output(self.output, overwrite=False)
+            try:
+                self.folder.rename(self.output)  # where nothing stands, or an empty folder
+            except OSError:
+                if not os.path.lexists(self.output):
+                    raise
+                check_output(self.output, overwrite=self.overwrite)
                 _exchange(self.folder, self.output)
-            else:
-                self.folder.rename(self.output)
             _fsync_folder(self.output.parent)
 
 
@@ -160,7 +161,7 @@ def output_errors(output: Path) -> Iterator[None]:
 
 
 def clear_stale(output: Path) -> None:
-    """Finishes or clears what a killed run left: first the journal of a replacement, then staging folders without owner."""
+    """Finishes or clears what a killed run left: the journal of a replacement, then staging folders without owner."""
     journal = _journal(output)
     if journal.exists():
         replacement = _replacement(journal, output)

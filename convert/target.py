@@ -1,4 +1,4 @@
-"""What a newcomer writes to add a target: one `Target`, which says in data and pure functions what becomes of a source."""
+"""What a newcomer writes to add a target: one `Target`, which says in data and pure functions what a source becomes."""
 
 from __future__ import annotations
 

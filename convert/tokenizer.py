@@ -46,7 +46,7 @@ def special_tokens(source: Source, defaults: Mapping[str, str]) -> SpecialTokens
 def edited(name: str, parsed: dict[str, Any], max_length: int, tokenizer_class: str) -> dict[str, Any]:
     """A tokenizer file's JSON with the new maximum length and no stale truncation.
 
-    `tokenizer_class` is written where the source names none: AutoTokenizer would look it up by model_type, which is new.
+    `tokenizer_class` is written where the source names none: AutoTokenizer looks it up by model_type, which is new.
     """
     result = dict(parsed)
     if name == "tokenizer_config.json":

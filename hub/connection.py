@@ -131,8 +131,8 @@ class Connection:
             files[entry.rfilename] = RemoteFile(entry.size, entry.blob_id, lfs.sha256 if lfs else None)
         return Head(str(info.sha), bool(info.private), files)
 
-    def text(self, repo_id: str, name: str, commit: str) -> bytes:
-        """A small file of a repo, read without the cache."""
+    def small_file(self, repo_id: str, name: str, commit: str) -> bytes:
+        """A small file of a repo; nothing of it stays in the cache."""
         import tempfile
         from pathlib import Path
 
@@ -164,7 +164,7 @@ class Connection:
 
     def _bound_waiting(self) -> None:
         """Gives the client's session, which may be new, bounds: it would wait forever for a host that says nothing."""
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import get_session
 
         get_session().timeout = TIMEOUTS
 

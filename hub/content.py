@@ -43,10 +43,10 @@ class Theirs:
         return all(self.manifest.get(key) == manifest[key] for key in ("plan", "options", "target"))
 
 
-def parse_manifest(data: bytes) -> dict[str, Any]:
-    """A manifest of the Hub, whatever it holds."""
+def parse_manifest(data: bytes | None) -> dict[str, Any]:
+    """A manifest of the Hub, whatever it holds; {} for none."""
     try:
-        found = json.loads(data)
+        found = json.loads(data or b"{}")
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..convert.card import card_text
-from ..convert.card_blocks import merged
+from ..convert.card_blocks import merged, named, names_in
 from ..convert.emit import code_fields, code_files
 from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.families import FAMILIES
@@ -285,7 +285,11 @@ def _card(folder: Path, old: Path, target: Target, manifest: Mapping[str, Any]) 
         raise BadInputError(
             f"{NAME} lacks what the card shows ({error})", where=str(old.parent / NAME), hint="convert the source again"
         ) from None
-    return merged(old.read_bytes().decode("utf-8", "replace"), card) if old.is_file() else card
+    if not old.is_file():
+        return card
+    theirs = old.read_bytes().decode("utf-8", "replace")
+    names = names_in(theirs)
+    return merged(theirs, named(card, **names) if "repo_id" in names else card)
 
 
 def _fetched(repo_id: str, revision: str | None, token: str | None, offline: bool, progress: Progress) -> Path:

@@ -20,7 +20,7 @@ class GlobalEmbeddings:
     """Makes the table from the position table, the word embeddings and (where they count) the token types.
 
     Args:
-        bos, mask: ids of the tokens whose embeddings are added to row 0 and to the others; mask may be None for `random`.
+        bos, mask: ids of the tokens whose embeddings are added to row 0 and to the others; for `random`, mask may be None.
         special: leading rows of the position table that no token uses.
         stride: distance of the positions that rows 0, 1, 2, ... take, in a table of 512.
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
@@ -62,7 +62,7 @@ class GlobalEmbeddings:
     def _positions(self, body: np.ndarray) -> np.ndarray:
         """512 position rows (512, width), in the order that takes every `stride`-th first.
 
-        A longer table gives every F-th of its first 512 F rows; a shorter one is filled up with draws from N(mean, std).
+        A longer table gives every F-th of its first 512 F rows; a shorter one is filled with draws from N(mean, std).
         """
         factor = max(len(body) // ROWS, 1)
         chosen = body[: ROWS * factor : factor]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Lambda attention adds to an encoder: the refusal of decoders. Its parameters are those of its attention modules."""
+"""What Lambda attention adds to an encoder: the refusal of decoders. Its parameters stand in its attention modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ class LambdaEncoderMixin(EncoderMixin):
     def adapt(self) -> None:
         if getattr(self.config, "is_decoder", False):
             raise ValueError(
-                "Lambda attention mixes all positions: a token would see later ones. Use it as an encoder (is_decoder=False)"
+                "Lambda attention mixes all positions: a token would see later ones. Use it as an encoder "
+                "(is_decoder=False)"
             )
         super().adapt()

@@ -266,6 +266,9 @@ class LambdaEmbeddings(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, embeds: Tensor | None = None) -> Tensor:
         x = self.word_embeddings(input_ids) if embeds is None else embeds
         # Positions are counted here, not kept as a buffer: a stored `position_ids` is then an ignored key.
+        longest = self.position_embeddings.num_embeddings
+        if x.shape[1] > longest:
+            raise ValueError(f"the input has {x.shape[1]} tokens and this model takes {longest}: truncate it")
         positions = torch.arange(x.shape[1], device=x.device)
         if token_type_ids is None:
             token_type_ids = positions.new_zeros(x.shape[:2])

@@ -167,9 +167,7 @@ class LinformerMix(nn.Module):
 
     @staticmethod
     def link(mixes: Sequence[LinformerMix]) -> None:
-        """Let all layers of a "layers" model read the first one's matrix. Harmless for the others, and when
-        repeated.
-        """
+        """Let all layers of a "layers" model read the first one's matrix; harmless for others, and when repeated."""
         for mix in mixes:
             if mix.sharing == "layers" and mix is not mixes[0]:
                 mix._owner = (mixes[0],)

@@ -16,8 +16,8 @@ class LinformerConfigMixin:
     Args:
         proj_dim: rows of the projections E and F: keys and values that a token sees in a long text.
         projection_length: positions that E and F are stored for, the longest input.
-        sharing: "heads" (E and F a layer), "kv" (one matrix a layer for both), "layers" (one for all), "none" (E and F a
-            head).
+        sharing: "heads" (E and F a layer), "kv" (one matrix a layer for both), "layers" (one for all), "none" (E and F
+            a head).
         mask_mode: "masked" leaves padding out; "published" uses the stored matrices as they are and zeroes padded rows.
         projection_bias: whether E and F have biases over rows (published mode only).
         projection_weighting: "salience" lets rows weigh their tokens by how much the average query asks for them.

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initial E and F of Linformer: (proj_dim, length) matrices over positions, in numpy so that a conversion needs no
-torch.
+"""Initial E and F of Linformer: (proj_dim, length) matrices over positions, in numpy: a conversion needs no torch.
 
 Rows sum to 1. Row 0 is position 0 (CLS), the last row the last position (the last real token, once the matrix has been
 resampled to a sequence's true length); the rows between share the middle positions in order, one segment each.

@@ -78,8 +78,7 @@ class HeadsNorm(nn.Module):
 
 
 class RotaryReflection(nn.Module):
-    """LRPE type 1, 3 (appendix of the paper): a Householder reflection x - 2 (x · v) v, then interleaved rotary of
-    angles t · θ.
+    """LRPE type 1, 3 (appendix of the paper): a reflection x - 2 (x · v) v, then interleaved rotary of angles t · θ.
 
     identity=True starts as the identity (θ = 0, v = 0). Otherwise θ_i = 10000^(-2i/d) and v is a random unit vector.
     v is never trained; θ is unless trainable=False (the LRA models' fixed rotary, which has no reflection:
@@ -140,8 +139,13 @@ def diag_attention(
     """Attention inside blocks of block_size tokens: softmax(q kᵀ / √d) v, or relu(q kᵀ / √d) v.
 
     Args:
-        q, k, v: (b, h, t, d).
+        q: (b, h, t, d), and so k and v.
+        k: keys.
+        v: values.
         mask: (b, t) bool, True for a real token; ignored if published.
+        block_size: tokens of a block.
+        softmax: or relu.
+        causal: whether later tokens of the block are hidden.
         published: the zeros that fill the last block stay keys (they dilute its softmax).
         positions: applied to q and k with positions inside the block.
     """
@@ -170,7 +174,8 @@ class TransNormerMix(nn.Module):
 
     Reads from config: hidden_size, num_attention_heads, diag_layers (indices), variant ("t1" or "t2"), and if present
     block_size (64), attention_norm ("simplermsnorm"), linear_activation (by variant: "elu", "1+elu"), mask_mode
-    ("masked"), is_decoder (False: bidirectional), position_encoding ("none", "lrpe" which starts as the identity, or "rotary").
+    ("masked"), is_decoder (False: bidirectional), position_encoding ("none", "lrpe" which starts as the identity, or
+    "rotary").
 
     State: norm.* where the norm has parameters, lrpe.theta and lrpe.v with positions.
     """

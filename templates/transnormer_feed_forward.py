@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gated feed-forward of TransNormer (arXiv 2210.10340, section 4.3): l3(act(l1 x) ⊙ l2 x).
 
-A stock feed-forward down(act(up x)) is one whose gate l2 is constantly 1 (weight 0, bias 1), so a converted layer starts
-as the dense one, exactly. Families keep up and down under their own names; the gate is the one new dense layer.
+A stock feed-forward down(act(up x)) is one whose gate l2 is constantly 1 (weight 0, bias 1), so a converted layer
+starts as the dense one, exactly. Families keep up and down under their own names; the gate is the one new dense layer.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], form: str = "safete
     """The folder with these tensors as its only weights.
 
     Args:
+        folder: with whatever weights it has, which go.
+        tensors: by stored name.
         form: `safetensors`, `bin` (a zip, as torch writes now) or `legacy` (a bare pickle, as torch wrote before 1.6).
         shards: files to spread them over, with an index if there are several.
     """

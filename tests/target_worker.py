@@ -2,9 +2,10 @@
 
     python target_worker.py JOB.json
 
-JOB.json is {"results", "save", "repos": [{"name", "repo", "auto", "autos", "tokens", ...}]}; the file named `results`
-gets {name of the repo: {check: "" or its traceback}}. `auto` is the Auto class of the repo's own head, `autos` are others
-that it has classes for, `tokens` what it takes; `equals` names a repo with the same outputs, `decoder` marks causal ones.
+JOB.json is {"results", "save", "repos": [{"name", "repo", "auto", "autos", "tokens", ...}]}; the file named
+`results` gets {name of the repo: {check: "" or its traceback}}. `auto` is the Auto class of the repo's own head,
+`autos` are others that it has classes for, `tokens` what it takes; `equals` names a repo with the same outputs, `decoder`
+marks causal ones.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 
 sys.modules["effconv"] = None  # wherever it is installed: an emitted repo must load without it
 
-import torch
-import transformers
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 
 def load(job, auto=None, folder=None, **options):
@@ -90,7 +91,7 @@ def check_the_longest_input_runs_and_longer_ones_are_refused(job):
 
 def check_padding_and_batch_mates_change_nothing(job):
     model = load(job).eval()
-    for length in (3, 40, 90):
+    for length in (3, job["tokens"] // 4, job["tokens"] * 5 // 8):
         inputs = ids(model, job["tokens"], length)
         together = outputs(model, **inputs)
         for name, alone in outputs(model, input_ids=inputs["input_ids"][1:, :length]).items():
@@ -102,7 +103,7 @@ def check_a_step_of_training_changes_what_is_new(job):
     torch.manual_seed(0)
     model = load(job).train()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    inputs = ids(model, job["tokens"], 90)
+    inputs = ids(model, job["tokens"], 30)
     found = model(**inputs)
     sum(value.float().square().mean() for value in found.values() if isinstance(value, torch.Tensor)).backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
@@ -114,7 +115,7 @@ def check_a_step_of_training_changes_what_is_new(job):
 
 def check_half_precision_and_autocast(job):
     model = load(job).eval()
-    inputs = ids(model, job["tokens"], 40)
+    inputs = ids(model, job["tokens"], 23)
     real = inputs["attention_mask"].bool()
     expected = outputs(model, **inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -133,7 +134,7 @@ def check_half_precision_and_autocast(job):
 
 def check_saved_loaded_and_copied_it_is_the_same(job):
     model = load(job).eval()
-    inputs = ids(model, 60, 33)
+    inputs = ids(model, 35, 21)
     expected = outputs(model, **inputs)
     same(outputs(copy.deepcopy(model), **inputs), expected)
     folder = Path(job["save"]) / job["name"].replace("/", "-")

@@ -280,7 +280,7 @@ def source(tmp_path_factory) -> Path:
 def texts(tmp_path_factory) -> Path:
     """Texts by what is wrong with them; `good` is some 2,000 words of which nothing is."""
     folder = tmp_path_factory.mktemp("texts")
-    words = "the of and to in it is that was for on with as he be by at this".split()
+    words = ["the", "of", "and", "to", "in", "it", "is", "that", "was", "for", "on", "with", "as", "he", "be", "by"]
     rng = np.random.default_rng(0)
     good = " ".join(rng.choice(words, 2000))
     strange = " ".join(

@@ -45,10 +45,10 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
     for command in ("lsg", "inspect", "verify", "targets", "families"):
         assert re.search(rf"^\W*{command}\b", text, re.MULTILINE), command
     lsg = effconv_("lsg", "-h", COLUMNS="200").stdout
-    options = """--output -o --max-len --block-size --sparse-block-size --sparsity-factor --sparsity-type --num-global-tokens
-        --mask-first-token --pool-with-global --no-pool-with-global --architecture --global-init --global-positional-stride
-        --keep-first-global-token --positions --seed --dtype --max-shard-size --revision --token --offline --overwrite
-        --no-verify --plan --json --allow-pickle --trust-remote-code"""
+    options = """--output -o --max-len --block-size --sparse-block-size --sparsity-factor --sparsity-type
+        --num-global-tokens --mask-first-token --pool-with-global --no-pool-with-global --architecture --global-init
+        --global-positional-stride --keep-first-global-token --positions --seed --dtype --max-shard-size --revision
+        --token --offline --overwrite --no-verify --plan --json --allow-pickle --trust-remote-code"""
     assert [option for option in options.split() if not re.search(rf"(?<![\w-]){option}(?![\w-])", lsg)] == []
     assert "4096" in lsg
 

@@ -158,7 +158,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(source, tmp_path):
             with (source / "model.safetensors").open("r+b") as file:
                 file.truncate(90_000)
 
-    with pytest.raises(BadInputError, match="model.safetensors"):
+    with pytest.raises(BadInputError, match=r"model\.safetensors"):
         convert(source, tmp_path / "out", progress=shrink)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 

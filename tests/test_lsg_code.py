@@ -14,6 +14,7 @@ import pytest
 
 from effconv.convert import modelcode
 from effconv.convert.families import FAMILIES
+from effconv.lsgify.target import LSG
 from effconv.templates.lsg_configuration import lsg_faults
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ DEFAULTS = {
     "causal_globals": "globals",
     "bos_pooling_padding": "masked",
 }
-each_family = pytest.mark.parametrize("family", ["bert", "roberta"])
+each_family = pytest.mark.parametrize("family", LSG.families)
 
 
 def rendered(family):
@@ -42,9 +43,9 @@ def rendered(family):
 
 @each_family
 def test_the_modeling_file_names_every_other_file(family):
-    files = rendered(family)
-    imported = set(re.findall(r"^from \.(\w+) import", files[f"modeling_lsg_{family}.py"], re.MULTILINE))
-    assert imported == {name.removesuffix(".py") for name in files} - {f"modeling_lsg_{family}"}
+    files, modeling = rendered(family), modelcode.names(FAMILIES[family].code, modelcode.LSG_CODE).modeling_module
+    imported = set(re.findall(r"^from \.(\w+) import", files[f"{modeling}.py"], re.MULTILINE))
+    assert imported == {name.removesuffix(".py") for name in files} - {modeling}
 
 
 @each_family

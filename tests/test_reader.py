@@ -226,7 +226,7 @@ def test_a_tensor_in_two_shards_is_refused(form, sharded):
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "{", "[" * 5000])
 def test_an_index_without_a_weight_map_is_refused(index, sharded):
     (sharded / INDEX).write_text(index)
-    with pytest.raises(BadInputError, match="index.json"):
+    with pytest.raises(BadInputError, match=r"index\.json"):
         open_folder(sharded)
 
 

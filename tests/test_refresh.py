@@ -32,7 +32,9 @@ def made(tmp_path_factory) -> Path:
 def restate(repo: Path, **fields: object) -> None:
     """Writes the manifest anew, with the hashes of the files as they are."""
     manifest = json.loads((repo / "effconv.json").read_text()) | fields
-    names = [p.relative_to(repo).as_posix() for p in sorted(repo.rglob("*")) if p.is_file() and p.name != "effconv.json"]
+    names = [
+        p.relative_to(repo).as_posix() for p in sorted(repo.rglob("*")) if p.is_file() and p.name != "effconv.json"
+    ]
     manifest["files"] = {name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in names}
     (repo / "effconv.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
@@ -51,7 +53,9 @@ def old(made, tmp_path) -> Path:
     config["auto_map"]["AutoModel"] = "modeling_lsg_bert.OldName"
     (repo / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     card = (repo / "README.md").read_text()
-    (repo / "README.md").write_text(card.replace(blocks(card)["summary"], "An older summary.").replace("custom_code", "mine"))
+    (repo / "README.md").write_text(
+        card.replace(blocks(card)["summary"], "An older summary.").replace("custom_code", "mine")
+    )
     restate(repo, effconv="0.0.9")
     return repo
 
@@ -68,7 +72,9 @@ def client(hub, tmp_path) -> Client:
 
 
 def weights(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if name.endswith((".safetensors", ".txt")) or "tokenizer" in name}
+    return {
+        name: data for name, data in files.items() if name.endswith((".safetensors", ".txt")) or "tokenizer" in name
+    }
 
 
 def test_an_older_repo_becomes_what_todays_effconv_makes(made, old):
@@ -108,7 +114,9 @@ def test_with_the_source_at_hand_it_is_compared_again(made, old):
 
 def test_what_a_person_wrote_in_the_card_stays(old):
     card = (old / "README.md").read_text().replace("# source, LSG", "# My title") + WORDS
-    card = card.replace("license: apache-2.0", "license: mit  # mine").replace("An older summary.", "Edited in a block.")
+    card = card.replace("license: apache-2.0", "license: mit  # mine").replace(
+        "An older summary.", "Edited in a block."
+    )
     (old / "README.md").write_text(card)
     effconv.refresh(old, verify=False)
     after = (old / "README.md").read_text()

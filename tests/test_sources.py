@@ -1,4 +1,4 @@
-"""Whatever form a checkpoint has, the same weights come out; what is stored twice, once or under another name is settled."""
+"""Whatever form a checkpoint has, the same weights come out, stored twice, once or under another name."""
 
 from __future__ import annotations
 

@@ -69,11 +69,15 @@ def test_overwriting_leaves_nothing_of_the_old(way, tmp_path):
 
 
 def test_the_old_output_stays_while_the_new_one_is_made_and_when_that_fails(tmp_path):
+    def run():
+        with Staging(tmp_path / "out", overwrite=True) as made:
+            (made.folder / "new.txt").write_bytes(b"new")
+            assert snapshot(tmp_path / "out") == OLD
+            raise RuntimeError
+
     make(tmp_path / "out", OLD)
-    with pytest.raises(RuntimeError), Staging(tmp_path / "out", overwrite=True) as made:
-        (made.folder / "new.txt").write_bytes(b"new")
-        assert snapshot(tmp_path / "out") == OLD
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        run()
     assert snapshot(tmp_path) == {"out/old.txt": b"old"}
     assert names(tmp_path) == ["out"]
 
@@ -82,9 +86,10 @@ def test_without_overwrite_a_full_output_is_refused_also_when_it_appears_late(tm
     with pytest.raises(OutputError, match="not empty") as caught:
         publish(make(tmp_path / "there", OLD))
     assert "--overwrite" in caught.value.hint
-    with pytest.raises(OutputError, match="not empty"), Staging(tmp_path / "out", overwrite=False) as made:
+    with Staging(tmp_path / "out", overwrite=False) as made:
         make(tmp_path / "out", OLD)
-        made.publish()
+        with pytest.raises(OutputError, match="not empty"):
+            made.publish()
     assert snapshot(tmp_path) == {"out/old.txt": b"old", "there/old.txt": b"old"}
     assert names(tmp_path) == ["out", "there"]
 

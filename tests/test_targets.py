@@ -1,7 +1,7 @@
 """Every target on every family: conversions pass their checks, and the repos do what a transformers model does.
 
-Repos are loaded in fresh processes that cannot import effconv, on both versions of transformers. What LSG promises beside
-is in test_lsg_model and test_lsg_parity.
+Repos are loaded in fresh processes that cannot import effconv, on both versions of transformers. What LSG promises
+beside is in test_lsg_model and test_lsg_parity.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ each_pair = pytest.mark.parametrize(
     ("target", "family"),
     [pytest.param(t.name, f, id=f"{t.name}-{f}", marks=pytest.mark.xdist_group(f"target-{t.name}")) for t, f in PAIRS],
 )
+LINEAR = [pytest.param(name, marks=pytest.mark.xdist_group(f"target-{name}")) for name in SMALL if name != "lsg"]
 each_target = pytest.mark.parametrize(
     "target", [pytest.param(name, marks=pytest.mark.xdist_group(f"target-{name}")) for name in TARGETS]
 )
@@ -120,9 +121,9 @@ def job_of(result, **more):
 
 
 def jobs_of(target, convert):
-    families, heads = TARGETS[target].families, ("ForSequenceClassification", "Model")
+    families, heads = TARGETS[target].families, ("Model", "ForSequenceClassification", "ForQuestionAnswering")
     jobs = [job_of(convert(target, family, verify=True)) for family in families]
-    jobs += [job_of(convert(target, family, head), autos=[]) for family in families for head in heads]
+    jobs += [job_of(convert(target, family, heads[i % 3]), autos=[]) for i, family in enumerate(families)]
     for family, options in VARIANTS.get(target, ()):
         more = {"equals": str(convert(target, family, verify=True).output)} if options is GLU else {}
         jobs.append(job_of(convert(target, family, options=tuple(options.items())), autos=[], **more))
@@ -142,7 +143,7 @@ def test_a_conversion_passes_its_checks(target, family, convert):
 
 
 @pytest.mark.parametrize("python", [FIVE, FOUR])
-@each_target
+@pytest.mark.parametrize("target", LINEAR)
 def test_repos_do_what_a_model_does(target, python, convert, tmp_path, subtests):
     job = {"repos": jobs_of(target, convert), "save": str(tmp_path / "saved"), "results": str(tmp_path / "results")}
     (tmp_path / "job.json").write_text(json.dumps(job))
@@ -244,7 +245,7 @@ def test_the_card_and_the_manifest_describe_the_repo(target, convert, source):
     assert (manifest.get("calibration", {}).get("text") == "text.txt") is bool(TARGETS[target].calibration)
     assert str(repo.parent) not in card + json.dumps(manifest)
     assert "trust_remote_code=True" in card
-    assert "None" not in card
+    assert "{{" not in card
     for check in TARGETS[target].checks:
         assert check.says in card
 

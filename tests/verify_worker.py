@@ -2,7 +2,7 @@
 
     python verify_worker.py JOBS.json
 
-JOBS.json is a list of {"name", "repo", "source", "case"}; the result is one JSON object {name: {check: "" or its
+JOBS.json is a list of {"name", "repo", "source", "case", "in_memory"}; the result is one JSON object {name: {check: "" or its
 fault}} on the last line of stdout. `case` is written as a recorded case is: inputs, and outputs as `output.<name>`.
 """
 
@@ -21,6 +21,7 @@ from effconv.convert.checks import random_ids
 from effconv.convert.loaded import Loaded
 from effconv.convert.manifest import read_manifest
 from effconv.convert.stranger import run_check
+from effconv.inmemory import lsgify
 from effconv.lsgify.target import LSG
 
 
@@ -31,6 +32,19 @@ def verify(loaded):
         result = run_check(loaded, asdict(check))
         results[check.name] = "" if result["passed"] else result["why"]
     return results
+
+
+def same_in_memory(loaded):
+    """`effconv.lsgify(model)` against the repo that the command made of the same source."""
+    model = lsgify(
+        loaded.source_model(loaded.auto),
+        loaded.tokenizer,
+        **{name: loaded.manifest["options"][name] for name in ("max_length", "block_size", "sparse_block_size")},
+    )
+    wanted, got = loaded.model().state_dict(), model.state_dict()
+    assert type(model).__name__ == loaded.manifest["architecture"]
+    assert got.keys() == wanted.keys()
+    return ", ".join(name for name, tensor in wanted.items() if not torch.equal(got[name], tensor))
 
 
 def record(loaded, path):
@@ -55,6 +69,8 @@ def main() -> None:
         repo = Path(job["repo"])
         loaded = Loaded(repo, Path(job["source"]), read_manifest(repo), trust_remote_code=False)
         results[job["name"]] = verify(loaded)
+        if job["in_memory"]:
+            results[job["name"]]["same_in_memory"] = same_in_memory(loaded)
         record(loaded, job["case"])
     print(json.dumps(results))
 
