@@ -35,6 +35,7 @@ def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source
 
 
 def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> str:
+    """The card of a repo that is made from this source."""
     return card_text(target, manifest, source_front_matter(source), sentence=bool(sentence_modules(source)))
 
 
@@ -42,7 +43,10 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
     """The whole card.
 
     Args:
-        theirs: front matter of the source's card. sentence: whether the repo is a sentence-transformers one.
+        target: of the repo.
+        manifest: with its measurements.
+        theirs: front matter of the source's card.
+        sentence: whether the repo is a sentence-transformers one.
     """
     import jinja2
     import yaml

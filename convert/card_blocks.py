@@ -1,7 +1,7 @@
 """A card's text: generated blocks and front matter, set without touching what a person wrote around them.
 
-A generated block stands between `<!-- effconv:NAME -->` and `<!-- /effconv:NAME -->`. Every function takes the card's whole
-text and returns the new one; a command that adds results to a card calls `with_block` and `with_results`.
+A generated block stands between `<!-- effconv:NAME -->` and `<!-- /effconv:NAME -->`. Every function takes the card's
+whole text and returns the new one; a command that adds results to a card calls `with_block` and `with_results`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def with_block(text: str, name: str, content: str, *, heading: str = "") -> str:
     """The card with this content in the block of that name.
 
     Args:
+        text: the card.
+        name: of the block: small letters, digits, - and _.
+        content: Markdown, without any marker of a block.
         heading: written above the block where the card has none of that name yet, which puts it at the end.
 
     Raises:
@@ -143,10 +146,14 @@ def with_field(text: str, key: str, value: object) -> str:
 
 
 def with_results(text: str, model: str, results: Sequence[Result]) -> str:
-    """The card with these results in its `model-index`; others stay, one of the same task, dataset and metric is replaced.
+    """The card with these results in its `model-index`.
+
+    Others stay; one of the same task, dataset and metric is replaced.
 
     Args:
+        text: the card.
         model: the model's name, where the card has no `model-index` yet.
+        results: what was measured.
     """
     index = front_matter(text).get("model-index") or [{"name": model, "results": []}]
     if not isinstance(index, list) or not all(isinstance(entry, dict) for entry in index):

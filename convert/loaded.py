@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Loaded:
@@ -46,7 +47,7 @@ class Loaded:
         """The Auto classes of every head that came with the source; none where it was a base model without a pooler."""
         return list(self.manifest["heads"])
 
-    def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> nn.Module:
+    def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> PreTrainedModel:
         """The repo's model under an Auto class; `overrides` are config fields. Missing tensors are an error."""
         model, info = getattr(transformers, auto or self.auto).from_pretrained(
             folder or self.repo, trust_remote_code=True, output_loading_info=True, dtype=torch.float32, **overrides
@@ -56,20 +57,19 @@ class Loaded:
         unexpected = set(info["unexpected_keys"]) - set(self.manifest.get("carried", ()))
         if unexpected and (auto or self.auto) == self.auto:
             raise ValueError(f"tensors that no part of the model takes: {sorted(unexpected)[:4]}")
-        return model.eval()
+        evaluating: PreTrainedModel = model.eval()
+        return evaluating
 
     def base(self, **overrides: Any) -> nn.Module:
         """The base model inside the repo's own architecture; a pooler that the source lacks is random in it."""
-        base: nn.Module = self.model(**overrides).base_model
-        return base
+        return self.model(**overrides).base_model
 
     def source_model(self, auto: str) -> nn.Module:
         """The dense source under an Auto class."""
-        return (
-            getattr(transformers, auto)
-            .from_pretrained(self.source, trust_remote_code=self._trust, dtype=torch.float32)
-            .eval()
+        model: nn.Module = getattr(transformers, auto).from_pretrained(
+            self.source, trust_remote_code=self._trust, dtype=torch.float32
         )
+        return model.eval()
 
     @property
     def max_length(self) -> int:

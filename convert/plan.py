@@ -48,7 +48,7 @@ class Row:
 
     def described(self) -> dict[str, Any]:
         """The row as JSON values."""
-        op = {"op": type(self.op).__name__, **(_plain(asdict(self.op)) if is_dataclass(self.op) else {})}  # type: ignore[call-overload]
+        op = {"op": type(self.op).__name__, **(_plain(asdict(self.op)) if is_dataclass(self.op) else {})}
         return {
             "action": self.action,
             "sources": list(self.sources),

@@ -206,7 +206,8 @@ def _fill(
     if target.calibration:
         manifest["calibration"] = {name: value for name, value in calibration.record.items() if name != "findings"}
     seconds = {"convert": time.monotonic() - begin}
-    measured, others = None, {}
+    measured: list[Measured] | None = None
+    others: dict[str, Any] = {}
     if settings.verify:
         if unsound:
             raise CheckFailedError(

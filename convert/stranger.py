@@ -41,7 +41,7 @@ def run_check(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Runs the job on stdin."""
     job = json.load(sys.stdin)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     source = Path(job["source"]) if job["source"] else None
     loaded = Loaded(Path(job["repo"]), source, job["manifest"], job["trust_remote_code"])

@@ -155,9 +155,9 @@ class TensorFile:
             part = memoryview(buffer)[:count]
             got = os.preadv(self._file, [part], done)
             self._digest.update(part[:got])
-            if slot and done >= self.data_start and slot.name not in self.not_finite[-1:]:
-                if not all_finite(from_bytes(part[:got], slot.dtype, (-1,))):
-                    self.not_finite.append(slot.name)
+            new = slot and done >= self.data_start and slot.name not in self.not_finite[-1:]
+            if slot and new and not all_finite(from_bytes(part[:got], slot.dtype, (-1,))):
+                self.not_finite.append(slot.name)
             done += got
 
     def _sync(self) -> None:

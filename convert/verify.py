@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import CheckFailedError, listing
 from .manifest import Measured
-from .target import Target
+from .target import Check, Target
 
 CHILD = "effconv.convert.stranger"
 PREFIX = "effconv: "  # of the lines that are for us: the repo's code, or the source's, may print too
@@ -39,7 +39,8 @@ def run_checks(
     Raises:
         CheckFailedError: the process that loads the repo died.
     """
-    applying, left_out = [], []
+    applying: list[tuple[Check, str]] = []
+    left_out: list[tuple[Check, str]] = []
     for check in target.checks:
         why = check.applies(manifest)
         if not why and source is None and check.name == "equal_to_source":
@@ -116,7 +117,8 @@ def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str,
             env=environment,
             cwd=modules,
         )
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         last: dict[str, Any] = {}
         with process:
             try:

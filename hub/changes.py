@@ -80,6 +80,7 @@ def compare(files: Sequence[LocalFile], there: Mapping[str, RemoteFile], earlier
     """What sending these files would change.
 
     Args:
+        files: all that the repo holds.
         there: the Hub's files by name.
         earlier: names that the manifest on the Hub calls its own.
     """

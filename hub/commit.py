@@ -1,4 +1,7 @@
-"""The one commit of a push: large files first, then all at once; what landed without a reply is recognised, what moved is followed."""
+"""The one commit of a push: large files first, then all at once.
+
+A commit that landed without a reply is recognised, a repo that moved meanwhile is followed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Committing:
     """A commit on its way.
 
     Attributes:
-        rebuild: the files to send, and whether the card among them keeps what was written on the Hub, for another state.
+        rebuild: for another state of the Hub, the files to send, and whether their card keeps what was written there.
         uploaded: files that the Hub has, commit or not.
     """
 
@@ -134,7 +137,7 @@ class Committing:
         )
         if both:
             raise HubError(
-                f"somebody else has changed the same files while this push ran, which changed nothing:\n{listing(both)}",
+                f"somebody else changed the same files meanwhile, and this push changed nothing:\n{listing(both)}",
                 where=f"{self.to.repo_id} at {head.commit[:12]}",
                 hint="look at their commit; to put yours on top of it, run the command again",
             )

@@ -1,4 +1,4 @@
-"""The Hub's client on a network that fails: tries again where the client does not, and says in one kind of error what went wrong.
+"""The Hub's client on a network that fails: tries again where the client does not, and has one kind of error.
 
 With offline mode on nothing here opens a socket.
 """
@@ -87,6 +87,8 @@ class Connection:
 
         Args:
             what: what is asked for, as it stands in messages.
+            function: asks for it.
+            repo_id: which repo it is about, for messages.
             first: whether nothing has been reached yet: a host that is not there then fails at once.
 
         Raises:

@@ -61,10 +61,10 @@ def files_to_send(
     license: str | None = None,
     theirs: Theirs | None = None,
 ) -> list[LocalFile]:
-    """Every file of the repo, as the Hub shall have it: the card names the repo and its license, the manifest that card.
+    """Every file of the repo as the Hub shall have it: the card names repo and license, the manifest knows that card.
 
-    Where a person wrote in the card on the Hub and nobody in the one here, their text stays and the generated blocks are
-    ours. The manifest keeps the hash of the card that effconv made, so that a card with another one is a person's.
+    Where a person wrote in the card on the Hub and nobody in the one here, their text stays and the generated blocks
+    are ours. The manifest keeps the hash of the card that effconv made, so that a card with another one is a person's.
     """
     try:
         text = (folder / CARD).read_bytes().decode("utf-8")
@@ -119,8 +119,8 @@ def require_license(card: str, license: str | None) -> None:
         raise UsageError(
             why,
             where=f"{CARD}: license",
-            hint="pass --license apache-2.0 (or what the source stands under; `other` is taken when asked for), or write it "
-            f"into {CARD}",
+            hint="pass --license with what the source stands under, such as apache-2.0 (`other` is taken if asked for), "
+            f"or write it into {CARD}",
         )
 
 

@@ -1,4 +1,4 @@
-"""`effconv push-to-hub`: one commit with what differs, after the manifest has been verified; safe to run again at any point."""
+"""`effconv push-to-hub`: one commit of what differs, once the manifest is verified; safe to run again at any point."""
 
 from __future__ import annotations
 
@@ -83,7 +83,11 @@ def push(
         license: written into the card that is sent; needed where the card names none.
         revision: branch to commit to; made where there is none.
         create_pr: open a pull request, on `revision` or main.
+        commit_message: first line of the commit.
+        token: of the Hub; by default HF_TOKEN, else the stored login.
+        offline: refuse, without opening a socket.
         dry_run: say what would happen, and change nothing.
+        progress: called with each step.
 
     Returns:
         What was sent; nothing where the Hub has it all.
@@ -119,8 +123,7 @@ def push_refreshed(
 ) -> Pushed:
     """Opens a pull request with what a refresh changed.
 
-    Args:
-        trusted: the repo came from there, so that its license and visibility are somebody's decision already.
+    With `trusted` the repo came from there, so that its license and visibility are somebody's decision already.
     """
     job = _Job(folder=folder, revision=revision, create_pr=True, message=message, trusted=trusted, progress=progress)
     return job.run(repo_id, token, False)

@@ -1,4 +1,4 @@
-"""`effconv refresh`: code, generated blocks of the card and manifest of a repo as today's effconv writes them; weights untouched."""
+"""`effconv refresh`: a repo's code, card blocks and manifest as today's effconv writes them; weights untouched."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from ..convert.manifest import (
     read_manifest,
     with_measurements,
 )
-from ..convert.recheck import dense_source
 from ..convert.modelcode import class_name
+from ..convert.recheck import dense_source
 from ..convert.source import HUB_ID, hub_errors
 from ..convert.staging import Staging, check_output, output_errors
 from ..convert.target import Target
@@ -99,12 +99,17 @@ def refresh(
 
     Args:
         repo: a folder, or a Hub id.
-        output: where to; by default the folder itself, or a folder of the Hub id's name here. With `push` a Hub id leaves
-            nothing here unless this is given.
+        output: where to; by default the folder itself, or a folder of the Hub id's name here. With `push` a Hub id
+            leaves nothing here unless this is given.
         push: open a pull request with what changed.
         to: Hub id for that, where `repo` is a folder; by default the token's user and the folder's name.
-        verify: run the target's checks where the code is new. against: the dense source to compare with then.
+        verify: run the target's checks where the code is new.
+        against: the dense source to compare with then.
         revision: branch or commit of a Hub id.
+        token: of the Hub; by default HF_TOKEN, else the stored login.
+        offline: open no socket; read a Hub id from the cache.
+        trust_remote_code: let the source's own code run, in the checks.
+        progress: called with each step.
 
     Raises:
         CheckFailedError: a file differs from the manifest (README.md may), or a check fails on the new code.
@@ -175,6 +180,7 @@ def _refresh(
         if old_card.is_file():
             shutil.copyfile(old_card, staging.folder / CARD)
         new = {**fresh.manifest, "effconv": __version__}
+        _card(staging.folder, old_card, fresh.target, new)  # raises before minutes go into the checks
         if fresh.code_changed:
             measured, new["measurements"] = _measured(
                 staging.folder, fresh, verify, against, token, offline, trust_remote_code, progress
@@ -241,7 +247,7 @@ def _measured(
     trust_remote_code: bool,
     progress: Progress,
 ) -> tuple[list[Measured] | None, dict[str, Any]]:
-    """The checks of the new code, and the manifest's block. What was measured against the source stays, with its date in versions."""
+    """The checks of the new code, and the manifest's block; what was measured against the source stays, and says so."""
     old = fresh.manifest.get("measurements")
     old = old if isinstance(old, dict) else {}
     by = old.get("fidelity_by", fresh.manifest.get("effconv"))

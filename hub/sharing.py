@@ -1,4 +1,4 @@
-"""`--push-to-hub` of a converting command: what can fail at once is asked before the conversion, the push comes after it."""
+"""`--push-to-hub` of a converting command: what can fail at once does so before it converts, the push comes after."""
 
 from __future__ import annotations
 

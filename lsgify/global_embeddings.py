@@ -20,7 +20,7 @@ class GlobalEmbeddings:
     """Makes the table from the position table, the word embeddings and (where they count) the token types.
 
     Args:
-        bos, mask: ids of the tokens whose embeddings are added to row 0 and to the others; for `random`, mask may be None.
+        bos, mask: ids of the tokens whose embeddings row 0 and the others get; for `random`, mask may be None.
         special: leading rows of the position table that no token uses.
         stride: distance of the positions that rows 0, 1, 2, ... take, in a table of 512.
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
@@ -89,8 +89,10 @@ class GlobalEmbeddings:
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0))
         draws = generator(self.seed, "global_embeddings.words").standard_normal((ROWS, width))
-        return (mean + draws @ root.T).astype(np.float32)
+        sample: np.ndarray = (mean + draws @ root.T).astype(np.float32)
+        return sample
 
 
 def _row(table: Array, index: int | None) -> np.ndarray:
-    return Array(table.data[index : None if index is None else index + 1], table.dtype).float32()[0]
+    row: np.ndarray = Array(table.data[index : None if index is None else index + 1], table.dtype).float32()[0]
+    return row

@@ -2,10 +2,10 @@
 
     python crash_driver.py JOB.json
 
-JOB.json is {"source", "place", "at": "steps" | "disk", "how": "kill" | "full", "overwrite", "journal"}. `steps` are the
-calls of the progress callback, `disk` the changes to the disk; `kill` is SIGKILL, `full` a disk that takes no more writes.
-Every run is a forked child, so that imports are paid once. Prints one line of JSON: {"moments": what each of the runs was
-about to do, "faults": what was wrong, a line each}.
+JOB.json is {"source", "place", "at": "steps" | "disk", "how": "kill" | "full", "overwrite", "journal"}. `steps` are
+the calls of the progress callback, `disk` the changes to the disk; `kill` is SIGKILL, `full` a disk that takes no more
+writes. Every run is a forked child, so that imports are paid once. Prints one line of JSON: {"moments": what each of
+the runs was about to do, "faults": what was wrong, a line each}.
 """
 
 from __future__ import annotations

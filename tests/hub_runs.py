@@ -1,4 +1,4 @@
-"""The command line in a process of its own, against a loopback Hub: nothing waits, and what the process did is recorded."""
+"""The command line in a process of its own, against a loopback Hub: nothing waits, what the process did is recorded."""
 
 from __future__ import annotations
 

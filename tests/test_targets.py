@@ -115,7 +115,7 @@ def job_of(result, **more):
         "autos": [auto for auto in config["auto_map"] if auto != "AutoConfig"],
         "tokens": result.manifest["max_length"],
         "causal": target.causal or target.emits is not None,
-        "still": [],
+        "dtype": config["dtype"],
         **more,
     }
 

@@ -2,8 +2,9 @@
 
     python verify_worker.py JOBS.json
 
-JOBS.json is a list of {"name", "repo", "source", "case", "in_memory"}; the result is one JSON object {name: {check: "" or its
-fault}} on the last line of stdout. `case` is written as a recorded case is: inputs, and outputs as `output.<name>`.
+JOBS.json is a list of {"name", "repo", "source", "case", "in_memory"}; the result is one JSON object {name: {check: ""
+or its fault}} on the last line of stdout. `case` is written as a recorded case is: inputs, and outputs as
+`output.<name>`.
 """
 
 from __future__ import annotations
