@@ -1,4 +1,4 @@
-"""The public Python API: convert, plan, verify, fidelity, load. All but the last do what the command of that name does."""
+"""The public Python API: convert, plan, verify, fidelity, load. All but load do what the command of that name does."""
 
 from __future__ import annotations
 

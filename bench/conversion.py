@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,12 @@ def measure(size: str, runs: int) -> dict[str, Any]:
         plain = f"cp {weights} {folder}/copy && sync {folder}/copy && sha256sum {folder}/copy"
         ours, theirs, peaks = [], [], []
         for turn in range(runs + 1):
-            for run in (lambda: peaks.append(_peak(command)), lambda: _quiet(["sh", "-c", plain])):
-                seconds = _timed(run)
-                (ours if len(ours) == len(theirs) else theirs).append(seconds)
+            begin = time.monotonic()
+            peaks.append(_peak(command))
+            between = time.monotonic()
+            subprocess.run(["sh", "-c", plain], check=True, capture_output=True)
+            ours.append(between - begin)
+            theirs.append(time.monotonic() - between)
             shutil.rmtree(folder / "out")
             (folder / "copy").unlink()
             if turn == 0:  # the warm-up
@@ -93,19 +95,10 @@ def main() -> None:
     for size in sizes:
         found = measure(size, runs)
         print(
-            f"{found['what']}: {_text(found['seconds'])} s, cp + sync + sha256sum {_text(found['cp + sync + sha256sum'])} s, "
+            f"{found['what']}: {_text(found['seconds'])} s, "
+            f"cp + sync + sha256sum {_text(found['cp + sync + sha256sum'])} s, "
             f"ratio {_text(found['ratio'])}, peak {found['peak_rss_mb']:.0f} MB"
         )
-
-
-def _timed(run: Callable[[], object]) -> float:
-    begin = time.monotonic()
-    run()
-    return time.monotonic() - begin
-
-
-def _quiet(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def _peak(command: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Attention layers against SDPA and against each other's plain forms: 12 heads of width 64, float32, one thread, forward.
+"""Attention layers against SDPA and plain forms of themselves: 12 heads of width 64, float32, one thread, forward.
 
 `python -m effconv.bench.layers` prints CPU milliseconds and ratios from one run.
 """
@@ -55,7 +55,8 @@ def forms() -> dict[str, Callable[[], Any]]:
     trained = LinformerMix(SimpleNamespace(**shape, proj_dim=256, projection_length=LENGTH, sharing="kv"), 0).eval()
     trained.key_projection.data.add_(torch.randn_like(trained.key_projection) * 1e-3)
     lam = LambdaMix(SimpleNamespace(**shape, key_depth=16, local_context_size=15), 0).eval()
-    assert lam.local_weight is not None and lam.local_bias is not None
+    assert lam.local_weight is not None
+    assert lam.local_bias is not None
     local_weight, local_bias = lam.local_weight, lam.local_bias
     kernel = torch.randn(HEADS * WIDTH, 1, 15)
     lsg = LSGMix(SimpleNamespace(**shape, **LSG), 0).eval()

@@ -124,7 +124,7 @@ def described(manifest: Mapping[str, Any]) -> str:
 def command(target: Target, manifest: Mapping[str, Any]) -> str:
     """The command that makes the same repo again: only options that differ from their defaults."""
     source = manifest["source"]
-    parts = ["effconv", target.name, source.get("hub_id") or source["name"]]
+    parts = ["effconv", target.command or target.name, source.get("hub_id") or source["name"]]
     if source.get("commit"):
         parts += ["--revision", source["commit"]]
     options = changed(target.options(), manifest["options"]) | changed(Settings(), manifest["settings"])

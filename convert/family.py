@@ -1,8 +1,8 @@
 """The grammar of a family: where its tensors sit, what shape they have, which heads it comes with.
 
-Names here are canonical: without the base model's prefix (`bert.`), those of a layer relative to it, `weight` and `bias`
-where old checkpoints say `gamma` and `beta`. Shapes are written in the config's own field names. A target never describes a
-family again: it reads the entries in `families`.
+Names here are canonical: without the base model's prefix (`bert.`), those of a layer relative to it, `weight` and
+`bias` where old checkpoints say `gamma` and `beta`. Shapes are written in the config's own field names. A target never
+describes a family again: it reads the entries in `families`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def always(config: Config) -> bool:
 class Weight:
     """A tensor of the family: canonical name, shape in config fields, and how a new one starts.
 
-    `init` is one of those of `ops.New`; `dtype` is set where it is not the other tensors'. `when` says of which configs a model has the tensor.
+    `init` is one of those of `ops.New`; `dtype` is set where it is not the other tensors'. `when` says of which
+    configs a model has the tensor.
     """
 
     name: str

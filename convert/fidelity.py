@@ -1,7 +1,8 @@
 """Fidelity: how close a converted model is to its source on the same text.
 
 Token cosine: mean over real tokens of the cosine between last hidden states. Sentence cosine: between their means over
-real tokens. Layer error: ‖a − b‖ / ‖b‖ of the hidden states after each layer, the embeddings first. With a masked-LM head: the mean KL divergence of the token distributions (nats), and both models' loss on
+real tokens. Layer error: ‖a − b‖ / ‖b‖ of the hidden states after each layer, the embeddings first. With a masked-LM
+head: the mean KL divergence of the token distributions (nats), and both models' loss on
 masked tokens (nats a token).
 """
 
@@ -58,7 +59,7 @@ def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> l
 
 
 def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:
-    """Up to `count` windows of `length` tokens (count, length), evenly spread; None where the text is too short for one."""
+    """Up to `count` windows of `length` tokens (count, length), evenly spread; None for a text too short."""
     body = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     size = length - tokenizer.num_special_tokens_to_add()
     available = len(body) // size if size > 0 else 0

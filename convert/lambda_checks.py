@@ -45,9 +45,10 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 
 
 def published_equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
-    """The first published layer on random states, against equations 1 to 3 of arXiv 2102.08602 in float64, in eval mode.
+    """The first published layer on random states, in eval mode, against equations 1 to 3 of the paper in float64.
 
-    y[n,h] = q[n,h] · (λc + λp[n]), λc[k,v] = Σ_u Σ_n K[u,k,n] V[u,v,n], λp[k,v,n] = Σ_u,j W[k,u,j] V[u,v,n + j − ⌊r/2⌋].
+    y[n,h] = q[n,h] · (λc + λp[n]), λc[k,v] = Σ_u Σ_n K[u,k,n] V[u,v,n],
+    λp[k,v,n] = Σ_u,j W[k,u,j] V[u,v,n + j − ⌊r/2⌋].
     """
     model = loaded.model()
     layer = next(module for name, module in model.named_modules() if name.endswith("encoder.layer.0.lambdalayer.self"))

@@ -1,7 +1,7 @@
 """The published LambdaBERT as a target: one λ shared by all heads, to be trained (arXiv 2102.08602; `--groups 1`).
 
-Embeddings, output projections, feed-forwards and heads come from the source. What mixes tokens is new: a λ shared by all
-heads cannot hold what attention heads with keys of their own have learned.
+Embeddings, output projections, feed-forwards and heads come from the source. What mixes tokens is new: a λ shared by
+all heads cannot hold what attention heads with keys of their own have learned.
 """
 
 from __future__ import annotations
@@ -145,4 +145,5 @@ LAMBDA_PUBLISHED = Target(
     emits=LAMBDA_BERT,
     emitted_suffix=lambda suffix: "Model" if suffix == "Model" else "ForPreTrainingNSP",
     drops=_drops,
+    command="lambda",
 )

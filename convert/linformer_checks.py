@@ -20,8 +20,8 @@ def equal_to_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """The first layer's attention on random q, k, v, against softmax(q (E k)ᵀ / √d) (F v) in float64.
 
-    A text of fewer tokens than the matrices have gets them resampled: each token takes the share of the stored positions
-    that it stands for.
+    A text of fewer tokens than the matrices have gets them resampled: each token takes the share of the stored
+    positions that it stands for.
     """
     mix = mixes_of(loaded.model())[0]
     config = loaded.config

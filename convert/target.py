@@ -24,7 +24,7 @@ class Rule:
 
     src: tuple[str, ...]
     dst: str
-    op: Op = Copy()  # noqa: RUF009 - frozen and without state
+    op: Op = Copy()
     why: str = ""
 
 
@@ -65,7 +65,7 @@ class Check:
 
     Attributes:
         name: as it stands in the manifest.
-        function: `module:function`, imported in the process that loads the repo; it takes a `Loaded` and returns findings.
+        function: `module:function`, imported in the process that loads the repo; takes a `Loaded`, returns findings.
         says: one line for the card.
         tolerance: t of max |a - b| <= t max(1, max |b|), in float32, over real tokens.
         applies: whether the promise holds for this manifest's options (and, where it does not, why).
@@ -98,6 +98,7 @@ class Target:
         emitted_suffix: its head for a head of the source.
         drops: canonical names of tensors that are left behind, with the reason.
         variant: name of the target that takes over for certain options; "" for this one.
+        command: of effconv that makes it; "" where it is called as the target.
         causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
             class for causal heads.
     """
@@ -116,6 +117,7 @@ class Target:
     emitted_suffix: Callable[[str], str] = lambda suffix: suffix
     drops: Callable[[Context], Mapping[str, str]] = lambda context: {}
     variant: Callable[[Any], str] = lambda options: ""
+    command: str = ""
     causal: bool = False
 
     def folder(self, source: str, options: Any) -> str:

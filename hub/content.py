@@ -119,7 +119,7 @@ def require_license(card: str, license: str | None) -> None:
         raise UsageError(
             why,
             where=f"{CARD}: license",
-            hint="pass --license with what the source stands under, such as apache-2.0 (`other` is taken if asked for), "
+            hint="pass --license with what the source stands under, such as mit (`other` passes if asked for), "
             f"or write it into {CARD}",
         )
 

@@ -310,6 +310,9 @@ class LambdaLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder.bias = self.bias
 
+    def _tie_weights(self) -> None:  # transformers 4 calls it once the parameters have left the meta device
+        self.decoder.bias = self.bias
+
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.transform(x))
 

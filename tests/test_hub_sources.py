@@ -1,4 +1,4 @@
-"""Hub ids are read with the real client, here against a Hub on this machine: by revision, cached, offline from the cache."""
+"""Hub ids are read with the real client, here against a loopback Hub: by revision, cached, offline from the cache."""
 
 from __future__ import annotations
 
