@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from .convert.bigs_options import BiGSOptions
 from .convert.lambda_options import LambdaOptions
 from .convert.linformer_options import LinformerOptions
 from .convert.options import Settings, flag_of
@@ -181,6 +182,9 @@ _converting_command(
     "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
     TransNormerOptions,
 )
+_converting_command("jax2torch", "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).", BiGSOptions)
+_converting_command("torch2jax", "Turn a BiGS checkpoint of torch into a JAX repo.", BiGSOptions)
+_converting_command("bigs", "Give a BiGS checkpoint of torch another length or form of GELU.", BiGSOptions)
 
 
 @app.command("inspect", rich_help_panel="Look")

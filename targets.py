@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .convert.bigs import JAX2TORCH, RESIZED, TORCH2JAX
 from .convert.errors import UnsupportedError
 from .convert.lambda_ import LAMBDA
 from .convert.lambda_published import LAMBDA_PUBLISHED
@@ -13,7 +14,8 @@ from .convert.transnormer import TRANSNORMER
 from .lsgify.target import LSG
 
 TARGETS: Mapping[str, Target] = {
-    target.name: target for target in (LSG, LINFORMER, LAMBDA, LAMBDA_PUBLISHED, TRANSNORMER)
+    target.name: target
+    for target in (LSG, LINFORMER, LAMBDA, LAMBDA_PUBLISHED, TRANSNORMER, JAX2TORCH, TORCH2JAX, RESIZED)
 }
 
 

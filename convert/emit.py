@@ -53,16 +53,16 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     """Writes the files that make the weights in `folder` a repo."""
     types = [row.dtype for row in plan.rows if row.target and row.dtype in DTYPES]
     dtype = DTYPES[max(set(types), key=types.count)] if types else "float32"
-    _write(folder / "config.json", {**context.emitted, "dtype": dtype})
+    _write(folder / "config.json", {"dtype": dtype, **context.emitted})
     if len(written.files) > 1:
         _write(
-            folder / "model.safetensors.index.json",
+            folder / target.form.index,
             {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
         )
     for name, text in code_files(target, context.emits, context.emitted_head).items():
         (folder / name).write_text(text, encoding="utf-8")
     max_length = int(context.options.max_length)
-    _tokenizer(folder, source, max_length, f"{context.family.code.class_prefix}Tokenizer")
+    _tokenizer(folder, source, max_length, context.family.tokenizer_class)
     for name in CARRIED:
         if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
             shutil.copyfile(source.path(name) if source.has(name) else source.fetch(name), folder / name)

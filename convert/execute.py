@@ -16,10 +16,11 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .dtypes import Array, cast, from_bytes, from_float32
 from .errors import BadInputError
+from .formats import SAFETENSORS, Form
 from .ops import Calibrated, Copy
 from .plan import Plan, Row
 from .source import Source
-from .tensorfile import TensorFile, file_sha256
+from .tensorfile import StreamedFile, file_sha256
 
 Progress = Callable[[str, int, int], None]  # step, bytes done, bytes in all
 
@@ -41,8 +42,9 @@ def execute(
     shard_bytes: int,
     progress: Progress,
     values: Mapping[str, np.ndarray] | None = None,
+    form: Form = SAFETENSORS,
 ) -> Written:
-    """Writes the plan's tensors into `folder` as safetensors, in shards of at most `shard_bytes`.
+    """Writes the plan's tensors into `folder`, in shards of at most `shard_bytes`.
 
     Args:
         values: of the calibrated rows, float32, by canonical name.
@@ -55,8 +57,8 @@ def execute(
     result = Written()
     done = 0
     for number, rows in enumerate(shards, 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = TensorFile(folder / name, [(str(row.target), row.dtype, row.shape, row.nbytes) for row in rows])
+        name = form.shard(number, len(shards))
+        file = form.file(folder / name, [(str(row.target), row.dtype, row.shape, row.nbytes) for row in rows])
         try:
             for count in _stream(rows, checkpoint, file, values or {}):
                 done += count
@@ -95,7 +97,7 @@ class SourceHash:
 
 
 def _stream(
-    rows: Sequence[Row], checkpoint: Checkpoint, file: TensorFile, values: Mapping[str, np.ndarray]
+    rows: Sequence[Row], checkpoint: Checkpoint, file: StreamedFile, values: Mapping[str, np.ndarray]
 ) -> Iterator[int]:
     for group in _neighbours(rows, checkpoint):
         if len(group) > 1 or _is_range(group[0], checkpoint):
@@ -112,7 +114,7 @@ def _stream(
             yield from _computed(group[0], checkpoint, file, values)
 
 
-def _computed(row: Row, checkpoint: Checkpoint, file: TensorFile, values: Mapping[str, np.ndarray]) -> Iterator[int]:
+def _computed(row: Row, checkpoint: Checkpoint, file: StreamedFile, values: Mapping[str, np.ndarray]) -> Iterator[int]:
     if isinstance(row.op, Copy):  # a cast, or a source without byte ranges: piece by piece
         stored = checkpoint.tensors[row.sources[0]].dtype
         for chunk in checkpoint.chunks(row.sources[0]):

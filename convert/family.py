@@ -90,6 +90,12 @@ class Family:
     inner_size: str = "intermediate_size"
     num_heads: str = "num_attention_heads"
     output_projection: str = "attention.output.dense"
+    tokenizer: str = ""
+
+    @property
+    def tokenizer_class(self) -> str:
+        """The tokenizer of a source that names none."""
+        return self.tokenizer or f"{self.code.class_prefix}Tokenizer"
 
     @property
     def special_positions(self) -> int:

@@ -43,6 +43,25 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Transpose:
+    """The transposed matrix: a dense layer's weight is (inputs, outputs) in JAX and the other way round in torch.
+
+    It is its own inverse.
+    """
+
+    action = "derive"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if len(inputs[0]) != 2:
+            raise ValueError(f"a tensor of shape {inputs[0]} is no matrix")
+        return inputs[0][::-1]
+
+    def apply(self, *inputs: Array) -> Array:
+        data, dtype = inputs[0]
+        return Array(data.T, dtype)
+
+
+@dataclass(frozen=True, slots=True)
 class TilePositions:
     """Rows repeated until the table is long enough: special rows first, then body[t mod n] for t = 0 .. length - 1.
 

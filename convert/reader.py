@@ -8,37 +8,46 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .checkpoint import Checkpoint, Tensor, damaged, stored_twice
 from .dtypes import SIZES
 from .errors import BadInputError, UnsupportedError, listing
+from .flax_msgpack import open_flax
 from .pickled import open_pickled
 from .source import Source, checked_name, read_json
 
+FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "msgpack": "flax_model.msgpack"}
 HEADER_LIMIT = 100_000_000  # bytes, the format's own bound
 
 
-def open_checkpoint(source: Source, *, allow_pickle: bool = False, remote: bool = False) -> Checkpoint:
+def open_checkpoint(
+    source: Source,
+    *,
+    allow_pickle: bool = False,
+    remote: bool = False,
+    formats: Sequence[str] = ("safetensors", "bin"),
+) -> Checkpoint:
     """Reads the headers of a source's weights.
 
     Args:
         allow_pickle: load `.bin` files that `weights_only` refuses. They can run code: only for files you trust.
         remote: of a Hub source, read headers by range requests and leave the payload where it is.
+        formats: what may be read, of `FILES`, in the order of preference.
 
     Raises:
         BadInputError: no weights, missing shards, a hostile index, a damaged header; every fault is listed.
     """
-    for single, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
+    for single in (FILES[name] for name in formats):
+        index = f"{single}.index.json"
         if source.has(single) or source.has(index):
             weight_map = {} if source.has(single) else _weight_map(source, index)
             names = sorted(set(weight_map.values())) or [single]
-            if single.endswith(".bin"):
-                checkpoint: Checkpoint = open_pickled(source, names, allow_pickle=allow_pickle)
+            if single.endswith(".msgpack"):
+                checkpoint: Checkpoint = open_flax(source, names)
+            elif single.endswith(".bin"):
+                checkpoint = open_pickled(source, names, allow_pickle=allow_pickle)
             else:
                 checkpoint = Checkpoint(_merged(source, names, remote), source)
             _check_index(weight_map, checkpoint, index)
@@ -51,7 +60,7 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False, remote: bool 
         )
     stored = [name for name in source.files if name.endswith((".msgpack", ".h5", ".onnx", ".gguf"))]
     raise BadInputError(
-        "no weights that can be read: need model.safetensors, pytorch_model.bin, or the index of their shards",
+        f"no weights that can be read: need {' or '.join(FILES[name] for name in formats)}, or the index of shards",
         where=source.where() + (f" (it holds {', '.join(stored[:4])})" if stored else ""),
         hint="save the model with save_pretrained first",
     )

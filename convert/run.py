@@ -93,6 +93,9 @@ def prepare(
 
 def prepare_resolved(source: Source, target: Target, options: object, settings: Settings, *, remote: bool) -> Prepared:
     """The same for a source that is resolved already."""
+    if target.prepare is not None:
+        checkpoint, context, plan = target.prepare(source, target, options, settings, remote)
+        return Prepared(source, checkpoint, context, plan)
     family = family_of(source.config, target.families)
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote)
     check_floats(checkpoint.tensors.values())
@@ -174,6 +177,7 @@ def convert_source(
 def _fill(
     folder: Path, ready: Prepared, target: Target, options: object, settings: Settings, progress: Progress, begin: float
 ) -> Result:
+    options = ready.context.options  # a target may have filled in what was left open
     calibration = _calibrate(ready, target, progress)
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
     progress("weights", 0, ready.plan.bytes_out)
@@ -185,6 +189,7 @@ def _fill(
             shard_bytes=parse_size(settings.max_shard_size),
             progress=progress,
             values=calibration.values,
+            form=target.form,
         )
     finally:
         ready.checkpoint.close()
@@ -267,6 +272,7 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
+        "dense_source": target.prepare is None,  # one that the repo approximates, so that fidelity means something
         "heads": heads,
         "new": new,
         "carried": [

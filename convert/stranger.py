@@ -50,7 +50,7 @@ def main() -> None:
         _say({"begins": check["name"]})
         results.append(run_check(loaded, check))
     fidelity = []
-    if source and all(result["passed"] for result in results):
+    if loaded.manifest.get("dense_source", True) and source and all(result["passed"] for result in results):
         from .fidelity import builtin_fidelity, file_fidelity
 
         _say({"begins": "fidelity"})

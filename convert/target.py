@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UnsupportedError
 from .family import Config, Family, Head, Weight
+from .formats import SAFETENSORS, Form
 from .modelcode import StandaloneCode, TargetCode
 from .ops import Copy, Op
 from .tokenizer import SpecialTokens
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .options import Settings
+    from .plan import Plan
+    from .source import Source
 
 CAUSAL_AUTO = "AutoModelForCausalLM"
 
@@ -101,6 +108,9 @@ class Target:
         command: of effconv that makes it; "" where it is called as the target.
         causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
             class for causal heads.
+        prepare: opens and plans a source, where the common way does not serve: a target that changes frameworks.
+        form: how the weights are stored.
+        ending: of the default folder's name, for a target whose length is the source's unless it is asked for.
     """
 
     name: str
@@ -119,9 +129,14 @@ class Target:
     variant: Callable[[Any], str] = lambda options: ""
     command: str = ""
     causal: bool = False
+    prepare: Callable[[Source, Target, Any, Settings, bool], tuple[Checkpoint, Context, Plan]] | None = None
+    form: Form = SAFETENSORS
+    ending: str = ""
 
     def folder(self, source: str, options: Any) -> str:
         """The default output folder."""
+        if self.ending:
+            return "-".join(str(part) for part in (source, self.ending, options.max_length) if part)
         return f"{self.name}-{source}-{options.max_length}"
 
     def heads(self, family: Family) -> tuple[Head, ...]:

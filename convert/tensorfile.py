@@ -1,4 +1,4 @@
-"""Writes a safetensors file: header first, then bytes in order, hashed and flushed while they are written.
+"""Writes a file of tensors from front to back (safetensors here), hashed and flushed while it is written.
 
 A follower reads what was written back from the file, hashes it and looks for NaN and Inf; another asks the disk to keep
 up. When the last byte is written, hash and disk are nearly done.
@@ -12,9 +12,11 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .dtypes import all_finite, from_bytes
 from .ops import Shape
@@ -26,7 +28,7 @@ SYNC_STEP = 1 << 26  # bytes between two requests to write back
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A tensor's place in the file: start and stop count from the end of the header."""
+    """Where elements of a tensor stand in the file, from its first byte."""
 
     name: str
     dtype: str
@@ -35,35 +37,19 @@ class Slot:
     stop: int
 
 
-class TensorFile:
-    """One safetensors file, written in the order of its slots.
+class StreamedFile:
+    """A file of known layout: the tensors' bytes come in order, and what stands between them is written here.
 
     Args:
         path: must not exist.
-        tensors: (name, dtype, shape, bytes) in file order.
+        slots: where the elements stand, in file order.
+        literals: by position, what stands before a slot or at the end.
+        size: of the whole file.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, Shape, int]]) -> None:
-        self.path = path
-        self.slots = []
-        stop = 0
-        for name, dtype, shape, nbytes in tensors:
-            self.slots.append(Slot(name, dtype, shape, stop, stop + nbytes))
-            stop += nbytes
-        header = json.dumps(
-            {
-                "__metadata__": {"format": "pt"},
-                **{
-                    slot.name: {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [slot.start, slot.stop]}
-                    for slot in self.slots
-                },
-            },
-            separators=(",", ":"),
-            ensure_ascii=False,
-        ).encode()
-        header += b" " * (-len(header) % 8)
-        self.size = 8 + len(header) + stop
-        self.data_start = 8 + len(header)
+    def __init__(self, path: Path, slots: Sequence[Slot], literals: Mapping[int, bytes], size: int) -> None:
+        self.path, self.slots, self.size = path, slots, size
+        self._literals = deque(sorted(literals.items()))
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._written = 0
         self._progress = threading.Condition()
@@ -76,28 +62,39 @@ class TensorFile:
         ]
         for thread in self._threads:
             thread.start()
-        try:
-            self.append(struct.pack("<Q", len(header)) + header)
-        except BaseException:
-            self.abandon()
-            raise
+        self._write_literals()
 
     def append(self, data: bytes | memoryview) -> None:
+        """The next bytes of the tensors."""
         view = memoryview(data).cast("B")
         while view:
-            count = os.write(self._file, view)
+            count = os.write(self._file, view[: self._room()])
             view = view[count:]
             self._advance(count)
+            self._write_literals()
 
     def append_range(self, source: int, start: int, count: int) -> Iterator[int]:
         """Copies `count` bytes from the open file `source`; yields the bytes done in each step."""
         while count:
-            done = _copy_range(source, self._file, start, min(count, COPY_STEP))
+            done = _copy_range(source, self._file, start, min(count, COPY_STEP, self._room()))
             if done == 0:
                 raise EOFError
             start, count = start + done, count - done
             self._advance(done)
+            self._write_literals()
             yield done
+
+    def _room(self) -> int:
+        """Bytes up to what is to be written between tensors."""
+        return (self._literals[0][0] if self._literals else self.size) - self._written
+
+    def _write_literals(self) -> None:
+        while self._literals and self._literals[0][0] == self._written:
+            view = memoryview(self._literals.popleft()[1])
+            while view:
+                count = os.write(self._file, view)
+                view = view[count:]
+                self._advance(count)
 
     def finish(self) -> str:
         """Waits for hash and disk; returns the sha256 of the whole file."""
@@ -145,17 +142,18 @@ class TensorFile:
         done, slots = 0, iter(self.slots)
         slot = next(slots, None)
         while done < self.size:
-            # Steps end where tensors end, so that a step holds elements of one type.
-            while slot and self.data_start + slot.stop <= done:
+            # Steps end where tensors begin and end, so that a step holds elements of one type, or none.
+            while slot and slot.stop <= done:
                 slot = next(slots, None)
-            stop = self.data_start if done < self.data_start else self.data_start + (slot.stop if slot else 0)
+            inside = slot is not None and slot.start <= done
+            stop = self.size if slot is None else slot.stop if inside else slot.start
             count = min(FOLLOW_STEP, stop - done)
             if self._wait_beyond(done, count) == done:
                 return
             part = memoryview(buffer)[:count]
             got = os.preadv(self._file, [part], done)
             self._digest.update(part[:got])
-            new = slot and done >= self.data_start and slot.name not in self.not_finite[-1:]
+            new = slot and inside and slot.name not in self.not_finite[-1:]
             if slot and new and not all_finite(from_bytes(part[:got], slot.dtype, (-1,))):
                 self.not_finite.append(slot.name)
             done += got
@@ -168,6 +166,30 @@ class TensorFile:
                 return
             os.fdatasync(self._file)
             done = reached
+
+
+class TensorFile(StreamedFile):
+    """One safetensors file: its header, and the tensors in the order given.
+
+    Args:
+        path: must not exist.
+        tensors: (name, dtype, shape, bytes) in file order.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, Shape, int]]) -> None:
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        stop = 0
+        for name, dtype, shape, nbytes in tensors:
+            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [stop, stop + nbytes]}
+            stop += nbytes
+        header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        header += b" " * (-len(header) % 8)
+        begin = 8 + len(header)
+        slots = []
+        for name, dtype, shape, nbytes in tensors:
+            slots.append(Slot(name, dtype, shape, begin, begin + nbytes))
+            begin += nbytes
+        super().__init__(path, slots, {0: struct.pack("<Q", len(header)) + header}, begin)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,33 @@
+"""The forms in which an emitted repo's weights are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .flax_msgpack import FlaxFile
+from .ops import Shape
+from .tensorfile import StreamedFile, TensorFile
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The name of a single file, and the class that streams one from (name, dtype, shape, bytes) of its tensors."""
+
+    single: str
+    file: Callable[[Path, Sequence[tuple[str, str, Shape, int]]], StreamedFile]
+
+    @property
+    def index(self) -> str:
+        """The file that says which shard a tensor is in."""
+        return f"{self.single}.index.json"
+
+    def shard(self, number: int, count: int) -> str:
+        """The name of shard `number`, from 1, of `count`."""
+        stem, _, ending = self.single.rpartition(".")
+        return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{ending}"
+
+
+SAFETENSORS = Form("model.safetensors", TensorFile)
+FLAX = Form("flax_model.msgpack", FlaxFile)

@@ -1,0 +1,208 @@
+"""What the BiGS commands make of options, other lengths and sources that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from bigs_goldens import ROOT, read_json, to_jax, to_torch
+from safetensors.numpy import load_file, save_file
+
+from effconv.api import convert, plan
+from effconv.convert.bigs import BIGS, NAMES, canonical_name, jax_name, operation
+from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
+from effconv.convert.flax_msgpack import read_structure
+from effconv.templates import modeling_bigs
+
+CASE, POSITIONS = "mlm_tied_L37", "bigs.embeddings.position_embeddings.weight"
+
+
+def copied(case, folder, **config):
+    shutil.copytree(ROOT / case, folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    values = {**read_json(folder / "config.json"), **config}
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in values.items() if value != "left out"})
+    )
+    return folder
+
+
+def test_every_name_has_its_way_back():
+    for pair in NAMES:
+        jax, torch_name = pair.jax.replace("{i}", "7"), pair.torch.replace("{i}", "7")
+        assert canonical_name(jax) == canonical_name(f"s4_bert/{jax}") == torch_name == canonical_name(torch_name)
+        assert jax_name(torch_name) == jax
+        if pair.op.action == "derive":
+            assert operation(torch_name).shape(operation(torch_name).shape((3, 4))) == (3, 4)
+    for name in ("encoder/layer/07/dv/kernel", "encoder/layer/-1/dv/kernel", "encoder/layer/x/D", "s4_bert/", "a/b"):
+        assert canonical_name(name) is None
+
+
+def test_the_table_covers_every_tensor_of_every_head():
+    config = {"num_hidden_layers": 2}
+    for head in BIGS.heads:
+        for weight in BIGS.weights(config, head):
+            assert jax_name(weight.name)
+
+
+@pytest.mark.parametrize("target", ["torch", "jax"])
+@pytest.mark.parametrize("length", [100, 37, 20])
+def test_the_position_table_is_repeated_to_the_length_asked_for(target, length, tmp_path):
+    torch_repo = to_torch(CASE, tmp_path / "torch")
+    table = load_file(torch_repo / "model.safetensors")[POSITIONS]
+    if target == "torch":
+        repo = convert(
+            ROOT / CASE, "jax2torch", output=tmp_path / "long", max_length=length, verify=length == 100
+        ).output
+        again = convert(torch_repo, "bigs", output=tmp_path / "again", max_length=length, verify=False).output
+        assert (repo / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    else:
+        jax_repo = to_jax(torch_repo, tmp_path / "jax", max_length=length)
+        repo = convert(jax_repo, "jax2torch", output=tmp_path / "long", verify=False).output
+    made = load_file(repo / "model.safetensors")
+    assert np.array_equal(made[POSITIONS], table[np.arange(length) % 37])
+    assert read_json(repo / "config.json")["max_position_embeddings"] == length
+    assert read_json(repo / "tokenizer_config.json")["model_max_length"] == length
+    model = modeling_bigs.BiGSForMaskedLM.from_pretrained(repo).eval()
+    assert model(torch.full((1, length), 9)).logits.isfinite().all()
+
+
+def test_positions_can_be_interpolated(tmp_path):
+    repo = to_torch(CASE, tmp_path / "torch", max_length=73, positions="interpolate")
+    table = load_file(to_torch(CASE, tmp_path / "plain") / "model.safetensors")[POSITIONS]
+    made = load_file(repo / "model.safetensors")[POSITIONS]
+    assert np.allclose(made[::2], table, atol=1e-6)
+    assert np.allclose(made[1::2], (table[1:] + table[:-1]) / 2, atol=1e-6)
+
+
+def test_large_checkpoints_are_sharded_on_both_sides(tmp_path):
+    torch_repo = to_torch(CASE, tmp_path / "torch", max_shard_size="30KB")
+    jax_repo = to_jax(torch_repo, tmp_path / "jax", max_shard_size="30KB")
+    assert len(list(torch_repo.glob("model-*.safetensors"))) > 2
+    shards = sorted(jax_repo.glob("flax_model-*.msgpack"))
+    index = read_json(jax_repo / "flax_model.msgpack.index.json")
+    assert {path.name for path in shards} == set(index["weight_map"].values())
+    whole = {tensor.name for tensor, _ in read_structure(ROOT / CASE / "flax_model.msgpack", "flax_model.msgpack")}
+    assert index["weight_map"].keys() == whole
+    back = to_torch_from(jax_repo, tmp_path / "back")
+    one, other = (load_file(folder / "model.safetensors") for folder in (back, to_torch(CASE, tmp_path / "whole")))
+    assert one.keys() == other.keys()
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def to_torch_from(source, folder):
+    return convert(source, "jax2torch", output=folder, verify=False).output
+
+
+@pytest.mark.parametrize("case", ["mlm_bf16params_L37", "seqcls_fp16params_L16"])
+def test_half_precision_is_stored_as_it_was_and_applied_in_float32(case, tmp_path):
+    repo = to_torch(case, tmp_path / "torch")
+    from safetensors import safe_open
+
+    with safe_open(repo / "model.safetensors", "np") as file:
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert types == {{"mlm_bf16params_L37": "BF16", "seqcls_fp16params_L16": "F16"}[case]}
+    assert read_json(repo / "config.json")["dtype"] == "float32"
+
+
+def test_a_cast_leaves_the_convolutions_alone(tmp_path):
+    made = convert(ROOT / CASE, "jax2torch", output=tmp_path / "half", dtype="bfloat16", verify=False)
+    types = {row.dtype for row in made.plan.rows if ".fs4." in str(row.target) or ".bs4." in str(row.target)}
+    assert types == {"F32"}
+    assert {row.dtype for row in made.plan.rows if ".dv." in str(row.target)} == {"BF16"}
+
+
+def test_inert_padding_is_an_option_that_verify_checks(tmp_path):
+    made = convert(ROOT / "base_lin_L37", "jax2torch", output=tmp_path / "inert", mask_mode="inert")
+    assert {result.name: result.passed for result in made.measured}["padding_changes_nothing"] is True
+    made = convert(ROOT / "base_lin_L37", "jax2torch", output=tmp_path / "published")
+    assert {result.name: result.passed for result in made.measured}["padding_changes_nothing"] is None
+
+
+def test_the_plan_says_what_is_dropped_and_what_is_new(tmp_path):
+    port = tmp_path / "port"
+    port.mkdir()
+    (port / "config.json").write_text((ROOT / CASE / "config_torch.json").read_text())
+    (port / "model.safetensors").write_bytes((ROOT / CASE / "torch_model.safetensors").read_bytes())
+    reasons = {row.sources[0]: row.why for row in plan(port, "torch2jax").rows if row.action == "drop"}
+    assert reasons == {
+        "bigs.embeddings.position_ids": "a buffer, built anew when the model loads",
+        "bigs.pooler.dense.weight": reasons["bigs.pooler.dense.weight"],
+        "bigs.pooler.dense.bias": reasons["bigs.pooler.dense.bias"],
+        "cls.predictions.decoder.weight": "tied to embeddings.word_embeddings.weight, stored once",
+        "cls.predictions.decoder.bias": "the same tensor as cls.predictions.bias, stored once",
+    }
+    assert "none in JAX" in reasons["bigs.pooler.dense.bias"]
+    carried = [row for row in plan(port, "bigs").rows if "kept for" in row.why]
+    assert {row.target for row in carried} == {"bigs.pooler.dense.weight", "bigs.pooler.dense.bias"}
+    new = [
+        row
+        for row in plan(ROOT / CASE, "jax2torch", architecture="ForSequenceClassification").rows
+        if row.action == "new"
+    ]
+    assert {row.target for row in new} == {
+        "bigs.pooler.dense.weight", "bigs.pooler.dense.bias", "classifier.weight", "classifier.bias"
+    }  # fmt: skip
+
+
+def test_a_tied_tensor_that_differs_is_refused(tmp_path):
+    port = tmp_path / "port"
+    port.mkdir()
+    (port / "config.json").write_text((ROOT / CASE / "config_torch.json").read_text())
+    tensors = load_file(ROOT / CASE / "torch_model.safetensors")
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.decoder.bias"] + 1
+    save_file(tensors, port / "model.safetensors")
+    with pytest.raises(BadInputError, match=r"decoder\.bias differs"):
+        to_jax(port, tmp_path / "jax")
+    assert not (tmp_path / "jax").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "words"),
+    [
+        ({"model_type": "bert"}, UnsupportedError, "no BiGS model"),
+        ({"num_hidden_layers": 3}, BadInputError, "missing"),
+        ({"num_hidden_layers": 1}, BadInputError, "unknown to BiGS"),
+        ({"hidden_size": 33}, BadInputError, "where the config says"),
+        ({"num_ssm_heads": 4}, BadInputError, "where the config says"),
+        ({"decode": True}, BadInputError, "decode"),
+        ({"position_embedding_type": "relative_key"}, BadInputError, "position_embedding_type"),
+        ({"num_ssm_heads": 5}, BadInputError, "does not divide"),
+        ({"vocab_size": -1}, BadInputError, "not a size"),
+        ({"architectures": ["BiGSForTalking"]}, UnsupportedError, "no head"),
+    ],
+)
+def test_sources_that_do_not_fit_are_refused(config, kind, words, tmp_path):
+    with pytest.raises(kind, match=words):
+        to_torch_from(copied(CASE, tmp_path / "source", **config), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_without_architectures_gets_the_head_its_tensors_make(tmp_path):
+    source = copied("pretraining_L16", tmp_path / "source", architectures="left out")
+    assert plan(source, "jax2torch").architecture == "BiGSForPreTraining"
+
+
+def test_each_command_takes_its_own_side(tmp_path):
+    with pytest.raises(BadInputError, match=r"need model\.safetensors or pytorch_model\.bin"):
+        to_jax(ROOT / "mlm_relu_L16", tmp_path / "out")
+    torch_repo = to_torch(CASE, tmp_path / "torch")
+    with pytest.raises(BadInputError, match=r"need flax_model\.msgpack"):
+        to_torch_from(torch_repo, tmp_path / "out")
+    for options in ({"layer_gelu": "relu"}, {"max_length": 0}, {"mask_mode": "all"}, {"positions": "none"}):
+        with pytest.raises(UsageError):
+            convert(torch_repo, "bigs", output=tmp_path / "out", **options)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for side, make in (("torch", to_torch), ("jax", lambda case, folder: to_jax(tmp_path / "torch0", folder))):
+        for number in range(2):
+            make(CASE, tmp_path / f"{side}{number}")
+        one, other = (
+            {path.name: path.read_bytes() for path in (tmp_path / f"{side}{number}").iterdir()} for number in range(2)
+        )
+        assert one == other
