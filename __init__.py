@@ -13,13 +13,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import layers
     from .api import convert, fidelity, load, plan, push_to_hub, verify
     from .convert.errors import EffconvError
     from .hub.refresh import refresh
     from .inmemory import lsgify
 
 __version__ = "0.1.0"
-__all__ = ["EffconvError", "convert", "fidelity", "load", "lsgify", "plan", "push_to_hub", "refresh", "verify"]
+__all__ = [
+    "EffconvError",
+    "convert",
+    "fidelity",
+    "layers",
+    "load",
+    "lsgify",
+    "plan",
+    "push_to_hub",
+    "refresh",
+    "verify",
+]
 
 _HOMES = {
     "EffconvError": "convert.errors",
@@ -30,11 +42,11 @@ _HOMES = {
     "refresh": "hub.refresh",
     "verify": "api",
 }
-_CALLABLE_PACKAGES = ("convert", "lsgify")  # see callable_package
+_MODULES = ("convert", "layers", "lsgify")  # two of them can be called as well: see callable_package
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CALLABLE_PACKAGES:
+    if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ Inputs of up to two blocks get full attention. Memory is linear in the length be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def lsg_attention(
     causal: bool = False,
     dropout: float = 0.0,
     layer_index: int = 0,
+    sparse_list: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Attention of global tokens and tokens over local, sparse and global keys, scaled by 1 / sqrt(d).
 
@@ -62,6 +64,7 @@ def lsg_attention(
         causal: a token sees no later one: its own block as a triangle, the block before, sparse keys on the left.
         dropout: probability for attention weights.
         layer_index: so that "lsh" draws other projections in each layer.
+        sparse_list: what makes the sparse list in place of `sparse_tokens`, with its arguments and results.
 
     Returns:
         The context (b, h, g + t, d).
@@ -76,7 +79,7 @@ def lsg_attention(
         context = torch.cat(
             [
                 global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout),
-                block_attention(q, k, v, mask, config, causal, dropout, layer_index),
+                block_attention(q, k, v, mask, config, causal, dropout, layer_index, sparse_list or sparse_tokens),
             ],
             dim=2,
         )
@@ -109,7 +112,15 @@ def global_attention(
 
 
 def block_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Any, causal: bool, dropout: float, layer_index: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    config: Any,
+    causal: bool,
+    dropout: float,
+    layer_index: int,
+    sparse_list: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Tensor:
     """The tokens' rows (b, h, t, d), block by block, each block against one window of keys."""
     batch, heads, rows, _ = q.shape
@@ -139,7 +150,7 @@ def block_attention(
         local_part(keys, values, visible, block, blocks, causal),
     ]
     if uses_sparse_keys(config):
-        sparse = sparse_tokens(queries[:, :, 0], keys, values, visible, config, layer_index)
+        sparse = sparse_list(queries[:, :, 0], keys, values, visible, config, layer_index)
         parts += sparse_parts(*sparse, config, blocks, causal)
     window_keys = torch.cat([part[0] for part in parts], dim=3).flatten(0, 1)  # (b n) h w d
     window_values = torch.cat([part[1] for part in parts], dim=3).flatten(0, 1)
@@ -335,11 +346,18 @@ def hashed_means(
     count = visible[:, None, :, None].expand(-1, heads, -1, -1)
     sums = torch.cat([keys, values, torch.ones_like(keys[..., :1])], dim=-1).to(wide(dtype)).masked_fill(~count, 0.0)
     sums = sums.unflatten(2, (-1, chunk))  # b h chunks c (d + d + 1)
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same projections on every device
-    for buckets in [chunk] * pre_rounds + [chunk // factor]:
-        projection = torch.randn(1, heads, 1, size, buckets // 2, generator=generator).to(sums)
-        index = hash_buckets(sums[..., :size].detach(), projection)[..., None].expand_as(sums)
-        sums = sums.new_zeros(*sums.shape[:3], buckets, sums.shape[-1]).scatter_add(3, index, sums)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    # Not in a 16-bit format under autocast either: near ties would hash at random.
+    with torch.autocast(keys.device.type, enabled=False):
+        for buckets in [chunk] * pre_rounds + [chunk // factor]:
+            # On the CPU and in float32: the same projections on every device, in every dtype.
+            projection = torch.randn(
+                (heads, size, buckets // 2), generator=generator, dtype=torch.float32, device="cpu"
+            ).to(sums)
+            index = hash_buckets(sums[..., :size].detach(), projection[:, None])
+            # A product and not scatter_add, which on a GPU adds in another order every time, so that nothing repeats.
+            member = index[..., None, :] == torch.arange(buckets, device=index.device)[:, None]  # b h chunks buckets c
+            sums = member.to(sums.dtype) @ sums
     key_sums, value_sums, count = sums.flatten(2, 3).split([size, size, 1], dim=-1)
     count_or_one = count.clamp(min=1)
     return (key_sums / count_or_one).to(dtype), (value_sums / count_or_one).to(dtype), count[..., 0] > 0
@@ -349,9 +367,7 @@ def hash_buckets(x: Tensor, projection: Tensor) -> Tensor:
     """The argmax of [uR, -uR], u the direction of x; bucket 0 where the projection has no column."""
     if projection.shape[-1] == 0:
         return torch.zeros(x.shape[:-1], dtype=torch.long, device=x.device)
-    # Not in a 16-bit format under autocast either: near ties would hash at random.
-    with torch.autocast(x.device.type, enabled=False):
-        scores = F.normalize(x, dim=-1) @ projection
+    scores = F.normalize(x, dim=-1) @ projection
     return torch.cat([scores, -scores], dim=-1).argmax(-1)
 
 

@@ -106,7 +106,7 @@ def lsg_faults(config: Any) -> list[str]:
         "sparsity_factor": (0, None),
         "num_global_tokens": (0, MAX_GLOBAL_TOKENS),
         "lsh_num_pre_rounds": (0, None),
-        "lsh_seed": (0, None),
+        "lsh_seed": (0, 2**32 - 1),
     }
     choices = {
         "sparsity_type": SPARSITY_TYPES,
