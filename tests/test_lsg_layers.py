@@ -6,18 +6,19 @@ import functools
 import importlib
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from environments import FOUR, stranger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lsg_goldens import TOLERANCE, golden_folder, read_cases
 from lsg_oracle import between, softmax_row, sparse_list
 from safetensors.torch import load_file
 
-from effconv import layers
 from effconv.layers import BlockLocalSelfAttention, LSGSelfAttention
 from effconv.templates.lsg_configuration import SPARSITY_TYPES
 
@@ -283,20 +284,48 @@ def test_masks_that_do_not_fit_are_refused(mask, words):
         LSGSelfAttention()(*qkv(9), mask)
 
 
-def test_the_files_that_the_docs_name_work_as_a_copy(tmp_path, monkeypatch):
+@pytest.fixture
+def copied(tmp_path):
+    """A folder with a package `copied` of the files that the docs say to copy, and no others."""
     text = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("cp ")]
-    names = line[line.index("{") + 1 : line.index("}")].split(",")
     package = tmp_path / "copied"
     package.mkdir()
-    for name in names:
+    for name in line[line.index("{") + 1 : line.index("}")].split(","):
         shutil.copy(ROOT / "templates" / f"{name}.py", package)
-    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_files_that_the_docs_name_work_as_a_copy(copied, monkeypatch):
+    monkeypatch.syspath_prepend(copied)
     monkeypatch.setitem(sys.modules, "effconv", None)  # an import of it fails
-    copied = importlib.import_module("copied.lsg_layers")
+    module = importlib.import_module("copied.lsg_layers")
     inputs = qkv(61)
     options = {"block_size": 8, "sparsity_type": "lsh", "sparsity_factor": 4}
-    assert torch.equal(copied.LSGSelfAttention(**options)(*inputs), layers.LSGSelfAttention(**options)(*inputs))
+    assert torch.equal(module.LSGSelfAttention(**options)(*inputs), LSGSelfAttention(**options)(*inputs))
+
+
+@pytest.mark.parametrize("python", [FOUR])
+def test_the_copy_gives_the_published_numbers_on_transformers_4(python, copied):
+    script = """
+import sys
+from copied.lsg_layers import LSGSelfAttention
+from safetensors.torch import load_file
+case = load_file(sys.argv[1])
+context = LSGSelfAttention(8, "norm", 4)(case["query"], case["key"], case["value"], case["attention_mask"])
+real = (case["attention_mask"] == 0).transpose(-1, -2)
+print(((context - case["output"]) * real).abs().max().item() / case["output"].abs().max().item())
+"""
+    run = subprocess.run(
+        [python, "-c", script, FOLDER / "case_LSG_14.safetensors"],
+        capture_output=True,
+        text=True,
+        cwd=copied,
+        env=stranger(copied),
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) <= TOLERANCE
 
 
 @functools.cache
