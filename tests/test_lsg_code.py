@@ -102,6 +102,7 @@ def test_rendered_files_pass_the_linter(family, tmp_path):
         ({"sparse_block_size": -1}, "sparse_block_size is -1"),
         ({"sparsity_factor": True}, "sparsity_factor is True"),
         ({"num_global_tokens": 513}, "from 0 to 512"),
+        ({"lsh_seed": 2**32}, "lsh_seed is 4294967296: give an integer from 0 to 4294967295"),
         ({"sparsity_type": "bigbird"}, "give one of none, norm, lsh"),
         ({"causal_globals": "all"}, "globals, published"),
         ({"pool_with_global": 1}, "pool_with_global is 1: give true or false"),
