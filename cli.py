@@ -1,38 +1,85 @@
 """The command line: parse, call one function, print. Results on stdout, progress and errors on stderr.
 
-Nothing heavy is imported at the top, so that --help answers at once. A converting command is made from the fields of
-its target's options, which carry their flags and help.
+Nothing heavy is imported at the top, so that --help answers at once. A converting command is made when it is asked for,
+from the fields of its target's options, which carry their flags and help.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import inspect
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
-from .convert.bigs_options import BiGSOptions
-from .convert.lambda_options import LambdaOptions
-from .convert.linformer_options import LinformerOptions
-from .convert.options import Settings, flag_of
-from .convert.transnormer_options import TransNormerOptions
-from .hub.options import PushOptions
-from .lsgify.options import LSGOptions
+from .plain_help import PlainCommand, PlainGroup
+
+if TYPE_CHECKING:
+    from typer._click.core import Command
+
+CONVERTING = {  # command: its target's options, what it says of itself
+    "lsg": (
+        "lsgify.options:LSGOptions",
+        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
+    ),
+    "linformer": (
+        "convert.linformer_options:LinformerOptions",
+        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
+    ),
+    "lambda": (
+        "convert.lambda_options:LambdaOptions",
+        "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
+    ),
+    "transnormer": (
+        "convert.transnormer_options:TransNormerOptions",
+        "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
+    ),
+    "jax2torch": (
+        "convert.bigs_options:BiGSOptions",
+        "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).",
+    ),
+    "torch2jax": ("convert.bigs_options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
+    "bigs": ("convert.bigs_options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
+}
+
+
+class Commands(PlainGroup):
+    """All commands; a converting one is made when it is asked for, for most runs ask for one or none."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return [*CONVERTING, *(name for name in super().list_commands(ctx) if name not in CONVERTING)]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            # Of a name that is none, all of them: the suggestion for it is made from these.
+            for name in (cmd_name,) if cmd_name in CONVERTING else CONVERTING:
+                self.commands[name] = _converting_command(name)
+            found = super().get_command(ctx, cmd_name)
+        return found
+
+    def listed(self) -> Iterator[tuple[str, str, str]]:
+        yield from (("Convert", name, help) for name, (_, help) in CONVERTING.items())
+        yield from (row for row in super().listed() if row[1] not in CONVERTING)
+
 
 app = typer.Typer(
     name="effconv",
+    cls=Commands,
     help="Convert pretrained encoders into efficient ones: repos that load anywhere, checked against their source.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-INTERRUPTED = 130
 REPORT = "This is a fault of effconv's own. Please report it with the command and the lines above."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -47,20 +94,30 @@ Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read H
 
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
-    from .convert.errors import EffconvError
+    from .convert.errors import EffconvError, StoppedError
 
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the run lasts
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show × shall show the rest
+    signals = _signals_as_ctrl_c()
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here, where it is no fault that a reader has gone away
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # what Typer makes of Ctrl-C
-            _complain("interrupted; nothing was left behind")
+        if isinstance(ended.__context__, BrokenPipeError):  # of which Typer makes 1
+            _end_unread()
+        if ended.code == StoppedError.exit_code:  # what Typer makes of Ctrl-C
+            _stop(signals, "interrupted; nothing was left behind")
         raise
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was left behind")
-        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        _end_unread()
+    except (KeyboardInterrupt, StoppedError) as stopped:
+        _stop(signals, str(stopped) or "interrupted; nothing was left behind")
     except EffconvError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -70,6 +127,38 @@ def main() -> None:
         traceback.print_exc()
         _complain(REPORT)
         sys.exit(1)
+
+
+def _signals_as_ctrl_c() -> list[int]:
+    """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, clean-up and report included; returns which will have come."""
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_IGN)  # a second one shall not cut the clean-up short
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, stop)
+    return came
+
+
+def _stop(signals: list[int], message: str) -> NoReturn:
+    from .convert.errors import StoppedError
+
+    _complain(message)
+    sys.exit(128 + signals[0] if signals else StoppedError.exit_code)
+
+
+def _end_unread() -> NoReturn:
+    """Ends as programs do whose output nobody reads any more: quietly, with the exit code of SIGPIPE."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # at exit, what is still buffered goes there
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _version(asked: bool) -> None:
@@ -89,8 +178,14 @@ def _root(
     pass
 
 
-def _converting_command(name: str, help: str, options_class: type) -> None:
-    """Adds `effconv NAME SOURCE`, whose options are the fields of `options_class`, `Settings` and `PushOptions`."""
+def _converting_command(name: str) -> Command:
+    """`effconv NAME SOURCE`, whose options are the fields of its target's options, `Settings` and `PushOptions`."""
+    from .convert.options import Settings
+    from .hub.options import PushOptions
+
+    place, help = CONVERTING[name]
+    module, _, options_name = place.partition(":")
+    options_class = getattr(importlib.import_module(f".{module}", __package__), options_name)
 
     def command(**values: Any) -> None:
         from .convert.errors import EffconvError
@@ -128,18 +223,21 @@ def _converting_command(name: str, help: str, options_class: type) -> None:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("source", keyword, annotation=Source)]
-    for part in (options_class, Settings, PushOptions):
+    for part in (options_class, PushOptions, Settings):
         parameters += _parameters(part)
     plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = help
-    app.command(name, rich_help_panel="Convert")(command)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, help=help, cls=PlainCommand, context_settings=app.info.context_settings)(command)
+    return typer.main.get_command(alone)
 
 
 def _parameters(options_class: type) -> list[inspect.Parameter]:
+    from .convert.options import flag_of
+
     hints = get_type_hints(options_class)
     parameters = []
     for field in dataclasses.fields(options_class):
@@ -162,32 +260,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
     return parameters
 
 
-_converting_command(
-    "lsg",
-    "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
-    LSGOptions,
-)
-_converting_command(
-    "linformer",
-    "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
-    LinformerOptions,
-)
-_converting_command(
-    "lambda",
-    "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
-    LambdaOptions,
-)
-_converting_command(
-    "transnormer",
-    "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
-    TransNormerOptions,
-)
-_converting_command("jax2torch", "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).", BiGSOptions)
-_converting_command("torch2jax", "Turn a BiGS checkpoint of torch into a JAX repo.", BiGSOptions)
-_converting_command("bigs", "Give a BiGS checkpoint of torch another length or form of GELU.", BiGSOptions)
-
-
-@app.command("inspect", rich_help_panel="Look")
+@app.command("inspect", cls=PlainCommand, rich_help_panel="Look")
 def inspect_command(
     source: Source, revision: Revision = None, token: Token = None, offline: Offline = False, json: Json = False
 ) -> None:
@@ -198,7 +271,7 @@ def inspect_command(
     show_inspection(inspect_source(source, revision=revision, token=token, offline=offline), as_json=json)
 
 
-@app.command(rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Look")
 def verify(
     repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
     against: Annotated[str | None, typer.Option(help="The dense source to compare with.", show_default=False)] = None,
@@ -220,7 +293,7 @@ def verify(
     show_checks(measured, as_json=json)
 
 
-@app.command(rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Look")
 def fidelity(
     repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
     against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
@@ -258,7 +331,7 @@ def fidelity(
     show_fidelity(rows, as_json=json)
 
 
-@app.command(rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Look")
 def targets(json: Json = False) -> None:
     """List what a source can become."""
     from .report import show_targets
@@ -267,7 +340,7 @@ def targets(json: Json = False) -> None:
     show_targets(TARGETS.values(), as_json=json)
 
 
-@app.command(rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Look")
 def families(json: Json = False) -> None:
     """List the architectures that can be converted, with their heads."""
     from .convert.families import FAMILIES
@@ -277,12 +350,12 @@ def families(json: Json = False) -> None:
     show_families(FAMILIES.values(), TARGETS.values(), as_json=json)
 
 
-@app.command("push-to-hub", rich_help_panel="Share")
+@app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share")
 def push_to_hub(
     repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
     repo_id: Annotated[
         str | None,
-        typer.Argument(metavar="[user/name]", help="Hub id. [default: yours, named as the folder]", show_default=False),
+        typer.Argument(metavar="user/name", help="Hub id. [default: yours, named as the folder]", show_default=False),
     ] = None,
     private: Annotated[
         bool | None,
@@ -327,7 +400,7 @@ def push_to_hub(
     show_push(pushed, as_json=json, quiet=quiet)
 
 
-@app.command(rich_help_panel="Share")
+@app.command(cls=PlainCommand, rich_help_panel="Share")
 def refresh(
     repo: Annotated[
         str, typer.Argument(metavar="REPO_DIR|user/name", help="A repo that effconv made.", show_default=False)
@@ -391,8 +464,9 @@ def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _complain(message: str) -> None:
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    with contextlib.suppress(OSError):  # nobody reads stderr any more
+        typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+        typer.echo(message, err=True)
 
 
 if __name__ == "__main__":

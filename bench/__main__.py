@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 
-from . import conversion, layers
+from . import conversion, layers, startup
 
 
 def main() -> None:
     """Prints the machine, then each measurement as it is made."""
     print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    startup.main()
     layers.main()
     conversion.main()
 

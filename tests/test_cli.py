@@ -13,12 +13,13 @@ import pytest
 from checkpoints import read_json, snapshot
 
 import effconv
+from effconv.cli import CONVERTING
 from effconv.convert.families import FAMILIES
 from effconv.targets import TARGETS
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 EFFCONV = Path(sys.executable).with_name("effconv")
-HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "jinja2", "yaml", "tokenizers"}
+HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "jinja2", "yaml", "tokenizers", "rich"}
 SMALL = ("--max-len", "128", "--block-size", "16", "--sparse-block-size", "16", "--no-verify")
 ESCAPE = "\x1b"
 
@@ -50,6 +51,25 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
         --token --offline --overwrite --no-verify --plan --json --allow-pickle --trust-remote-code"""
     assert [option for option in options.split() if not re.search(rf"(?<![\w-]){option}(?![\w-])", lsg)] == []
     assert "4096" in lsg
+
+
+def test_help_stands_under_headings_with_every_default_to_be_read():
+    """As plain text, in which [default: ...] is no markup."""
+    lines = effconv_("--help").stdout.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["Options:", "Convert:", "Look:", "Share:"]
+    for command in (*CONVERTING, "push-to-hub", "refresh"):
+        assert any(line.startswith(f"  {command} ") for line in lines), command
+    lines = effconv_("lsg", "--help", COLUMNS="120").stdout.splitlines()
+    headings = [line for line in lines if re.match(r"\S.*:$", line)]
+    assert headings[:2] == ["Arguments:", "Options:"]
+    assert headings[-1] == "Dangerous: only for sources you trust:"
+    assert any("Hub token. [default: HF_TOKEN, else the stored login]" in line for line in lines)
+    assert "[default: yours, named as the folder]" in effconv_("push-to-hub", "--help", COLUMNS="120").stdout
+
+
+def test_a_command_that_is_nearly_one_is_suggested():
+    for word, meant in (("lgs", "lsg"), ("linfomer", "linformer"), ("push-hub", "push-to-hub"), ("verfy", "verify")):
+        assert f"Did you mean '{meant}'" in effconv_(word, code=2).stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["lsg", "--help"], ["--version"], ["verify", "--help"]])
@@ -216,9 +236,32 @@ def test_a_reader_that_goes_away_is_no_traceback_and_stops_no_conversion(stream,
     run = subprocess.run([EFFCONV, "lsg", source, "-o", "out", *SMALL], cwd=tmp_path, check=False, **streams)
     os.close(writer)
     assert (tmp_path / "out" / "effconv.json").is_file()
-    assert b"Traceback" not in (run.stderr or b"")
-    if stream == "stderr":
-        assert run.returncode == 0
+    assert run.returncode == (141 if stream == "stdout" else 0)
+    assert run.stderr is None or run.stderr.splitlines()[-1] == b"publish"  # and no complaint after it
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help", 141),  # written by Typer
+        ("targets", 141),  # by rich
+        ("families --json", 141),  # by print, and lost when the process ends
+        ("nothing", 2),  # said on stderr
+    ],
+)
+def test_output_that_nobody_reads_is_quiet_and_has_an_exit_code_of_its_own(command, code):
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run([EFFCONV, *command.split()], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert run.returncode == code
+    assert (run.stderr == "") == (code == 141)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_stream_that_is_closed_from_the_start_is_no_fault(closed):
+    run = subprocess.run(f"{EFFCONV} targets {closed}", shell=True, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -116,21 +116,28 @@ main()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("step", ["weights", "verify"])
-def test_ctrl_c_ends_with_130_and_leaves_nothing_not_even_a_process(step, source, tmp_path):
-    program = f"""
+INTERRUPTED_AT_THE_WEIGHTS = """
 import os, signal, sys, time
 from effconv import cli, report
 class Interrupted(report.Progress):
     def __call__(self, step, done, total):
         super().__call__(step, done, total)
-        if step == {step!r} and step == "weights":
-            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C in the middle of the step
-            time.sleep(5)
+        if step == "weights" and SIGNAL:
+            os.kill(os.getpid(), SIGNAL)  # as in the middle of the step
+            time.sleep(0.2)
 report.Progress = Interrupted
-sys.argv = ["effconv", "lsg", {str(source)!r}, "-o", "new/out", *{SMALL}]
+sys.argv = ["effconv", "lsg", *ARGUMENTS]
 cli.main()
 """
+
+
+@pytest.mark.parametrize(
+    ("step", "number"), [("weights", signal.SIGINT), ("weights", signal.SIGHUP), ("verify", signal.SIGTERM)]
+)
+def test_ctrl_c_and_signals_that_end_a_run_leave_nothing_not_even_a_process(step, number, source, tmp_path):
+    arguments = [str(source), "-o", "new/out", *SMALL]
+    program = INTERRUPTED_AT_THE_WEIGHTS.replace("ARGUMENTS", repr(arguments))
+    program = program.replace("SIGNAL", str(int(number)) if step == "weights" else "0")
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
@@ -139,15 +146,24 @@ cli.main()
             said.append(line)
             if line.startswith("verify"):
                 time.sleep(1)  # the process that loads the repo is busy importing
-                run.send_signal(signal.SIGINT)
+                run.send_signal(number)
                 break
         said += run.stderr.readlines()
-    assert run.returncode == 130, said
+    assert run.returncode == 128 + number, said
     assert "interrupted; nothing was left behind" in said[-1]
     assert "Traceback" not in "".join(said)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing(source, tmp_path):
+    arguments = [str(source), "-o", "out", "--no-verify", *SMALL]
+    program = INTERRUPTED_AT_THE_WEIGHTS.replace("ARGUMENTS", repr(arguments)).replace("SIGNAL", "signal.SIGHUP")
+    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)" + program
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "effconv.json").is_file()
 
 
 def test_the_source_is_never_touched(tmp_path):
