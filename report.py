@@ -150,9 +150,11 @@ def show_push(pushed: Pushed, *, as_json: bool, quiet: bool = False) -> None:
         table.add_row(what, escape(file.name), _size(file.size))
     for name in changes.removed:
         table.add_row("removed", escape(name), "")
-    if changes.left:
-        left = ", ".join(file.name for file in changes.left) if pushed.dry_run else f"{len(changes.left)} files"
-        table.add_row("left alone", escape(left), _size(sum(file.size for file in changes.left)))
+    if pushed.dry_run:
+        for file in changes.left:
+            table.add_row("left alone", escape(file.name), _size(file.size))
+    elif changes.left:
+        table.add_row("left alone", f"{len(changes.left)} files", _size(sum(file.size for file in changes.left)))
     console.print(table)
     for note in pushed.notes:
         console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)

@@ -7,14 +7,18 @@ blocks stays as it is.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .card_blocks import Result, with_block, with_results
+from .errors import BadInputError
+from .manifest import read_manifest, write_manifest
 from .options import Settings, changed
 from .source import Source, sentence_modules
 from .target import Target
+from .tensorfile import file_sha256
 
 PIPELINES = {
     "AutoModelForMaskedLM": "fill-mask",
@@ -32,6 +36,35 @@ CARRIED_FIELDS = ("license", "license_name", "license_link", "language", "datase
 def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source: Source) -> None:
     """Writes README.md from the manifest and the source's card."""
     (folder / "README.md").write_text(render_card(target, manifest, source), encoding="utf-8")
+
+
+def add_to_card(
+    folder: Path, name: str, content: str, *, heading: str = "", results: Sequence[Result] = (), model: str = ""
+) -> None:
+    """Writes a generated block, and results into `model-index`, into a repo's card; all else in it stays.
+
+    The manifest learns the new card where nobody had written in the old one, so that it does not pass for a person's.
+
+    Args:
+        folder: of the repo.
+        name, content, heading: as of `with_block`.
+        results: what was measured, as of `with_results`.
+        model: its name in `model-index`; by default the folder's.
+
+    Raises:
+        BadInputError: no repo, or its card's blocks or front matter are broken.
+    """
+    manifest, path = read_manifest(folder), folder / "README.md"
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"the card cannot be read ({error})", where="README.md", hint="restore it") from None
+    untouched = file_sha256(path) == manifest["files"].get("README.md")
+    text = with_block(text, name, content, heading=heading)
+    text = with_results(text, model or folder.absolute().name, results) if results else text
+    path.write_bytes(text.encode())
+    if untouched:
+        write_manifest(folder, {**manifest, "files": {**manifest["files"], "README.md": file_sha256(path)}})
 
 
 def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from .execute import Written
 from .family import Family, Head
 from .modelcode import auto_map, class_name, model_type, render
 from .plan import Plan
+from .portable import copy_portable, portable
 from .source import TOKENIZER_FILES, Source, sentence_modules
 from .target import Context, Target
 from .tokenizer import edited
@@ -26,7 +26,7 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
     """config.json of the repo: the source's fields, the target's, a model_type of its own and the code to load."""
     kept = {key: value for key, value in context.config.items() if key not in STALE_FIELDS}
-    return {**kept, **target.config(context), **code_fields(target, context.emits, context.emitted_head)}
+    return {**portable(kept), **target.config(context), **code_fields(target, context.emits, context.emitted_head)}
 
 
 def code_fields(target: Target, family: Family, own: Head) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     _tokenizer(folder, source, max_length, context.family.tokenizer_class)
     for name in CARRIED:
         if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
-            shutil.copyfile(source.path(name) if source.has(name) else source.fetch(name), folder / name)
+            copy_portable(source.path(name) if source.has(name) else source.fetch(name), folder / name)
     _sentence_transformers(folder, source, max_length)
 
 
@@ -75,11 +75,12 @@ def _tokenizer(folder: Path, source: Source, max_length: int, tokenizer_class: s
             continue
         if name in ("tokenizer.json", "tokenizer_config.json"):
             parsed = edited(name, source.json(name), max_length, tokenizer_class)
+            parsed = portable(parsed) if name == "tokenizer_config.json" else parsed
             pretty = source.path(name).read_bytes()[:64].count(b"\n") > 0  # laid out as the source's
             text = json.dumps(parsed, ensure_ascii=False, indent=2 if pretty else None)
             (folder / name).write_text(text + "\n", encoding="utf-8")
         else:
-            shutil.copyfile(source.path(name), folder / name)
+            copy_portable(source.path(name), folder / name)
     if any((folder / name).exists() for name in TOKENIZER_FILES) and not (folder / "tokenizer_config.json").exists():
         _write(folder / "tokenizer_config.json", edited("tokenizer_config.json", {}, max_length, tokenizer_class))
 
@@ -89,9 +90,9 @@ def _sentence_transformers(folder: Path, source: Source, max_length: int) -> Non
     modules = sentence_modules(source)
     if not modules:
         return
-    _write(folder / "modules.json", [{**modules[0], "path": ""}, *modules[1:]])
+    _write(folder / "modules.json", portable([{**modules[0], "path": ""}, *modules[1:]]))
     settings = source.json("sentence_bert_config.json") if source.has("sentence_bert_config.json") else {}
-    _write(folder / "sentence_bert_config.json", {**settings, "max_seq_length": max_length})
+    _write(folder / "sentence_bert_config.json", {**portable(settings), "max_seq_length": max_length})
     for module in modules[1:]:
         path = module["path"]
         if (folder / path).is_file():
@@ -102,7 +103,7 @@ def _sentence_transformers(folder: Path, source: Source, max_length: int) -> Non
         for name in source.files:
             if path and name.startswith(f"{path}/"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.fetch(name), folder / name)
+                copy_portable(source.fetch(name), folder / name)
 
 
 def _write(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..convert.errors import EffconvError, HubError, UsageError, listing
+from ..convert.errors import CheckFailedError, EffconvError, HubError, UsageError, listing
 from .changes import Changes, LocalFile, compare
 from .connection import MOVED, WAITS, Failure, Head, failure_of
 from .content import CARD
@@ -156,5 +156,14 @@ class Committing:
 def _operations(changes: Changes) -> list[Any]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    added = [CommitOperationAdd(file.name, file.content) for file in changes.sent]  # a path is read as it is sent
+    added = []
+    for file in changes.sent:
+        operation = CommitOperationAdd(file.name, file.content)  # reads a path, for its hash
+        if operation.upload_info.sha256.hex() != file.sha256:
+            raise CheckFailedError(
+                "the file changed after it was compared with the manifest; no commit was made",
+                where=file.name,
+                hint="let nothing write to the repo while it is pushed, then run the command again",
+            )
+        added.append(operation)
     return [*added, *(CommitOperationDelete(name, is_folder=False) for name in changes.removed)]

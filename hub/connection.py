@@ -71,16 +71,32 @@ class Failure:
 
 @dataclass(frozen=True)
 class Connection:
-    """A client whose token the Hub has accepted."""
+    """A client whose token the Hub has accepted.
+
+    Attributes:
+        organisations: those of the user; None where the Hub does not say.
+    """
 
     api: HfApi
     user: str
     token: str
     say: Say
+    organisations: tuple[str, ...] | None = None
 
     @property
     def endpoint(self) -> str:
         return str(self.api.endpoint)
+
+    def require_namespace(self, repo_id: str) -> None:
+        """Raises HubError for a repo of somebody else, in which this user can only open pull requests."""
+        owner = repo_id.partition("/")[0]
+        own = (self.user, *(self.organisations or ()))
+        if self.organisations is not None and owner.lower() not in (name.lower() for name in own):
+            raise HubError(
+                f"{owner} is neither {self.user} nor an organisation of theirs: the token may not write there",
+                where=repo_id,
+                hint=f"push to {' or '.join(f'{name}/...' for name in own)}, or open a pull request with --create-pr",
+            )
 
     def ask(self, what: str, function: Callable[[], T], *, repo_id: str = "", first: bool = False) -> T:
         """The function's result, however often it takes; waits between tries.
@@ -198,7 +214,9 @@ def connect(token: str | None, *, offline: bool, say: Say) -> Connection:
             where=str(api.endpoint),
             hint=f"make one that may write at {api.endpoint}/settings/tokens",
         )
-    return Connection(api, str(found["name"]), used, say)
+    orgs = found.get("orgs")
+    organisations = tuple(str(org.get("name")) for org in orgs) if isinstance(orgs, list) else None
+    return Connection(api, str(found["name"]), used, say, organisations)
 
 
 def refuse_offline(offline: bool) -> None:

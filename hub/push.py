@@ -129,10 +129,12 @@ def push_refreshed(
     return job.run(repo_id, token, False)
 
 
-def check_reachable(repo_id: str, token: str | None, *, offline: bool) -> None:
+def check_reachable(repo_id: str, token: str | None, *, offline: bool, create_pr: bool) -> None:
     """Raises what would keep a push from beginning, before hours are spent on what it shall send."""
     require_repo_id(repo_id)
-    connect(token, offline=offline, say=lambda line: None)
+    hub = connect(token, offline=offline, say=lambda line: None)
+    if "/" in repo_id and not create_pr:
+        hub.require_namespace(repo_id)
 
 
 @dataclass
@@ -167,6 +169,8 @@ class _Job:
             self.progress("ask the Hub who the token belongs to", 0, 0)
             hub = connect(token, offline=offline, say=lambda line: self.progress(line, 0, 0))
             full_name = name if "/" in name else f"{hub.user}/{name}"
+            if not self.create_pr:
+                hub.require_namespace(full_name)
             self.to = Destination(hub, full_name, self.revision, self.create_pr)
             return self._push(self.to)
         except KeyboardInterrupt:

@@ -22,7 +22,7 @@ def check_sharing(options: PushOptions, settings: Settings) -> None:
             )
         return
     refuse_offline(settings.offline)
-    check_reachable(options.push_to_hub, settings.token, offline=settings.offline)
+    check_reachable(options.push_to_hub, settings.token, offline=settings.offline, create_pr=options.create_pr)
 
 
 def push_converted(output: Path, options: PushOptions, settings: Settings, progress: Progress) -> Pushed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import getpass
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-import yaml
+from safetensors.numpy import load_file, save_file
 
 import effconv
+from effconv.convert.card import add_to_card
 from effconv.convert.card_blocks import (
     Result,
     blocks,
@@ -22,6 +24,7 @@ from effconv.convert.card_blocks import (
     with_results,
 )
 from effconv.convert.errors import BadInputError
+from effconv.convert.manifest import changed_files, read_manifest
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 SMALL = {"max_length": 128, "block_size": 16, "sparse_block_size": 16}
@@ -245,33 +248,82 @@ class TestEmittedCards:
             assert (tmp_path / "again" / name).read_bytes() == (encoder / name).read_bytes(), name
 
 
-@pytest.mark.xdist_group("card-private")
-@pytest.mark.parametrize("target", ["lsg", "linformer", "lambda", "transnormer"])
-def test_no_emitted_file_holds_a_path_the_users_name_or_a_token(target, tmp_path, monkeypatch):
-    """Not even where the source's own files hold them."""
-    token = "hf_" + "Z9" * 17
-    monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setenv("HOME", str(tmp_path / "home-of-somebody"))
-    monkeypatch.setenv("USER", "somebody-by-name")
-    monkeypatch.setenv("LOGNAME", "somebody-by-name")
-    source = save_tiny(tmp_path / "parent-folder" / "source")
-    for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
-        parsed = json.loads((source / name).read_text())
-        (source / name).write_text(json.dumps({**parsed, key: str(source)}))
+TOKEN = "hf_" + "Z9" * 17
+PARTS = ("parent-folder", "out-folder", "home-of-somebody", "somebody-by-name")
+TARGETS = ["lsg", "linformer", "lambda", "transnormer"]
+
+
+@pytest.fixture(scope="module")
+def emitted(request, tmp_path_factory) -> Path:
+    """A repo of each target, made by somebody whose source names their machine in every file that can."""
+    target, folder = request.param, tmp_path_factory.mktemp("card")
+    source = save_tiny_sentence_encoder(folder / "parent-folder" / "source")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    private = {
+        **dict.fromkeys(("_name_or_path", "name_or_path", "tokenizer_file", "cache_dir", "log"), str(source)),
+        "nested": [{"path": "~/home-of-somebody/x", "windows": r"C:\home-of-somebody\x", "secret": TOKEN, "kept": 1}],
+    }
+    for path in sorted(source.rglob("*.json")):
+        parsed = json.loads(path.read_text())
+        if isinstance(parsed, dict) and path.name != "tokenizer.json":
+            path.write_text(json.dumps(parsed | private))
+    weights = source / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "path": str(source)})
     options = {"lsg": SMALL, "linformer": {"max_length": 128, "proj_dim": 32}}.get(target, {"max_length": 128})
-    text = tmp_path / "parent-folder" / "text.txt"
+    text = folder / "parent-folder" / "text.txt"
     text.write_text("the cat and the dog of that was for it on this " * 500)
     options = options | ({"calibrate": (text,)} if target in ("lambda", "transnormer") else {})
-    options = options | {"verify": target == "lsg", "token": token}  # its measurements too
-    repo = effconv.convert(source, target, output=tmp_path / "out-folder" / "long", **options).output
-    words = [str(tmp_path), "parent-folder", "out-folder", "home-of-somebody", "somebody-by-name", token]
-    words += [str(Path(__file__).parents[1])]
-    user = getpass.getuser()
-    for path in sorted(repo.rglob("*")):
-        if path.is_file():
-            data = path.read_bytes()
-            assert [word for word in words if word.encode() in data] == [], path.name
-            if path.suffix in (".json", ".md") and not path.name.startswith(("tokenizer.json", "vocab")):
-                assert not re.search(rf"\b{re.escape(user)}\b".encode(), data), path.name
-    front = yaml.safe_load((repo / "README.md").read_text().split("---")[1])
-    assert "base_model" not in front
+    options = options | {"verify": target == "lsg", "token": TOKEN}  # its measurements too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("HOME", str(folder / "home-of-somebody"))
+        patch.setenv("USER", "somebody-by-name")
+        patch.setenv("LOGNAME", "somebody-by-name")
+        return effconv.convert(source, target, output=folder / "out-folder" / "long", **options).output
+
+
+@pytest.mark.xdist_group("card-private")
+@pytest.mark.parametrize("emitted", TARGETS, indirect=True)
+class TestEveryTarget:
+    def test_no_emitted_file_holds_a_path_the_users_name_or_a_token(self, emitted):
+        """Not even where the source's own files hold them."""
+        words = [str(emitted.parents[1]), str(Path(__file__).parents[1]), TOKEN, *PARTS]
+        user = getpass.getuser()
+        for path in sorted(emitted.rglob("*")):
+            if path.is_file():
+                data = path.read_bytes()
+                assert [word for word in words if word.encode() in data] == [], path.name
+                if path.suffix in (".json", ".md") and not path.name.startswith(("tokenizer.json", "vocab")):
+                    assert not re.search(rf"\b{re.escape(user)}\b".encode(), data), path.name
+        assert json.loads((emitted / "1_Pooling" / "config.json").read_text())["nested"] == [{"kept": 1}]
+        assert "base_model" not in front_matter((emitted / "README.md").read_text())
+
+    def test_the_card_has_what_a_card_needs(self, emitted):
+        card = (emitted / "README.md").read_text()
+        front, found = front_matter(card), blocks(card)
+        assert front["license"] == "mit"
+        assert front["pipeline_tag"] == "sentence-similarity"
+        assert list(found) == ["summary", "load", "attention", "checks", "fidelity", "made"]
+        assert "128 tokens" in found["summary"]
+        assert f"effconv {effconv.__version__}" in found["made"]
+
+    def test_a_repo_of_today_needs_no_refresh(self, emitted):
+        before = {path: path.read_bytes() for path in emitted.rglob("*") if path.is_file()}
+        assert effconv.refresh(emitted, verify=False).changed == ()
+        assert {path: path.read_bytes() for path in emitted.rglob("*") if path.is_file()} == before
+
+    def test_a_later_command_adds_results_and_the_card_stays_effconvs(self, emitted, tmp_path):
+        repo = Path(shutil.copytree(emitted, tmp_path / "repo"))
+        before = (repo / "README.md").read_text()
+        result = Result("fill-mask", "wikitext", "accuracy", 0.5)
+        add_to_card(repo, "speed", "| fast |", heading="Speed", results=[result])
+        after = (repo / "README.md").read_text()
+        assert blocks(after) == {**blocks(before), "speed": "| fast |"}
+        assert front_matter(after)["model-index"][0]["name"] == "repo"
+        assert changed_files(repo, read_manifest(repo)) == []
+        assert effconv.refresh(repo, verify=False).changed == ()
+
+        (repo / "README.md").write_text(after + "Mine.\n")
+        add_to_card(repo, "speed", "| faster |")
+        assert (repo / "README.md").read_text() == after.replace("| fast |", "| faster |") + "Mine.\n"
+        assert changed_files(repo, read_manifest(repo)) == ["README.md: its bytes differ from the manifest"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hub_runs
 import pytest
 
 from hub_server import LoopbackHub
@@ -45,19 +44,13 @@ def hub() -> Iterator[LoopbackHub]:
 @pytest.fixture
 def client(hub: LoopbackHub, tmp_path: Path) -> Client:
     """Run a script in a process of its own, whose environment names the Hub; return what it shows."""
+    runs = hub_runs.Client(hub, tmp_path)
 
-    def run(script: str, *, python: str = sys.executable, **options: object) -> object:
-        done = subprocess.run(
-            [python, "-c", PRELUDE + textwrap.dedent(script)],
-            env=hub.env(tmp_path / "home", **options),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
+    def run(script: str, **options: object) -> object:
+        runs.start(script=PRELUDE + textwrap.dedent(script), **options)
+        done = runs.finish()
+        assert done.code == 0, done.err
+        return json.loads(done.out.splitlines()[-1]) if done.out else None
 
     return run
 
@@ -324,16 +317,3 @@ def test_a_commit_of_an_object_that_never_arrived_is_refused(hub: LoopbackHub, c
     show(name_of_error(api.upload_folder, repo_id="me/model", folder_path="model"))
     """
     assert client(script) == ["BadRequestError", 400]
-
-
-def test_a_model_is_loaded_by_name_with_transformers(hub: LoopbackHub, client: Client, tmp_path: Path):
-    from tiny import save_tiny
-
-    hub.add_folder("me/tiny-bert", save_tiny(tmp_path / "source"))
-    script = """
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained("me/tiny-bert")
-    model = AutoModelForMaskedLM.from_pretrained("me/tiny-bert")
-    show(list(model(**tokenizer("the cat", return_tensors="pt")).logits.shape))
-    """
-    assert client(script) == [1, 6, 105]

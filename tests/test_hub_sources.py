@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from hub_runs import Client
 
 from hub_server import LoopbackHub
 from tiny import save_tiny
@@ -31,13 +30,7 @@ def hub(checkpoint):
 @pytest.fixture
 def effconv(hub, tmp_path):
     """Runs the command line against the hub, with a cache of its own."""
-
-    def run(*arguments, **environment):
-        command = [sys.executable, "-m", "effconv.cli", *map(str, arguments)]
-        env = {**hub.env(home=tmp_path / "home"), **environment}
-        return subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
-
-    return run
+    return Client(hub, tmp_path)
 
 
 def manifest(folder: Path) -> dict:
@@ -52,7 +45,7 @@ def payload_requests(hub) -> list:
 
 def test_a_hub_id_is_converted_and_its_commit_recorded(effconv, hub, tmp_path):
     run = effconv("lsg", "me/tiny", *SMALL)
-    assert run.returncode == 0, run.stderr
+    assert run.code == 0, run.err
     made = manifest(tmp_path / "lsg-tiny-128")
     assert made["source"] == {"name": "tiny", "hub_id": "me/tiny", "commit": hub.repos["me/tiny"].head.sha}
     card = (tmp_path / "lsg-tiny-128" / "README.md").read_text()
@@ -62,48 +55,49 @@ def test_a_hub_id_is_converted_and_its_commit_recorded(effconv, hub, tmp_path):
 def test_a_revision_is_pinned(effconv, hub, tmp_path):
     first = hub.repos["me/tiny"].head.sha
     hub.add_commit("me/tiny", {"config.json": "{}"}, "break it")
-    assert effconv("lsg", "me/tiny", *SMALL).returncode == 3
+    assert effconv("lsg", "me/tiny", *SMALL).code == 3
     run = effconv("lsg", "me/tiny", "--revision", first, *SMALL)
-    assert run.returncode == 0, run.stderr
+    assert run.code == 0, run.err
     assert manifest(tmp_path / "lsg-tiny-128")["source"]["commit"] == first
 
 
 def test_the_plan_of_a_hub_source_reads_headers_and_no_payload(effconv, hub, checkpoint, tmp_path):
     run = effconv("lsg", "me/tiny", "--plan", "--json", *SMALL)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["counts"]["copy"] > 20
-    blobs = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 50_000]
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["counts"]["copy"] > 20
+    blobs = [path for path in (tmp_path / "hf-home").rglob("*") if path.is_file() and path.stat().st_size > 50_000]
     assert not blobs, "the weights were fetched into the cache"
 
 
 def test_inspect_reads_headers_and_no_payload(effconv, tmp_path):
     run = effconv("inspect", "me/tiny", "--json")
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["head"] == "ForMaskedLM"
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["head"] == "ForMaskedLM"
 
 
 def test_offline_reads_the_cache_and_opens_no_socket(effconv, hub, tmp_path):
-    assert effconv("lsg", "me/tiny", *SMALL).returncode == 0
+    assert effconv("lsg", "me/tiny", *SMALL).code == 0
     before = len(hub.requests)
     for how in (("--offline",), ()):
-        environment = {} if how else {"HF_HUB_OFFLINE": "1"}
-        run = effconv("lsg", "me/tiny", *SMALL, *how, "-o", f"again{len(how)}", **environment)
-        assert run.returncode == 0, run.stderr
+        run = effconv.alone("lsg", "me/tiny", *SMALL, *how, "-o", f"again{len(how)}", offline=not how)
+        assert run.code == 0, run.err
+        assert run.sockets == ()
         assert manifest(tmp_path / f"again{len(how)}")["source"]["commit"] == hub.repos["me/tiny"].head.sha
     assert len(hub.requests) == before
 
 
 def test_offline_without_a_cached_copy_is_a_clear_error(effconv, hub):
-    run = effconv("lsg", "me/tiny", "--offline", *SMALL)
-    assert run.returncode == 6
-    assert "without --offline" in run.stderr or "without it" in run.stderr
+    run = effconv.alone("lsg", "me/tiny", "--offline", *SMALL)
+    assert run.code == 6
+    assert run.sockets == ()
+    assert "without --offline" in run.err or "without it" in run.err
     assert not hub.requests
 
 
 def test_an_unchanged_source_is_not_fetched_again(effconv, hub):
-    assert effconv("lsg", "me/tiny", *SMALL).returncode == 0
+    assert effconv("lsg", "me/tiny", *SMALL).code == 0
     hub.requests.clear()
-    assert effconv("lsg", "me/tiny", "-o", "again", *SMALL).returncode == 0
+    assert effconv("lsg", "me/tiny", "-o", "again", *SMALL).code == 0
     assert not [request for request in payload_requests(hub) if request.status == 200]
 
 
@@ -127,22 +121,19 @@ def test_what_the_hub_refuses_is_a_clear_error(effconv, hub, checkpoint, tmp_pat
             "me/evil", {"config.json": (checkpoint / "config.json").read_bytes(), "model.safetensors.index.json": index}
         )
     run = effconv("lsg", *hub_id.split(), *SMALL)
-    assert run.returncode == code, run.stderr
-    assert words in run.stderr
-    assert "Traceback" not in run.stderr
-    assert [path.name for path in tmp_path.iterdir()] in ([], ["home"])
+    assert run.code == code, run.err
+    assert words in run.err
+    assert [path.name for path in tmp_path.iterdir()] == ["hf-home"]
 
 
 def test_a_hub_that_is_not_there_is_a_clear_error(effconv):
     run = effconv("lsg", "me/tiny", *SMALL, HF_ENDPOINT="http://127.0.0.1:9")
-    assert run.returncode == 6, run.stderr
-    assert "HF_ENDPOINT" in run.stderr
-    assert "Traceback" not in run.stderr
+    assert run.code == 6, run.err
+    assert "HF_ENDPOINT" in run.err
 
 
 def test_a_dropped_download_leaves_nothing_behind(effconv, hub, tmp_path):
     hub.fault(r"model\.safetensors$", method="GET", times=99, skip=1, drop="download", after=20_000)
     run = effconv("lsg", "me/tiny", *SMALL)
-    assert run.returncode == 6, run.stderr
-    assert "Traceback" not in run.stderr
+    assert run.code == 6, run.err
     assert not (tmp_path / "lsg-tiny-128").exists()
