@@ -9,20 +9,21 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .convert.family import Family
-from .convert.manifest import Measured
-from .convert.plan import Plan, Row
-from .convert.run import Result
-from .convert.target import Target
-from .hub.push import Pushed
-from .hub.refresh import Refreshed
-from .inspection import Inspection
+if TYPE_CHECKING:
+    from .convert.family import Family
+    from .convert.manifest import Measured
+    from .convert.plan import Plan, Row
+    from .convert.run import Result
+    from .convert.target import Target
+    from .hub.push import Pushed
+    from .hub.refresh import Refreshed
+    from .inspection import Inspection
 
 NUMBER = re.compile(r"\.\d+\.")
 

@@ -491,6 +491,7 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
         name=name,
         says=says,
         families=(BIGS.name,),
+        emits=BIGS,
         options=BiGSOptions,
         ending=ending,
         weights=lambda context: (),

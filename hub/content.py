@@ -108,12 +108,16 @@ def license_missing(card: str, license: str | None) -> str:
     )
 
 
-def require_license(card: str, license: str | None) -> None:
-    """Raises UsageError where nobody has said under which license the repo stands."""
+def require_identifier(license: str | None) -> None:
+    """Raises UsageError for what is no license identifier."""
     if license is not None and not LICENSE.fullmatch(license):
         raise UsageError(
             f"{license!r} is no license identifier", where="--license", hint="such as apache-2.0, mit, cc-by-4.0, other"
         )
+
+
+def require_license(card: str, license: str | None) -> None:
+    """Raises UsageError where nobody has said under which license the repo stands."""
     why = license_missing(card, license)
     if why:
         raise UsageError(

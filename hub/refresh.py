@@ -15,7 +15,7 @@ from .. import __version__
 from ..convert.card import card_text
 from ..convert.card_blocks import merged, named, names_in
 from ..convert.emit import code_fields, code_files
-from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from ..convert.families import FAMILIES
 from ..convert.manifest import (
     NAME,
@@ -168,7 +168,11 @@ def _refresh(
     fresh = _fresh(folder, manifest)
     in_place = output == folder.absolute()
     if not in_place:
-        check_output(output, overwrite=False)
+        try:
+            check_output(output, overwrite=False)
+        except OutputError as error:
+            error.hint = "choose another with --output"  # there is no --overwrite here
+            raise
     measured = None
     with Staging(output, overwrite=in_place) as staging, output_errors(output):
         for name in manifest["files"]:
@@ -222,10 +226,12 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
             where=f"{folder / NAME}: architecture",
             hint="upgrade effconv",
         )
-    code, stated = code_files(target, family, own), code_fields(target, family, own)
+    code = code_files(target, family, own)
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
+        # Of a JAX repo the config names no classes for transformers, and shall not begin to.
+        stated = {key: value for key, value in code_fields(target, family, own).items() if key in config}
         newer = json.dumps({**config, **stated}, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
         raise BadInputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..convert.errors import EffconvError, UsageError
 from ..convert.options import Settings
 from .connection import refuse_offline
+from .content import require_identifier
 from .options import PushOptions
 from .push import Progress, Pushed, check_reachable, push
 
@@ -21,6 +22,7 @@ def check_sharing(options: PushOptions, settings: Settings) -> None:
                 hint="pass --push-to-hub user/name too",
             )
         return
+    require_identifier(options.license)
     refuse_offline(settings.offline)
     check_reachable(options.push_to_hub, settings.token, offline=settings.offline, create_pr=options.create_pr)
 

@@ -589,6 +589,7 @@ class TestConvertingCommands:
             (["--push-to-hub", "me/a/b"], 2),
             (["--push-to-hub", "other/long"], 6),
             (["--push-to-hub", "me/long", "--offline"], 6),
+            (["--push-to-hub", "me/long", "--license", "MIT License"], 2),
             (["--license", "mit"], 2),
         ],
     )

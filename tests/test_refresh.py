@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bigs_goldens import ROOT
 from hub_runs import Client, files_of
 
 import effconv
 from effconv.convert.card_blocks import blocks, front_matter
 from effconv.convert.manifest import changed_files
 from hub_server import LoopbackHub
-from tiny import save_tiny_sentence_encoder
+from tiny import save_tiny, save_tiny_sentence_encoder
 
 SMALL = {"max_length": 128, "block_size": 16, "sparse_block_size": 16}
 CARD = "---\nlicense: apache-2.0\n---\n# The source\n"
@@ -42,6 +43,24 @@ def restate(repo: Path, **fields: object) -> None:
 
 def manifest_of(repo: Path) -> dict:
     return json.loads((repo / "effconv.json").read_text())
+
+
+@pytest.mark.parametrize("target", ["jax2torch", "torch2jax", "bigs", "lambda"])
+def test_a_repo_of_today_with_a_model_of_its_own_needs_no_refresh(target, tmp_path):
+    """Beside those of `test_card.py`, whose models are the source's with another attention."""
+    source, options = ROOT / "mlm_tied_L37", {"verify": False}
+    if target == "lambda":
+        source, options = save_tiny(tmp_path / "source"), {**options, "max_length": 64, "groups": "1"}
+    elif target != "jax2torch":
+        source = effconv.convert(source, "jax2torch", output=tmp_path / "torch", **options).output
+    repo = effconv.convert(source, target, output=tmp_path / "repo", **options).output
+    before = files_of(repo)
+    assert effconv.refresh(repo, verify=False).changed == ()
+    (code,) = [name for name in before if name.startswith(("modeling_", "lambda_published"))]
+    (repo / code).write_text("# older\n")
+    restate(repo)
+    effconv.refresh(repo, verify=False)
+    assert files_of(repo) == before
 
 
 @pytest.fixture
@@ -152,7 +171,9 @@ def test_another_folder_gets_the_refreshed_repo_and_the_old_one_stays(old, clien
     assert found["output"] == str(tmp_path / "new")
     assert files_of(old) == before
     assert (tmp_path / "new" / "model.safetensors").stat().st_ino != (old / "model.safetensors").stat().st_ino
-    assert client("refresh", old, "--no-verify", "-o", "new").code == 7
+    run = client("refresh", old, "--no-verify", "-o", "new")
+    assert run.code == 7
+    assert "--overwrite" not in run.err
 
 
 @pytest.mark.parametrize("change", ["code", "weights", "extra", "family", "manifest"])
