@@ -16,6 +16,7 @@ from .errors import CheckFailedError, listing
 from .manifest import Measured
 from .target import Check, Target
 
+PYTHON = (sys.executable,)  # the command of the fresh process, and the module that it runs
 CHILD = "effconv.convert.stranger"
 PREFIX = "effconv: "  # of the lines that are for us: the repo's code, or the source's, may print too
 
@@ -109,7 +110,7 @@ def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str,
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", CHILD],
+            [*PYTHON, "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -1,0 +1,112 @@
+"""Processes that begin with torch and transformers imported, and nothing of effconv: forks of one that imported them.
+
+    python preforked.py serve SOCKET              in the environment whose torch and transformers are wanted
+    python preforked.py run SOCKET ARGUMENT...    as `python ARGUMENT...`, a script or `-m` and a module, in a fork
+
+A fresh process spends some five CPU seconds on these imports; a fork begins after them, with its own arguments,
+variables, working folder and standard streams. `run` ends as the fork ends, and takes the fork with it where it is
+killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+
+def run(path: str, arguments: list[str]) -> int:
+    """The exit status of a fork that has this process's streams, variables and folder."""
+    job = {"arguments": arguments, "variables": dict(os.environ), "folder": os.getcwd()}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.connect(path)
+        socket.send_fds(server, [json.dumps(job).encode()], [0, 1, 2])
+        reply = server.recv(100)
+    status = int(reply) if reply else -signal.SIGKILL  # the server itself is gone
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    return status
+
+
+def serve(path: str) -> dict:
+    """Serves until stdin ends; returns in each fork, with its job."""
+    import selectors
+
+    import torch  # noqa: F401
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel  # noqa: F401
+
+    assert not any(name.split(".")[0] == "effconv" for name in sys.modules)
+    watched = selectors.DefaultSelector()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen()
+    watched.register(listener, selectors.EVENT_READ)
+    watched.register(0, selectors.EVENT_READ)
+    print("ready", flush=True)
+    while True:
+        for key, _ in watched.select():
+            if key.fileobj is listener:
+                client = listener.accept()[0]
+                message, streams, *_ = socket.recv_fds(client, 1 << 20, 3)
+                child = os.fork()
+                if child == 0:
+                    for number, stream in enumerate(streams):
+                        os.dup2(stream, number)
+                        os.close(stream)
+                    listener.close()
+                    watched.close()
+                    client.detach()
+                    return json.loads(message)
+                for stream in streams:
+                    os.close(stream)
+                ended = os.pidfd_open(child)
+                watched.register(ended, selectors.EVENT_READ, (child, client))
+                watched.register(client, selectors.EVENT_READ, (child, None))
+            elif key.fileobj == 0:
+                for child, _ in filter(None, (other.data for other in watched.get_map().values())):
+                    os.kill(child, signal.SIGKILL)
+                sys.exit()
+            else:
+                child, client = key.data
+                if client is None:  # `run` was killed
+                    os.kill(child, signal.SIGKILL)
+                    watched.unregister(key.fileobj)
+                    continue
+                watched.unregister(key.fileobj)
+                os.close(key.fileobj)
+                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                if client in watched.get_map():
+                    watched.unregister(client)
+                    client.send(str(status).encode())
+                client.close()
+
+
+def become(job: dict) -> None:
+    """Runs a fork's job as the main program."""
+    import runpy
+
+    os.chdir(job["folder"])
+    os.environ.clear()
+    os.environ.update(job["variables"])
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(os.environ["HF_HOME"], "modules")
+    for name, module in list(sys.modules.items()):  # read from the environment at import
+        if name.startswith("transformers") and "HF_MODULES_CACHE" in vars(module):
+            module.HF_MODULES_CACHE = modules
+    sys.argv = job["arguments"]
+    if sys.argv[0] == "-m":
+        sys.path.insert(0, os.getcwd())
+        name = sys.argv.pop(1)
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        sys.exit(run(sys.argv[2], sys.argv[3:]))
+    sys.path.pop(0)  # this folder
+    become(serve(sys.argv[2]))
