@@ -6,8 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager
 
 import preforked as forks
 import pytest
@@ -15,31 +14,30 @@ from environments import stranger
 
 from effconv.convert import verify
 
+# Before torch is imported, and for every process that a test starts: the models are tiny, and the threads of two pytest
+# workers on two cores wait for each other in busy loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
-def preforked(tmp_path_factory) -> Iterator[Callable[[str], list[str]]]:
-    """Gives the command that stands for a Python: its processes begin with torch and transformers imported.
+def preforked(tmp_path_factory) -> Iterator[list[str]]:
+    """The command that stands for this Python where its processes may begin with torch and transformers imported.
 
     They know nothing of effconv and of this process. What is said of a fresh process itself needs one of its own.
     """
-    with ExitStack() as servers:
-
-        @cache
-        def command(python: str) -> list[str]:
-            if not hasattr(os, "pidfd_open"):
-                return [python]
-            folder = tmp_path_factory.mktemp("forks")
-            server = subprocess.Popen(
-                [python, forks.__file__, "serve", str(folder / "socket")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**stranger(folder), "OMP_NUM_THREADS": "1"},
-            )
-            servers.enter_context(server)  # which closes its stdin, and so ends it
-            assert server.stdout.readline() == b"ready\n"
-            return [sys.executable, "-I", "-S", forks.__file__, "run", str(folder / "socket")]
-
-        yield command
+    if not hasattr(os, "pidfd_open"):
+        yield [sys.executable]
+        return
+    folder = tmp_path_factory.mktemp("forks")
+    path = str(folder / "socket")
+    with subprocess.Popen(
+        [sys.executable, forks.__file__, "serve", path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=stranger(folder),
+    ) as server:  # leaving closes its stdin, and so ends it
+        assert server.stdout.readline() == b"ready\n"
+        yield [sys.executable, "-I", "-S", forks.__file__, "run", path]
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +47,7 @@ def verified_in_forks(preforked) -> Callable[[], AbstractContextManager[None]]:
     @contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verify, "PYTHON", preforked(sys.executable))
+            patch.setattr(verify, "PYTHON", preforked)
             yield
 
     return context

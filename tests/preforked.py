@@ -1,6 +1,6 @@
 """Processes that begin with torch and transformers imported, and nothing of effconv: forks of one that imported them.
 
-    python preforked.py serve SOCKET              in the environment whose torch and transformers are wanted
+    python preforked.py serve SOCKET              until its stdin ends
     python preforked.py run SOCKET ARGUMENT...    as `python ARGUMENT...`, a script or `-m` and a module, in a fork
 
 A fresh process spends some five CPU seconds on these imports; a fork begins after them, with its own arguments,
@@ -35,8 +35,10 @@ def serve(path: str) -> dict:
     import selectors
 
     import torch  # noqa: F401
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel  # noqa: F401
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel, conversion_mapping
 
+    assert all((AutoConfig, AutoModel, AutoTokenizer, BertModel))  # imported when they are named
+    conversion_mapping.get_checkpoint_conversion_mapping("bert")  # built, for all families, when it is first asked for
     assert not any(name.split(".")[0] == "effconv" for name in sys.modules)
     watched = selectors.DefaultSelector()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -14,6 +14,7 @@ import copy
 import json
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 
 sys.modules["effconv"] = None  # wherever it is installed: an emitted repo must load without it
@@ -26,6 +27,12 @@ def load(job, auto=None, folder=None, **options):
     kind = getattr(transformers, auto or job["auto"])
     options = {"torch_dtype": torch.float32, **options}
     return kind.from_pretrained(folder or job["repo"], trust_remote_code=True, **options)
+
+
+@cache
+def as_emitted(repo, auto):
+    """The repo's model in eval mode, shared by the checks that only run it."""
+    return load({"repo": repo, "auto": auto}).eval()
 
 
 def ids(model, *lengths):
@@ -86,13 +93,13 @@ def check_every_class_runs(job):
 
 
 def check_the_longest_input_runs_and_longer_ones_are_refused(job):
-    model = load(job).eval()
+    model = as_emitted(job["repo"], job["auto"])
     assert all(value.isfinite().all() for value in outputs(model, **ids(model, job["tokens"])).values())
     refuses(str(job["tokens"]), lambda: model(input_ids=torch.full((1, job["tokens"] + 1), 7)))
 
 
 def check_padding_and_batch_mates_change_nothing(job):
-    model = load(job).eval()
+    model = as_emitted(job["repo"], job["auto"])
     for length in (3, job["tokens"] // 4, job["tokens"] * 5 // 8):
         inputs = ids(model, job["tokens"], length)
         together = outputs(model, **inputs)
@@ -116,7 +123,7 @@ def check_a_step_of_training_changes_what_is_new(job):
 
 
 def check_half_precision_and_autocast(job):
-    model = load(job).eval()
+    model = as_emitted(job["repo"], job["auto"])
     inputs = ids(model, job["tokens"], 23)
     real = inputs["attention_mask"].bool()
     expected = outputs(model, **inputs)
@@ -150,7 +157,7 @@ def check_saved_loaded_and_copied_it_is_the_same(job):
 
 def check_it_equals_the_other_repo(job):
     if "equals" in job:
-        model, other = load(job).eval(), load(job, folder=job["equals"]).eval()
+        model, other = (as_emitted(repo, job["auto"]) for repo in (job["repo"], job["equals"]))
         inputs = ids(model, job["tokens"], 33)
         for name, value in outputs(other, **inputs).items():
             close(outputs(model, **inputs)[name], value)
@@ -159,7 +166,7 @@ def check_it_equals_the_other_repo(job):
 def check_a_decoder_sees_no_later_token(job):
     if not job.get("decoder"):
         return
-    model = load(job).eval()
+    model = as_emitted(job["repo"], job["auto"])
     assert model.config.is_decoder
     inputs = ids(model, job["tokens"])
     expected = outputs(model, **inputs)["logits"]

@@ -24,8 +24,9 @@ NOT_SOURCES = shutil.ignore_patterns(
 
 
 def run(*command: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command without anything of the checkout in its environment."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    """Run a command without anything of the checkout, or of the tests, in its environment."""
+    ours = ("PYTHON", "VIRTUAL_ENV", "OMP_NUM_THREADS")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )

@@ -93,8 +93,9 @@ def test_a_repo_is_verified_again_against_its_source(made):
     assert snapshot(repo) == before  # not even a __pycache__
 
 
-def test_without_a_source_what_needs_one_is_left_out(made):
-    measured = {check.name: check for check in effconv.verify(made[1])}
+def test_without_a_source_what_needs_one_is_left_out(made, verified_in_forks):
+    with verified_in_forks():
+        measured = {check.name: check for check in effconv.verify(made[1])}
     assert measured["equal_to_source"].passed is None
     assert "no source was given" in measured["equal_to_source"].why
     assert all(check.passed for name, check in measured.items() if name != "equal_to_source")
@@ -215,7 +216,7 @@ def test_a_source_of_another_family_or_none_at_all_is_refused(repo, tmp_path):
         effconv.verify("./nowhere")
 
 
-def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monkeypatch):
+def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monkeypatch, verified_in_forks):
     source = save_tiny(tmp_path / "source")
     emit = run.emit
 
@@ -226,16 +227,17 @@ def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monke
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     monkeypatch.setattr(run, "emit", spoil)
-    with pytest.raises(CheckFailedError, match="1 of 4 checks failed") as caught:
+    with verified_in_forks(), pytest.raises(CheckFailedError, match="1 of 4 checks failed") as caught:
         effconv.convert(source, "lsg", output=tmp_path / "new" / "out", **VERIFIED)
     assert "equal_to_source: differs by" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_source_without_a_tokenizer_can_be_verified(tmp_path):
+def test_a_source_without_a_tokenizer_can_be_verified(tmp_path, verified_in_forks):
     source = save_tiny(tmp_path / "source", "roberta", "ForQuestionAnswering", tokenizer=False)
     options = {**VERIFIED, "global_init": "random", "architecture": "ForSequenceClassification"}
-    result = effconv.convert(source, "lsg", output=tmp_path / "out", **options)
+    with verified_in_forks():
+        result = effconv.convert(source, "lsg", output=tmp_path / "out", **options)
     assert all(check.passed for check in result.measured)
     assert read_json(tmp_path / "out" / "effconv.json")["new"] != []
 
