@@ -112,8 +112,8 @@ def check_a_small_window_changes_the_logits(job):
 
 def check_padding_and_batch_mates_change_no_real_token(job):
     for sparsity_type in SPARSITY_TYPES:
+        model = load(job, "Model", sparsity_type=sparsity_type, num_global_tokens=3)
         for length in (10, 33, 70):
-            model = load(job, "Model", sparsity_type=sparsity_type, num_global_tokens=3)
             inputs = ids(model, 100, length)
             with torch.no_grad():
                 together = model(**inputs).last_hidden_state[1, :length]
