@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from effconv.calibrate.layer_runs import AttentionPaths, TextSample
 from effconv.calibrate.teacher import AttentionSite, watch
 from effconv.calibrate.text import text_batches
 from effconv.calibrate.transnormer_fit import FittedLayer, fit_transnormer
+from effconv.convert.builtin_text import fitting_text
 from effconv.convert.errors import BadInputError
 from effconv.templates.lambda_attention import LambdaMix
 from effconv.templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
@@ -299,17 +301,26 @@ def converted(source, target, output, *text, **options):
     )
 
 
+@pytest.fixture(scope="session")
+def fitted(source, texts, tmp_path_factory):
+    """The conversion of the source to a target, fitted on the good text, once."""
+    folder = tmp_path_factory.mktemp("fitted")
+    return cache(lambda target: converted(source, target, folder / target, texts / "good.txt"))
+
+
+@pytest.mark.xdist_group("fitted")
 @each_fitted
-def test_a_conversion_repeats_bit_for_bit(target, source, texts, tmp_path):
-    one, two = (converted(source, target, tmp_path / name, texts / "good.txt").output for name in ("one", "two"))
+def test_a_conversion_repeats_bit_for_bit(target, source, texts, fitted, tmp_path):
+    one, two = fitted(target).output, converted(source, target, tmp_path / "two", texts / "good.txt").output
     for path in one.iterdir():
         if path.name not in ("effconv.json", "README.md"):
             assert path.read_bytes() == (two / path.name).read_bytes(), path.name
 
 
+@pytest.mark.xdist_group("fitted")
 @each_fitted
-def test_the_manifest_says_what_was_fitted_on(target, source, texts, tmp_path):
-    result = converted(source, target, tmp_path / "out", texts / "good.txt")
+def test_the_manifest_says_what_was_fitted_on(target, texts, fitted):
+    result = fitted(target)
     record = json.loads((result.output / "effconv.json").read_text())["calibration"]
     assert record["text"] == "good.txt"
     assert len(record["sha256"]) == 64
@@ -319,8 +330,14 @@ def test_the_manifest_says_what_was_fitted_on(target, source, texts, tmp_path):
     assert record["lengths"]
     assert str(texts) not in (result.output / "effconv.json").read_text()
     assert "good.txt" in (result.output / "README.md").read_text()
-    other = converted(source, target, tmp_path / "built-in").manifest["calibration"]
-    assert other["text"] == "the built-in English text"
+
+
+@each_fitted
+def test_without_a_text_the_built_in_one_is_fitted_on(target, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("effconv.calibrate.text.fitting_text", lambda: fitting_text()[:20_000])  # enough, and quick
+    record = converted(source, target, tmp_path / "out").manifest["calibration"]
+    assert record["text"] == "the built-in English text"
+    assert record["tokens_used"] > 0
 
 
 @each_fitted
