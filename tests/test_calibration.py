@@ -334,7 +334,7 @@ def test_the_manifest_says_what_was_fitted_on(target, texts, fitted):
 
 @each_fitted
 def test_without_a_text_the_built_in_one_is_fitted_on(target, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("effconv.calibrate.text.fitting_text", lambda: fitting_text()[:20_000])  # enough, and quick
+    monkeypatch.setattr("effconv.calibrate.text.fitting_text", lambda: fitting_text()[:6_000])  # enough, and quick
     record = converted(source, target, tmp_path / "out").manifest["calibration"]
     assert record["text"] == "the built-in English text"
     assert record["tokens_used"] > 0
