@@ -48,7 +48,8 @@ def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **option
     """
     import transformers
 
-    config = json.loads(model.config.to_json_string(use_diff=False))
+    dense: Any = model.config
+    config = json.loads(dense.to_json_string(use_diff=False))
     family = family_of(config, LSG.families)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
@@ -69,7 +70,8 @@ def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **option
     tied = {name for name in missing if name.endswith(tuple(head.tied))}
     if set(missing) - tied or unexpected:
         raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
-    return result.to(model.device).train(model.training)
+    converted: nn.Module = result.to(model.device).train(model.training)
+    return converted
 
 
 class _MemoryCheckpoint(Checkpoint):

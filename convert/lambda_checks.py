@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checks import mixes_of, worst_of
 from .loaded import Loaded, difference
@@ -33,15 +34,21 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         query = torch.einsum("bhtd,hcd->bhtc", q64, parameters["content_weight"])
         wanted = torch.einsum("bhtc,bhcd->bhtd", query + parameters["content_bias"][:, None], lambdas)
         local = parameters.get("local_weight")
-        for offset in range(0 if local is None else local.shape[1]):
-            shift = offset - local.shape[1] // 2
-            rows = torch.arange(tokens) + shift
-            inside = (rows >= 0) & (rows < tokens)
-            near = v64[:, :, rows.clamp(0, tokens - 1)] * inside[:, None]
-            factor = torch.einsum("bhtd,hd->bht", q64, local[:, offset]) + parameters["local_bias"][:, offset, None]
-            wanted = wanted + factor[..., None] * near
+        if local is not None:
+            wanted = wanted + _near(q64, v64, local, parameters["local_bias"])
         found.append(difference(got.transpose(1, 2), wanted.float().transpose(1, 2), mask))
     return worst_of(found), {"tokens": list(lengths)}
+
+
+def _near(q: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The local term: sum over offsets j of (q[t] · weight[h, j] + bias[h, j]) v[t + j − ⌊r/2⌋]."""
+    total, rows = torch.zeros_like(v), torch.arange(v.shape[2])
+    for offset in range(weight.shape[1]):
+        at = rows + offset - weight.shape[1] // 2
+        inside = (at >= 0) & (at < len(rows))
+        factor = torch.einsum("bhtd,hd->bht", q, weight[:, offset]) + bias[:, offset, None]
+        total = total + factor[..., None] * v[:, :, at.clamp(0, len(rows) - 1)] * inside[:, None]
+    return total
 
 
 def published_equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:

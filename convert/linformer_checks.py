@@ -80,4 +80,5 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, matrices: list[Any],
     logits = q @ np.swapaxes(rows, -1, -2) / scale + logit_bias
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return weights @ (values @ v + (0.0 if value_bias is None else value_bias[..., None]))
+    mixed: np.ndarray = weights @ (values @ v + (0.0 if value_bias is None else value_bias[..., None]))
+    return mixed

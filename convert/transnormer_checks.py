@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor, nn
 
 from .checks import mixes_of, worst_of
 from .loaded import Loaded, difference
+
+FEATURES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "1+elu": lambda x: 1 + F.elu(x),
+    "elu": F.elu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
 
 
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
@@ -58,9 +68,7 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any, mix: nn
             weights = F.relu(scores) * seen
     else:
         name = config.linear_activation or ("1+elu" if softmax else "elu")
-        phi = {"1+elu": lambda x: 1 + F.elu(x), "elu": F.elu, "relu": F.relu, "gelu": F.gelu,
-               "sigmoid": torch.sigmoid, "identity": lambda x: x}[name]  # fmt: skip
-        q, k = (_rotated(phi(x), at, state) for x in (q, k))
+        q, k = (_rotated(FEATURES[name](x), at, state) for x in (q, k))
         weights = (q @ k.transpose(-1, -2)) * seen
     y = weights @ v
     return y if in_blocks and softmax else _normed(y, config.attention_norm, state)
@@ -74,7 +82,8 @@ def _rotated(x: Tensor, at: Tensor, state: dict[str, Tensor]) -> Tensor:
         v = state["lrpe.v"]
         x = x - 2 * (x @ v)[..., None] * v
     turn = torch.polar(torch.ones(()).double(), at[:, None] * state["lrpe.theta"].flatten())
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 def _normed(y: Tensor, kind: str, state: dict[str, Tensor]) -> Tensor:
@@ -87,4 +96,4 @@ def _normed(y: Tensor, kind: str, state: dict[str, Tensor]) -> Tensor:
         x_hat = x / (x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1]) + 1e-8)
         x_hat = x_hat * state.get("norm.scale", torch.ones(()).double())
         x = x_hat * torch.sigmoid(state["norm.gate"] * x) if "norm.gate" in state else x_hat
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)

@@ -460,7 +460,6 @@ class _Pretrained:
         is_base = self.head == "Model"
         self.module = BaseModule(config, dtype, pools=True) if is_base else TaskModule(config, self.head, dtype)
         self.params = self.init_params(seed) if params is None else params
-        self._apply = jax.jit(self._run, static_argnames=("output_hidden_states",))
 
     def __call__(
         self,
@@ -473,7 +472,7 @@ class _Pretrained:
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
     ) -> dict[str, Any]:
-        """Every output by name, compiled once a shape.
+        """Every output by name, compiled once for all models of one config and inputs of one shape.
 
         Args:
             input_ids: (b, l), or (b, c, l) for multiple choice; the other inputs likewise.
@@ -484,22 +483,12 @@ class _Pretrained:
             dropout_rng: a key turns dropout on.
             output_hidden_states: whether to return the states before and after every layer.
         """
-        given = (input_ids, attention_mask, token_type_ids, position_ids)
-        arrays = tuple(None if value is None else jnp.asarray(value) for value in given)
+        ids = jnp.asarray(input_ids)
+        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
+        types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids)
+        positions = None if position_ids is None else jnp.asarray(position_ids)
         params = self.params if params is None else params
-        return self._apply(params, dropout_rng, *arrays, output_hidden_states=output_hidden_states)
-
-    def _run(
-        self, params: Any, dropout_rng: Array | None, *inputs: Array | None, output_hidden_states: bool
-    ) -> dict[str, Any]:
-        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-        return self.module.apply(
-            {"params": wide},
-            *inputs,
-            deterministic=dropout_rng is None,
-            output_hidden_states=output_hidden_states,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-        )
+        return _apply(self.module, params, dropout_rng, (ids, mask, types, positions), output_hidden_states)
 
     def init_params(self, seed: int) -> dict[str, Any]:
         """A new tree of parameters."""
@@ -582,6 +571,24 @@ class _Pretrained:
         total = sum(leaf.nbytes for shard in shards for leaf in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@functools.partial(jax.jit, static_argnames=("module", "output_hidden_states"))
+def _apply(
+    module: nn.Module,
+    params: Any,
+    dropout_rng: Array | None,
+    inputs: tuple[Array | None, ...],
+    output_hidden_states: bool,
+) -> dict[str, Any]:
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    return module.apply(
+        {"params": wide},
+        *inputs,
+        deterministic=dropout_rng is None,
+        output_hidden_states=output_hidden_states,
+        rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+    )
 
 
 class BiGSModel(_Pretrained):
