@@ -343,11 +343,11 @@ def targets(json: Json = False) -> None:
 @app.command(cls=PlainCommand, rich_help_panel="Look")
 def families(json: Json = False) -> None:
     """List the architectures that can be converted, with their heads."""
-    from .convert.families import FAMILIES
     from .report import show_families
     from .targets import TARGETS
+    from .targets import families as all_families
 
-    show_families(FAMILIES.values(), TARGETS.values(), as_json=json)
+    show_families(all_families().values(), TARGETS.values(), as_json=json)
 
 
 @app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share")

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 from .convert.errors import UnsupportedError
 from .convert.families import FAMILIES, family_of
 from .convert.family import number
+from .convert.options import Settings
 from .convert.plan import check_floats, choose_head
-from .convert.reader import open_checkpoint
-from .convert.source import resolve, sentence_modules
+from .convert.reader import DENSE_FORMATS, FILES, open_checkpoint
+from .convert.run import prepare_resolved
+from .convert.source import Source, resolve, sentence_modules
+from .convert.target import Target
 from .targets import TARGETS
 
 
@@ -53,7 +56,9 @@ def inspect_source(
         EffconvError: the source cannot be found or read. One that is read but not supported is no error here.
     """
     found = resolve(source, revision=revision, token=token, offline=offline)
-    checkpoint = open_checkpoint(found, remote=True)
+    own = [target for target in TARGETS.values() if found.config.get("model_type") in target.model_types]
+    formats = list(dict.fromkeys(name for target in own for name in target.formats)) or DENSE_FORMATS
+    checkpoint = open_checkpoint(found, remote=True, formats=formats)
     tensors = list(checkpoint.tensors.values())
     dtypes: dict[str, int] = {}
     for tensor in tensors:
@@ -62,12 +67,15 @@ def inspect_source(
     becomes: list[str] = []
     why_not = ""
     try:
-        family = family_of(found.config, FAMILIES)
-        check_floats(tensors)
-        chosen = choose_head(checkpoint, found.config, family, None)[0]
-        head = chosen.suffix
-        max_length = number(found.config, "max_position_embeddings") - family.special_positions
-        becomes = [target.name for target in TARGETS.values() if target.takes(family, chosen, found.config)]
+        if own:
+            head, max_length, becomes = _as_planned(found, own)
+        else:
+            family = family_of(found.config, FAMILIES)
+            check_floats(tensors)
+            chosen = choose_head(checkpoint, found.config, family, None)[0]
+            head = chosen.suffix
+            max_length = number(found.config, "max_position_embeddings") - family.special_positions
+            becomes = [target.name for target in TARGETS.values() if target.takes(family, chosen, found.config)]
     except UnsupportedError as error:
         why_not = error.what + (f" ({error.hint})" if error.hint else "")
     finally:
@@ -89,3 +97,15 @@ def inspect_source(
         becomes=becomes,
         why_not=why_not,
     )
+
+
+def _as_planned(source: Source, targets: list[Target]) -> tuple[str | None, int | None, list[str]]:
+    """Head, tokens and names of the targets, each with a way of its own to open a source, that take what is stored."""
+    head, max_length, becomes = None, None, []
+    for target in targets:
+        if any(source.has(FILES[name]) or source.has(f"{FILES[name]}.index.json") for name in target.formats):
+            ready = prepare_resolved(source, target, target.options(), Settings(), remote=True)
+            ready.checkpoint.close()
+            head, max_length = ready.context.head.suffix, int(ready.context.options.max_length)
+            becomes.append(target.name)
+    return head, max_length, becomes

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from .convert.bigs import JAX2TORCH, RESIZED, TORCH2JAX
 from .convert.errors import UnsupportedError
+from .convert.families import FAMILIES
+from .convert.family import Family
 from .convert.lambda_ import LAMBDA
 from .convert.lambda_published import LAMBDA_PUBLISHED
 from .convert.linformer import LINFORMER
@@ -17,6 +19,16 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (LSG, LINFORMER, LAMBDA, LAMBDA_PUBLISHED, TRANSNORMER, JAX2TORCH, TORCH2JAX, RESIZED)
 }
+
+
+def families() -> dict[str, Family]:
+    """Every family that some target takes, by name: those that stand in `FAMILIES`, and those that a target brings."""
+    brought = {target.emits.name: target.emits for target in TARGETS.values() if target.emits}
+    return {**FAMILIES, **{name: family for name, family in brought.items() if name in _taken()}}
+
+
+def _taken() -> set[str]:
+    return {name for target in TARGETS.values() for name in target.families}
 
 
 def target_named(name: str, options: object = None) -> Target:

@@ -71,6 +71,7 @@ JAX_CODE = StandaloneCode(
     module="modeling_bigs_jax",
     config="modeling_bigs_jax.BiGSConfig",
     files=("modeling_bigs_jax.py",),
+    auto=False,
 )
 
 
@@ -397,11 +398,11 @@ def prepare_bigs(
     source: Source, target: Target, options: BiGSOptions, settings: Settings, remote: bool
 ) -> tuple[Checkpoint, Context, Plan]:
     """Opens and plans a source; the context's options have no value left open."""
-    if source.config.get("model_type") not in MODEL_TYPES:
+    if source.config.get("model_type") not in target.model_types:
         raise UnsupportedError(
             f"no BiGS model: its model_type is {source.config.get('model_type')!r}",
             where="config.json: model_type",
-            hint="this command takes " + " and ".join(MODEL_TYPES),
+            hint="this command takes " + " and ".join(target.model_types),
         )
     config = {**DEFAULTS, **source.config}
     check_bigs_config(config)
@@ -411,15 +412,14 @@ def prepare_bigs(
         layer_gelu=options.layer_gelu or config["layer_gelu"],
         mask_mode=options.mask_mode or config["mask_mode"],
     )
-    formats = ("msgpack",) if target.name == "jax2torch" else ("safetensors", "bin")
-    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=formats)
+    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.formats)
     check_floats(checkpoint.tensors.values())
     head = _head(config, checkpoint, settings.architecture)
     tokens = special_tokens(source, BIGS.special_tokens)
     context = Context(BIGS, head, config, options, tokens, settings.seed, config, BIGS, head)
     context = replace(context, emitted=target.config(context))
     dtype = DTYPE_NAMES[settings.dtype] if settings.dtype else None
-    side = JAX_SIDE if target.name == "torch2jax" else TORCH_SIDE
+    side = JAX_SIDE if target.form is FLAX else TORCH_SIDE
     return checkpoint, context, make_bigs_plan(checkpoint, context, side, target=target.name, dtype=dtype)
 
 
@@ -496,7 +496,9 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
         ending=ending,
         weights=lambda context: (),
         rules=lambda context: (),
+        emits=BIGS,
         prepare=prepare_bigs,
+        model_types=MODEL_TYPES,
         **fields,
     )
 
@@ -513,7 +515,7 @@ _TORCH: Mapping[str, Any] = {
         SAVED_AGAIN_EQUAL,
     ),
 }
-JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to torch", "torch", **_TORCH)
+JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to torch", "torch", formats=("msgpack",), **_TORCH)
 RESIZED = _target("bigs", "BiGS (arXiv 2212.10544), torch to torch, to another length", "torch", **_TORCH)
 TORCH2JAX = _target(
     "torch2jax",

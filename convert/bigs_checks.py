@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import bigs_reference
-from .bigs import BIGS, DEFAULTS, JAX_SIDE, canonical_name, operation
+from .bigs import BIGS, DEFAULTS, JAX_CODE, JAX_SIDE, canonical_name, operation
 from .checkpoint import Checkpoint
 from .checks import worst_of
 from .loaded import Loaded
@@ -56,17 +57,25 @@ def torch_equals_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 
 
 def frameworks_agree(loaded: Loaded) -> tuple[float, dict[str, Any]]:
-    """The same weights in JAX and in torch; what is not the repo's own side runs from effconv's templates."""
+    """The same weights in JAX and in torch: the repo's own side by its own code, the other by effconv's templates."""
     config, params, architecture = _config(loaded.repo), _params(loaded.repo), loaded.manifest["architecture"]
     length = _lengths(config["max_position_embeddings"])[0]  # one: JAX compiles for each
     inputs = _inputs(config, length, architecture.endswith("ForMultipleChoice"))
+    own_code = loaded.repo / f"{JAX_CODE.module}.py"
     jax = importlib.util.find_spec("jax") is not None and importlib.util.find_spec("flax") is not None
-    if jax:
-        one = _jax_outputs(config, params, architecture, inputs)
+    if own_code.is_file():
+        torch_side = _template_outputs(config, params, architecture, inputs)
     else:
-        one = bigs_reference.forward(params, config, _suffix(loaded), **inputs)
-    found = _differences(_template_outputs(config, params, architecture, inputs), one)
-    return worst_of(found), {"tokens": [length], "jax": "run" if jax else "not installed: the float64 formula instead"}
+        torch_side = _run_torch(loaded.model(), inputs)
+    if not jax:
+        other = bigs_reference.forward(params, config, _suffix(loaded), **inputs)
+    elif own_code.is_file():
+        model = getattr(_module(own_code), architecture).from_pretrained(loaded.repo)
+        other = _run_jax(model, inputs)
+    else:
+        other = _run_jax(_jax_model(config, params, architecture), inputs)
+    details = {"tokens": [length], "jax": "run" if jax else "not installed: the float64 formula instead"}
+    return worst_of(_differences(torch_side, other)), details
 
 
 def _lengths(longest: int) -> list[int]:
@@ -161,9 +170,11 @@ def _template_outputs(
     return _run_torch(model, inputs)
 
 
-def _jax_outputs(
-    config: Mapping[str, Any], params: Mapping[str, np.ndarray], architecture: str, inputs: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _run_jax(model: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in model(**inputs).items() if hasattr(value, "shape")}
+
+
+def _jax_model(config: Mapping[str, Any], params: Mapping[str, np.ndarray], architecture: str) -> Any:
     from ..templates import modeling_bigs_jax
 
     head = BIGS.head(architecture.removeprefix("BiGS"))
@@ -174,5 +185,15 @@ def _jax_outputs(
         for key in branches:
             branch = branch.setdefault(key, {})
         branch[last] = (value.T if isinstance(operation(name), Transpose) else value).astype(np.float32)
-    model = getattr(modeling_bigs_jax, architecture)(modeling_bigs_jax.BiGSConfig.from_dict(config), tree)
-    return {name: np.asarray(value) for name, value in model(**inputs).items() if hasattr(value, "shape")}
+    return getattr(modeling_bigs_jax, architecture)(modeling_bigs_jax.BiGSConfig.from_dict(config), tree)
+
+
+def _module(path: Path) -> Any:
+    """A repo's code file as a module; nothing stays behind in the repo."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_repo", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

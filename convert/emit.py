@@ -10,7 +10,7 @@ from typing import Any
 from .errors import BadInputError
 from .execute import Written
 from .family import Family, Head
-from .modelcode import auto_map, class_name, model_type, render
+from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
 from .plan import Plan
 from .portable import copy_portable, portable
 from .source import TOKENIZER_FILES, Source, sentence_modules
@@ -31,11 +31,13 @@ def emitted_config(target: Target, context: Context) -> dict[str, Any]:
 
 def code_fields(target: Target, family: Family, own: Head) -> dict[str, Any]:
     """Fields of config.json that name what is in the code files of a repo with this head."""
-    return {
+    stated: dict[str, Any] = {
         "model_type": model_type(family.code, target.code),
         "architectures": [class_name(family.code, target.code, own.suffix)],
-        "auto_map": auto_map(family.code, target.code, _heads(target, family, own)),
     }
+    if isinstance(target.code, StandaloneCode) and not target.code.auto:
+        return stated
+    return {**stated, "auto_map": auto_map(family.code, target.code, _heads(target, family, own))}
 
 
 def code_files(target: Target, family: Family, own: Head) -> dict[str, str]:

@@ -79,6 +79,7 @@ class StandaloneCode:
         model_type: as in config.json and in the config class.
         module: where the models are. config: `module.Class` of the config.
         files: all files of the repo's code.
+        auto: whether transformers' Auto classes load them.
     """
 
     model_type: str
@@ -86,6 +87,7 @@ class StandaloneCode:
     config: str
     files: tuple[str, ...]
     class_prefix: str = ""
+    auto: bool = True
 
 
 LAMBDA_PUBLISHED_CODE = StandaloneCode(

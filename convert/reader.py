@@ -19,6 +19,7 @@ from .pickled import open_pickled
 from .source import Source, checked_name, read_json
 
 FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "msgpack": "flax_model.msgpack"}
+DENSE_FORMATS = ("safetensors", "bin")
 HEADER_LIMIT = 100_000_000  # bytes, the format's own bound
 
 
@@ -27,7 +28,7 @@ def open_checkpoint(
     *,
     allow_pickle: bool = False,
     remote: bool = False,
-    formats: Sequence[str] = ("safetensors", "bin"),
+    formats: Sequence[str] = DENSE_FORMATS,
 ) -> Checkpoint:
     """Reads the headers of a source's weights.
 

@@ -12,7 +12,7 @@ from .errors import BadInputError, UnsupportedError, UsageError
 from .execute import Progress
 from .manifest import Measured, check_hashes, read_manifest
 from .options import Settings
-from .reader import open_checkpoint
+from .reader import DENSE_FORMATS, open_checkpoint
 from .run import source_folder
 from .source import resolve
 from .target import Target
@@ -48,7 +48,7 @@ def verify_repo(
     manifest = _with_defaults(manifest, target)
     progress("hashes", 0, 0)
     check_hashes(folder, manifest)
-    source = None if against is None else dense_source(against, manifest, token, offline)
+    source = None if against is None else source_of(against, manifest, token, offline, target)
     measured, _ = run_checks(
         folder.resolve(),
         target,
@@ -98,11 +98,17 @@ def fidelity_of(
         raise UsageError(
             "lengths of at least 3 tokens, and at least one text", where="--lengths", hint="such as 128,512"
         )
+    if not manifest.get("dense_source", True):
+        raise UnsupportedError(
+            f"a {manifest['target']} repo has its source's weights and approximates nothing",
+            where=str(folder),
+            hint="compare the two with effconv verify --against",
+        )
     check_hashes(folder, manifest)
     rows = measure_fidelity(
         folder.resolve(),
         manifest,
-        source=dense_source(against, manifest, token, offline),
+        source=source_of(against, manifest, token, offline),
         files=files,
         lengths=sorted(set(lengths)),
         texts=texts,
@@ -135,17 +141,22 @@ def _with_defaults(manifest: Mapping[str, Any], target: Target) -> dict[str, Any
     return {**manifest, **filled}
 
 
-def dense_source(
-    against: str | os.PathLike[str], manifest: Mapping[str, Any], token: str | None, offline: bool
+def source_of(
+    against: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    token: str | None,
+    offline: bool,
+    target: Target | None = None,
 ) -> Path:
-    """The source's folder, its weights fetched."""
+    """The source's folder, its weights fetched; `target` where it has a way of its own to open sources."""
     found = resolve(against, token=token, offline=offline)
-    if found.config.get("model_type") != manifest["family"]:
+    own = target if target and target.model_types else None
+    if found.config.get("model_type") not in (own.model_types if own else (manifest["family"],)):
         raise UsageError(
             f"the source is a {found.config.get('model_type')}, the repo was made from a {manifest['family']}",
             where=str(against),
             hint="give the checkpoint that the repo was made from",
         )
-    for name in open_checkpoint(found).files():
+    for name in open_checkpoint(found, formats=own.formats if own else DENSE_FORMATS).files():
         found.path(name)
     return source_folder(found)

@@ -109,6 +109,7 @@ class Target:
         causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
             class for causal heads.
         prepare: opens and plans a source, where the common way does not serve: a target that changes frameworks.
+        model_types, formats: of the sources that `prepare` takes: as config.json has them, and of `reader.FILES`.
         form: how the weights are stored.
         ending: of the default folder's name, for a target whose length is the source's unless it is asked for.
     """
@@ -130,6 +131,8 @@ class Target:
     command: str = ""
     causal: bool = False
     prepare: Callable[[Source, Target, Any, Settings, bool], tuple[Checkpoint, Context, Plan]] | None = None
+    model_types: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("safetensors", "bin")
     form: Form = SAFETENSORS
     ending: str = ""
 

@@ -27,7 +27,7 @@ from ..convert.manifest import (
     with_measurements,
 )
 from ..convert.modelcode import class_name
-from ..convert.recheck import dense_source
+from ..convert.recheck import source_of
 from ..convert.source import HUB_ID, hub_errors
 from ..convert.staging import Staging, check_output, output_errors
 from ..convert.target import Target
@@ -261,7 +261,7 @@ def _measured(
     if not verify:
         fresh.notes.append("the code is new and was not checked (--no-verify)")
         return None, with_measurements({}, None, **kept)["measurements"]
-    source = None if against is None else dense_source(against, fresh.manifest, token, offline)
+    source = None if against is None else source_of(against, fresh.manifest, token, offline, fresh.target)
     progress("verify", 0, 0)
     measured, others = run_checks(
         folder,

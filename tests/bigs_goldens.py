@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from effconv.api import convert
+from effconv.convert.loaded import Loaded
+from effconv.convert.manifest import read_manifest
+from effconv.convert.stranger import run_check
+from effconv.targets import TARGETS
+from effconv.templates import configuration_bigs, modeling_bigs
 
 TESTS = Path(__file__).parent
 COPY = TESTS / "goldens" / "bigs"
@@ -20,7 +26,15 @@ FULL = TESTS.parent.parent / "shared" / "goldens" / "bigs"
 ROOT = FULL if FULL.is_dir() else COPY
 CASES = sorted(folder.name for folder in ROOT.iterdir()) if ROOT.is_dir() else []
 TORCH_CASES = [name for name in CASES if (ROOT / name / "torch_model.safetensors").is_file()]
+SHARDED = "mlm_sharded_L37"
+HALVES = {"mlm_bf16params_L37": "BF16", "seqcls_fp16params_L16": "F16"}
 TOLERANCE = 2e-5  # with the rounding order of the published JAX model, at every length
+
+
+def each(cases: list[str]) -> pytest.MarkDecorator:
+    """Parametrizes `case`; all tests of one stay in one process, which converts it and compiles its JAX model once."""
+    marks = {case: pytest.mark.xdist_group(f"bigs-{case}") for case in cases}
+    return pytest.mark.parametrize("case", [pytest.param(case, marks=marks[case]) for case in cases])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -63,6 +77,39 @@ def to_torch(case: str, folder: Path, **options: Any) -> Path:
 
 def to_jax(source: Path, folder: Path, **options: Any) -> Path:
     return convert(source, "torch2jax", output=folder, verify=False, **options).output
+
+
+class Here(Loaded):
+    """A torch repo whose model comes from effconv's own templates: a check in this process costs no fresh one."""
+
+    @property
+    def config(self) -> Any:
+        return configuration_bigs.BiGSConfig.from_pretrained(self.repo)
+
+    def model(self, auto: str | None = None, folder: Path | None = None, **overrides: Any) -> Any:
+        suffix = "BiGSModel" if auto == "AutoModel" else self.manifest["architecture"]
+        return getattr(modeling_bigs, suffix).from_pretrained(folder or self.repo, **overrides).eval()
+
+
+def checked(repo: Path, source: Path | None = None) -> dict[str, bool | None]:
+    """Whether each check of the repo's target passes; None for those that do not apply."""
+    manifest = read_manifest(repo)
+    loaded = Here(repo, source, manifest, False)
+    found: dict[str, bool | None] = {}
+    for check in TARGETS[manifest["target"]].checks:
+        fields = {"name": check.name, "function": check.function, "says": check.says, "tolerance": check.tolerance}
+        found[check.name] = None if check.applies(manifest) else run_check(loaded, fields)["passed"]
+    return found
+
+
+def jax_models() -> Any:
+    """The module of the JAX model; XLA's optimizations cost more here than they bring."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    from effconv.templates import modeling_bigs_jax
+
+    return modeling_bigs_jax
 
 
 def port_source(case: str, folder: Path) -> Path:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from bigs_goldens import ROOT, read_json, to_jax, to_torch
+from bigs_goldens import HALVES, ROOT, checked, read_json, runs_of, to_jax, to_torch
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
-from effconv.api import convert, plan
+from effconv.api import convert, fidelity, plan, verify
+from effconv.cli import app
 from effconv.convert.bigs import BIGS, NAMES, canonical_name, jax_name, operation
+from effconv.convert.bigs_checks import _params
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from effconv.convert.flax_msgpack import read_structure
+from effconv.inspection import inspect_source
 from effconv.templates import modeling_bigs
 
 CASE, POSITIONS = "mlm_tied_L37", "bigs.embeddings.position_embeddings.weight"
@@ -55,9 +62,7 @@ def test_the_position_table_is_repeated_to_the_length_asked_for(target, length, 
     torch_repo = to_torch(CASE, tmp_path / "torch")
     table = load_file(torch_repo / "model.safetensors")[POSITIONS]
     if target == "torch":
-        repo = convert(
-            ROOT / CASE, "jax2torch", output=tmp_path / "long", max_length=length, verify=length == 100
-        ).output
+        repo = to_torch(CASE, tmp_path / "long", max_length=length)
         again = convert(torch_repo, "bigs", output=tmp_path / "again", max_length=length, verify=False).output
         assert (repo / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     else:
@@ -67,8 +72,14 @@ def test_the_position_table_is_repeated_to_the_length_asked_for(target, length, 
     assert np.array_equal(made[POSITIONS], table[np.arange(length) % 37])
     assert read_json(repo / "config.json")["max_position_embeddings"] == length
     assert read_json(repo / "tokenizer_config.json")["model_max_length"] == length
+    assert checked(repo, ROOT / CASE) == {
+        "equal_to_source": True, "equal_to_formula": True, "jax_and_torch_agree": True, "padding_changes_nothing": None,
+        "saved_again_equal": True,
+    }  # fmt: skip
     model = modeling_bigs.BiGSForMaskedLM.from_pretrained(repo).eval()
     assert model(torch.full((1, length), 9)).logits.isfinite().all()
+    with pytest.raises(ValueError, match=f"takes {length}"):
+        model(torch.full((1, length + 1), 9))
 
 
 def test_positions_can_be_interpolated(tmp_path):
@@ -98,14 +109,14 @@ def to_torch_from(source, folder):
     return convert(source, "jax2torch", output=folder, verify=False).output
 
 
-@pytest.mark.parametrize("case", ["mlm_bf16params_L37", "seqcls_fp16params_L16"])
+@pytest.mark.parametrize("case", HALVES)
 def test_half_precision_is_stored_as_it_was_and_applied_in_float32(case, tmp_path):
     repo = to_torch(case, tmp_path / "torch")
     from safetensors import safe_open
 
     with safe_open(repo / "model.safetensors", "np") as file:
         types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    assert types == {{"mlm_bf16params_L37": "BF16", "seqcls_fp16params_L16": "F16"}[case]}
+    assert types == {HALVES[case]}
     assert read_json(repo / "config.json")["dtype"] == "float32"
 
 
@@ -117,10 +128,17 @@ def test_a_cast_leaves_the_convolutions_alone(tmp_path):
 
 
 def test_inert_padding_is_an_option_that_verify_checks(tmp_path):
-    made = convert(ROOT / "base_lin_L37", "jax2torch", output=tmp_path / "inert", mask_mode="inert")
-    assert {result.name: result.passed for result in made.measured}["padding_changes_nothing"] is True
-    made = convert(ROOT / "base_lin_L37", "jax2torch", output=tmp_path / "published")
-    assert {result.name: result.passed for result in made.measured}["padding_changes_nothing"] is None
+    inert = to_torch("base_lin_L37", tmp_path / "inert", mask_mode="inert")
+    assert checked(inert)["padding_changes_nothing"] is True
+    published = to_torch("base_lin_L37", tmp_path / "published")
+    assert checked(published)["padding_changes_nothing"] is None
+    config = read_json(inert / "config.json")
+    assert (config["mask_mode"], read_json(published / "config.json")["mask_mode"]) == ("inert", "pooler")
+    (published / "config.json").write_text(json.dumps({**read_json(published / "config.json"), "mask_mode": "inert"}))
+    one, other = (modeling_bigs.BiGSModel.from_pretrained(folder).eval() for folder in (inert, published))
+    inputs = {name: torch.from_numpy(value) for name, value in runs_of("base_lin_L37")[0][0].items()}
+    with torch.no_grad():
+        assert torch.equal(one(**inputs).pooler_output, other(**inputs).pooler_output)
 
 
 def test_the_plan_says_what_is_dropped_and_what_is_new(tmp_path):
@@ -189,7 +207,7 @@ def test_a_config_without_architectures_gets_the_head_its_tensors_make(tmp_path)
 
 def test_each_command_takes_its_own_side(tmp_path):
     with pytest.raises(BadInputError, match=r"need model\.safetensors or pytorch_model\.bin"):
-        to_jax(ROOT / "mlm_relu_L16", tmp_path / "out")
+        to_jax(copied("mlm_chunked_L16", tmp_path / "jax-only"), tmp_path / "out")
     torch_repo = to_torch(CASE, tmp_path / "torch")
     with pytest.raises(BadInputError, match=r"need flax_model\.msgpack"):
         to_torch_from(torch_repo, tmp_path / "out")
@@ -206,3 +224,82 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
             {path.name: path.read_bytes() for path in (tmp_path / f"{side}{number}").iterdir()} for number in range(2)
         )
         assert one == other
+
+
+def test_the_commands_take_length_positions_and_gelu(tmp_path):
+    """`--max-len`, `--positions` and `--layer-gelu` on all three commands, as a user types them."""
+    torch_repo = to_torch(CASE, tmp_path / "torch")
+    for command, source in (("jax2torch", ROOT / CASE), ("torch2jax", torch_repo), ("bigs", torch_repo)):
+        out = tmp_path / command
+        flags = [
+            "--max-len",
+            "73",
+            "--positions",
+            "interpolate",
+            "--layer-gelu",
+            "erf",
+            "--mask-mode",
+            "inert",
+            "--no-verify",
+        ]
+        ran = CliRunner().invoke(app, [command, str(source), *flags, "-o", str(out)])
+        assert ran.exit_code == 0, ran.output
+        config = read_json(out / "config.json")
+        assert (config["max_position_embeddings"], config["layer_gelu"], config["mask_mode"]) == (73, "erf", "inert")
+        assert read_json(out / "effconv.json")["options"]["positions"] == "interpolate"
+    tables = [_positions(tmp_path / command) for command in ("jax2torch", "torch2jax", "bigs")]
+    assert all(np.array_equal(table, tables[0]) for table in tables)
+
+
+def _positions(repo):
+    return _params(repo)["embeddings.position_embeddings.weight"]
+
+
+WITHOUT_JAX = """
+import importlib.machinery, sys
+
+class WithoutJax(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ("jax", "jaxlib", "flax", "msgpack", "ml_dtypes"):
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path = [WithoutJax if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def test_conversions_are_made_and_verified_where_jax_is_not_installed(tmp_path):
+    """Every process, the one that verifies too, starts without jax, flax and msgpack."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_JAX)
+    script = f"""
+import importlib.util, json, sys
+import effconv
+assert not any(importlib.util.find_spec(name) for name in ("jax", "flax", "msgpack"))
+torch = effconv.convert({str(ROOT / "mlm_bf16params_L37")!r}, "jax2torch", output="torch")
+jax = effconv.convert("torch", "torch2jax", output="jax")
+print(json.dumps([made.manifest["measurements"]["checks"] for made in (torch, jax)]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    for checks in json.loads(run.stdout.splitlines()[-1]):
+        found = {check["name"]: check for check in checks}
+        assert found["equal_to_source"]["passed"]
+        assert found["jax_and_torch_agree"]["passed"]
+        assert found["jax_and_torch_agree"]["details"]["jax"] == "not installed: the float64 formula instead"
+    name = "flax_model.msgpack"
+    assert (tmp_path / "jax" / name).read_bytes() == (ROOT / "mlm_bf16params_L37" / name).read_bytes()
+
+
+def test_a_source_is_inspected_and_compared_again(tmp_path):
+    found = inspect_source(copied("seqcls_fp16params_L16", tmp_path / "source"))
+    assert (found.head, found.max_length, found.becomes) == ("ForSequenceClassification", 16, ["jax2torch"])
+    repo = to_torch("seqcls_fp16params_L16", tmp_path / "torch")
+    assert inspect_source(repo).becomes == ["torch2jax", "bigs"]
+    with pytest.raises(UnsupportedError, match="effconv verify --against"):
+        fidelity(repo, against=tmp_path / "source")
+    with pytest.raises(UsageError, match="a bert"):
+        verify(repo, against=copied("seqcls_fp16params_L16", tmp_path / "other", model_type="bert"))

@@ -172,7 +172,9 @@ finally:
 def test_targets_and_families_are_listed():
     assert {row["name"] for row in json.loads(effconv_("targets", "--json").stdout)} == set(TARGETS)
     rows = {row["name"]: row for row in json.loads(effconv_("families", "--json").stdout)}
-    assert set(rows) == set(FAMILIES)
+    assert set(rows) == {*FAMILIES, "bigs"}
+    assert {"ForPreTraining", "ForMultipleChoice", "ForNextSentencePrediction"} <= set(rows["bigs"]["heads"])
+    assert rows["bigs"]["becomes"] == ["jax2torch", "torch2jax", "bigs"]
     assert "ForMaskedLM" in rows["bert"]["heads"]
     assert "lsg" in rows["bert"]["becomes"]
     assert all(name in effconv_("targets").stdout for name in TARGETS)
