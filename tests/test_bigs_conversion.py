@@ -231,18 +231,8 @@ def test_the_commands_take_length_positions_and_gelu(tmp_path):
     torch_repo = to_torch(CASE, tmp_path / "torch")
     for command, source in (("jax2torch", ROOT / CASE), ("torch2jax", torch_repo), ("bigs", torch_repo)):
         out = tmp_path / command
-        flags = [
-            "--max-len",
-            "73",
-            "--positions",
-            "interpolate",
-            "--layer-gelu",
-            "erf",
-            "--mask-mode",
-            "inert",
-            "--no-verify",
-        ]
-        ran = CliRunner().invoke(app, [command, str(source), *flags, "-o", str(out)])
+        flags = ["--max-len", "73", "--positions", "interpolate", "--layer-gelu", "erf", "--mask-mode", "inert"]
+        ran = CliRunner().invoke(app, [command, str(source), *flags, "--no-verify", "-o", str(out)])
         assert ran.exit_code == 0, ran.output
         config = read_json(out / "config.json")
         assert (config["max_position_embeddings"], config["layer_gelu"], config["mask_mode"]) == (73, "erf", "inert")

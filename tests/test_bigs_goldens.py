@@ -180,8 +180,7 @@ def test_the_jax_module_can_be_applied_without_the_optional_inputs():
     model = models.BiGSModel.from_pretrained(ROOT / case)
     ids = inputs_of(case)["input_ids"]
     wanted = model(ids)
-    with jax.disable_jit():
-        got = model.module.apply({"params": model.params}, ids)
+    got = jax.jit(model.module.apply)({"params": model.params}, ids)
     assert worst(got, {name: np.asarray(value) for name, value in wanted.items()}) <= TOLERANCE
 
 
