@@ -5,6 +5,7 @@ The README beside the recordings says how they are laid out. The folder here hol
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,16 @@ class Here(Loaded):
         return getattr(modeling_bigs, suffix).from_pretrained(folder or self.repo, **overrides).eval()
 
 
-def checked(repo: Path, source: Path | None = None) -> dict[str, bool | None]:
-    """Whether each check of the repo's target passes; None for those that do not apply."""
+def checked(repo: Path, *names: str, source: Path | None = None) -> dict[str, bool | None]:
+    """Whether each check of the repo's target, or those named, passes; None for those that do not apply."""
+    if importlib.util.find_spec("jax") and importlib.util.find_spec("flax"):
+        jax_models()
     manifest = read_manifest(repo)
     loaded = Here(repo, source, manifest, False)
     found: dict[str, bool | None] = {}
     for check in TARGETS[manifest["target"]].checks:
+        if names and check.name not in names:
+            continue
         fields = {"name": check.name, "function": check.function, "says": check.says, "tolerance": check.tolerance}
         found[check.name] = None if check.applies(manifest) else run_check(loaded, fields)["passed"]
     return found

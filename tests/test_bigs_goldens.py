@@ -43,9 +43,8 @@ from effconv.templates import modeling_bigs
 from effconv.templates.bigs_ssm import state_space_kernel
 
 each_case = each(CASES)
-needs_jax = pytest.mark.skipif(
-    not (importlib.util.find_spec("jax") and importlib.util.find_spec("flax")), reason="jax and flax are not installed"
-)
+JAX = bool(importlib.util.find_spec("jax") and importlib.util.find_spec("flax"))
+needs_jax = pytest.mark.skipif(not JAX, reason="jax and flax are not installed")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +191,7 @@ def test_the_jax_module_can_be_applied_without_the_optional_inputs():
     ]
 )
 def test_what_the_commands_make_passes_their_checks(case, torch_repo):
-    passed = checked(torch_repo(case), ROOT / case)
+    passed = checked(torch_repo(case), source=ROOT / case)
     assert passed.pop("padding_changes_nothing") is None  # it flows through the layers, as published
     assert passed == dict.fromkeys(
         ("equal_to_source", "equal_to_formula", "jax_and_torch_agree", "saved_again_equal"), True
@@ -205,11 +204,10 @@ def test_the_commands_verify_what_they_make(tmp_path):
     assert {result.name for result in made.measured if result.passed} == {
         "equal_to_source", "equal_to_formula", "jax_and_torch_agree", "saved_again_equal"
     }  # fmt: skip
-    back = convert(made.output, "torch2jax", output=tmp_path / "jax")
-    assert {result.name for result in back.measured if result.passed} == {"equal_to_source", "jax_and_torch_agree"}
-    for repo, source in ((made.output, ROOT / "mlm_tied_L37"), (back.output, made.output)):
-        measured = verify(repo, against=source)
-        assert {result.name: result.passed for result in measured}["equal_to_source"]
+    back = convert(made.output, "torch2jax", output=tmp_path / "jax", verify=False)
+    measured = {result.name: result for result in verify(back.output, against=made.output)}
+    assert {name for name, result in measured.items() if result.passed} == {"equal_to_source", "jax_and_torch_agree"}
+    assert measured["jax_and_torch_agree"].details["jax"].startswith("run" if JAX else "not installed")
 
 
 WORKER = """
@@ -243,11 +241,11 @@ assert 0 <= transformers.pipeline("text-classification", **options)("the of it")
 
 torch.manual_seed(0)
 model = transformers.AutoModelForMaskedLM.from_pretrained(repo, trust_remote_code=True)
-rows = torch.randint(5, 300, (6, 16))
+rows = torch.randint(5, 300, (1, 16)).expand(6, -1)
 before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 arguments = transformers.TrainingArguments(
     output_dir=case["saved"] + "-trainer", use_cpu=True, gradient_checkpointing=True, per_device_train_batch_size=2,
-    max_steps=3, learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+    max_steps=3, learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
 )
 trainer = transformers.Trainer(
     model=model, args=arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows]
