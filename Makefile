@@ -36,7 +36,7 @@ format: venv  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv  ## measure the conversion against cp + sync + sha256sum
+bench: venv  ## measure layers, BiGS, and the conversion against cp + sync + sha256sum
 	$(BIN)/python -m effconv.bench
 
 wheel: venv  ## build dist/effconv-*.whl

@@ -92,7 +92,7 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    front = yaml.safe_dump(front_matter(manifest, theirs, sentence), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(front_matter(target, manifest, theirs, sentence), sort_keys=False, allow_unicode=True)
     measurements = manifest["measurements"]
     return environment.get_template("card.md.jinja").render(
         front=front,
@@ -109,16 +109,22 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
     )
 
 
-def front_matter(manifest: Mapping[str, Any], theirs: Mapping[str, Any], sentence: bool) -> dict[str, Any]:
+def front_matter(
+    target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, Any], sentence: bool
+) -> dict[str, Any]:
     """The card's YAML: what the source's card says of license and language, and what this repo is."""
     front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
     if manifest["source"].get("hub_id"):
         front |= {"base_model": manifest["source"]["hub_id"], "base_model_relation": "finetune"}
-    front["library_name"] = "sentence-transformers" if sentence else "transformers"
+    front["library_name"] = "sentence-transformers" if sentence else target.form.library
     front["pipeline_tag"] = (
         "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
     )
-    front["tags"] = ["effconv", manifest["target"], "long-context", "custom_code"]
+    front["tags"] = ["effconv", manifest["target"], "long-context"]
+    if not manifest.get("dense_source", True):
+        front["tags"] += [manifest["family"]]
+    if target.form.library == "transformers":
+        front["tags"] += ["custom_code"]
     if sentence:
         front["tags"] += ["sentence-transformers"]
     return front

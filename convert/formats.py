@@ -13,9 +13,16 @@ from .tensorfile import StreamedFile, TensorFile
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The name of a single file, and the class that streams one from (name, dtype, shape, bytes) of its tensors."""
+    """How weights are stored.
+
+    Attributes:
+        single: name of a single file.
+        library: that loads it, as the Hub calls it.
+        file: the class that streams one from (name, dtype, shape, bytes) of its tensors.
+    """
 
     single: str
+    library: str
     file: Callable[[Path, Sequence[tuple[str, str, Shape, int]]], StreamedFile]
 
     @property
@@ -29,5 +36,5 @@ class Form:
         return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{ending}"
 
 
-SAFETENSORS = Form("model.safetensors", TensorFile)
-FLAX = Form("flax_model.msgpack", FlaxFile)
+SAFETENSORS = Form("model.safetensors", "transformers", TensorFile)
+FLAX = Form("flax_model.msgpack", "jax", FlaxFile)

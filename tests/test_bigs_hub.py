@@ -13,6 +13,7 @@ from hub_runs import Client, files_of
 from safetensors.numpy import load_file
 
 import effconv
+from effconv.convert.card_blocks import blocks, front_matter
 from hub_server import LoopbackHub
 
 pytestmark = pytest.mark.xdist_group("bigs-hub")
@@ -57,6 +58,11 @@ def test_repos_of_both_sides_are_pushed_and_loaded_by_id(repos, tmp_path):
             assert pushed.code == 0, pushed.err
             assert not pushed.modules & {"torch", "jax", "flax"}
             (tmp_path / side).symlink_to(repo)
+        back = client("jax2torch", "me/bigs-jax", "--no-verify", "-o", tmp_path / "back", token=None)
+        assert back.code == 0, back.err
+        assert not back.modules & {"torch", "jax", "flax", "msgpack"}
+        for name in ("model.safetensors", "config.json", "modeling_bigs.py", "tokenizer.json"):
+            assert (tmp_path / "back" / name).read_bytes() == (repos["torch"] / name).read_bytes()
         (tmp_path / "inputs.safetensors").symlink_to(ROOT / CASE / "inputs.safetensors")
         has_jax = bool(importlib.util.find_spec("jax") and importlib.util.find_spec("flax"))
         sides = client.python(SCRIPT.replace("JAX", str(has_jax)))
@@ -66,6 +72,20 @@ def test_repos_of_both_sides_are_pushed_and_loaded_by_id(repos, tmp_path):
     if has_jax:
         assert np.array_equal(found["jax"], found["saved"])
         assert (tmp_path / "saved" / "modeling_bigs_jax.py").is_file()
+
+
+def test_the_cards_say_how_each_side_is_loaded(repos):
+    cards = {side: (repo / "README.md").read_text() for side, repo in repos.items()}
+    fronts = {side: front_matter(card) for side, card in cards.items()}
+    assert {side: front["library_name"] for side, front in fronts.items()} == {"torch": "transformers", "jax": "jax"}
+    assert {side: front["pipeline_tag"] for side, front in fronts.items()} == dict.fromkeys(cards, "fill-mask")
+    assert ("custom_code" in fronts["torch"]["tags"], "custom_code" in fronts["jax"]["tags"]) == (True, False)
+    assert "AutoModelForMaskedLM.from_pretrained(repo" in cards["torch"]
+    assert "from modeling_bigs_jax import BiGSForMaskedLM" in cards["jax"]
+    assert "trust_remote_code" not in cards["jax"]
+    for card in cards.values():
+        assert "nothing is approximated" in blocks(card)["fidelity"]
+        assert "tanh form of GELU" in blocks(card)["attention"]
 
 
 @pytest.mark.parametrize("side", ["torch", "jax"])
