@@ -496,7 +496,6 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
         ending=ending,
         weights=lambda context: (),
         rules=lambda context: (),
-        emits=BIGS,
         prepare=prepare_bigs,
         model_types=MODEL_TYPES,
         **fields,

@@ -226,12 +226,10 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
             where=f"{folder / NAME}: architecture",
             hint="upgrade effconv",
         )
-    code = code_files(target, family, own)
+    code, stated = code_files(target, family, own), code_fields(target, family, own)
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        # Of a JAX repo the config names no classes for transformers, and shall not begin to.
-        stated = {key: value for key, value in code_fields(target, family, own).items() if key in config}
         newer = json.dumps({**config, **stated}, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
         raise BadInputError(
