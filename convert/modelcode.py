@@ -125,6 +125,7 @@ LSG_CODE = TargetCode(
     mix=("lsg_attention", "LSGMix"),
     encoder_mixin=("lsg_encoder", "LSGEncoderMixin"),
     config_mixin=("lsg_configuration", "LSGConfigMixin"),
+    others=(("lsg_kernel_cpu", "cpu_attention"),),
 )
 
 

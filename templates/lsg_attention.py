@@ -5,7 +5,8 @@ Pure functions on q, k, v of shape (b, h, g + t, d), the g global tokens first, 
 what may be seen. Axes: b batch, h heads, t tokens, d head size, n blocks, l entries of the sparse list, w keys of a
 window.
 
-Inputs of up to two blocks get full attention. Memory is linear in the length beyond that.
+Inputs of up to two blocks get full attention. Beyond that memory is linear in the length, and one of several forms of
+the same formula is run: see `window_attention`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 
 from .efficient_encoder import attention_dropout
 from .lsg_configuration import sparse_chunk_size, uses_sparse_keys
+from .lsg_kernel_cpu import cpu_attention, sparse_starts
+
+Sparse = tuple[
+    Tensor, Tensor, Tensor
+]  # the sparse list: keys and values (b, h, l, d), and visible, bool (b, h or 1, l)
+FEW_BLOCKS = 6  # up to which the plain form is as fast on a CPU as the kernel, as measured
 
 
 class LSGMix(nn.Module):
@@ -51,7 +58,7 @@ def lsg_attention(
     causal: bool = False,
     dropout: float = 0.0,
     layer_index: int = 0,
-    sparse_list: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+    sparse_list: Callable[..., Sparse] | None = None,
 ) -> Tensor:
     """Attention of global tokens and tokens over local, sparse and global keys, scaled by 1 / sqrt(d).
 
@@ -73,16 +80,18 @@ def lsg_attention(
         ValueError: for a length that is no multiple of the block size where `config.adaptive` is false.
     """
     length = q.shape[2] - config.num_global_tokens
+    if length > 2 * config.block_size and length % config.block_size and not config.adaptive:
+        raise ValueError(
+            f"{length} tokens are no multiple of block_size {config.block_size}: pad the input to one, or set "
+            "adaptive=True to have it padded here"
+        )
     if length <= 2 * config.block_size:
         context = full_attention(q, k, v, mask, config.num_global_tokens, causal, dropout)
     else:
-        context = torch.cat(
-            [
-                global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout),
-                block_attention(q, k, v, mask, config, causal, dropout, layer_index, sparse_list or sparse_tokens),
-            ],
-            dim=2,
-        )
+        sparse = None
+        if uses_sparse_keys(config):
+            sparse = select_sparse(q, k, v, mask, config, layer_index, sparse_list or sparse_tokens)
+        context = window_attention(q, k, v, mask, sparse, config, causal, dropout)
     if causal and config.causal_globals == "published":
         first = config.num_global_tokens
         context = torch.cat([q[:, :, :first], context[:, :, first:]], dim=2)
@@ -111,46 +120,69 @@ def global_attention(
     return attend(q[:, :, :global_count], k[:, :, :seen], v[:, :, :seen], visible, dropout)
 
 
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sparse: Sparse | None,
+    config: Any,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """Attention beyond two blocks, in the form that is best here; all forms take and return the same."""
+    blocks = (q.shape[2] - config.num_global_tokens) // config.block_size
+    # A graph that leaves this process must not hold an operator of this file's own.
+    leaves = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    plain = leaves or q.device.type != "cpu" or blocks <= FEW_BLOCKS
+    form = plain_attention if plain else cpu_attention
+    return form(q, k, v, mask, sparse, config, causal, dropout)
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sparse: Sparse | None,
+    config: Any,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """The form in plain torch: a copy of every block's window, and one scaled_dot_product_attention for all of them."""
+    tokens = block_attention(q, k, v, mask, sparse, config, causal, dropout)
+    return torch.cat([global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout), tokens], dim=2)
+
+
 def block_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
+    sparse: Sparse | None,
     config: Any,
     causal: bool,
     dropout: float,
-    layer_index: int,
-    sparse_list: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Tensor:
     """The tokens' rows (b, h, t, d), block by block, each block against one window of keys."""
     batch, heads, rows, _ = q.shape
-    global_count, block = config.num_global_tokens, config.block_size
-    length = rows - global_count
-    padding = -length % block
-    if padding and not config.adaptive:
-        raise ValueError(
-            f"{length} tokens are no multiple of block_size {block}: pad the input to one, or set adaptive=True to "
-            "have it padded here"
-        )
+    first, block = config.num_global_tokens, config.block_size
+    length = rows - first
     if mask is None:
         mask = torch.ones((batch, rows), dtype=torch.bool, device=q.device)
-    global_keys, keys = k.split([global_count, length], dim=2)
-    global_values, values = v.split([global_count, length], dim=2)
-    queries, keys, values = (F.pad(x, (0, 0, 0, padding)) for x in (q[:, :, global_count:], keys, values))
-    visible = F.pad(mask[:, global_count:], (0, padding))  # b t
-    blocks = (length + padding) // block
+    queries, keys, values = (whole_blocks(x[:, :, first:], block) for x in (q, k, v))
+    blocks = keys.shape[2] // block
 
-    # The window of a block: global keys, then sparse and local ones, each as (keys, values, visible).
+    # The window of a block: global keys, then local and sparse ones, each as (keys, values, visible).
     parts = [
         (
-            global_keys[:, None].expand(-1, blocks, -1, -1, -1),
-            global_values[:, None].expand(-1, blocks, -1, -1, -1),
-            mask[:, None, None, None, :global_count],
+            k[:, None, :, :first].expand(-1, blocks, -1, -1, -1),
+            v[:, None, :, :first].expand(-1, blocks, -1, -1, -1),
+            mask[:, None, None, None, :first],
         ),
-        local_part(keys, values, visible, block, blocks, causal),
+        local_part(keys, values, whole_blocks(mask[:, first:, None], block)[..., 0], block, blocks, causal),
     ]
-    if uses_sparse_keys(config):
-        sparse = sparse_list(queries[:, :, 0], keys, values, visible, config, layer_index)
+    if sparse is not None:
         parts += sparse_parts(*sparse, config, blocks, causal)
     window_keys = torch.cat([part[0] for part in parts], dim=3).flatten(0, 1)  # (b n) h w d
     window_values = torch.cat([part[1] for part in parts], dim=3).flatten(0, 1)
@@ -160,7 +192,13 @@ def block_attention(
     block_queries = queries.unflatten(2, (blocks, block)).transpose(1, 2).flatten(0, 1)  # (b n) h block d
     context = attend(block_queries, window_keys, window_values, window_visible, dropout)
     context = context.unflatten(0, (batch, blocks)).transpose(1, 2)  # b h n block d
-    return context.reshape(batch, heads, length + padding, -1)[:, :, :length]
+    return context.reshape(batch, heads, blocks * block, -1)[:, :, :length]
+
+
+def whole_blocks(x: Tensor, block: int) -> Tensor:
+    """Pads x (..., t, d) with zeros (False) to a multiple of the block."""
+    padding = -x.shape[-2] % block
+    return F.pad(x, (0, 0, 0, padding)) if padding else x
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
@@ -204,24 +242,34 @@ def local_part(
     return windows(keys, *where), windows(values, *where), seen
 
 
-def sparse_parts(
-    keys: Tensor, values: Tensor, visible: Tensor, config: Any, blocks: int, causal: bool
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def sparse_parts(keys: Tensor, values: Tensor, visible: Tensor, config: Any, blocks: int, causal: bool) -> list[Sparse]:
     """The pieces of the sparse list left and right of the local keys; only left if causal."""
     size, entries = config.sparse_block_size, config.block_size // config.sparsity_factor  # entries: of one block
-    starts = [-entries - size]
-    if not causal:
-        # With one entry a block the published code starts the right piece at the block itself; kept, since models were
-        # trained with it.
-        starts.append(2 * entries if entries > 1 else 0)
     return [
         (
             windows(keys, start, size, entries, blocks),
             windows(values, start, size, entries, blocks),
             visible_windows(visible, start, size, entries, blocks),
         )
-        for start in starts
+        for start in sparse_starts(size, entries, causal)
     ]
+
+
+def select_sparse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    config: Any,
+    layer_index: int,
+    sparse_list: Callable[..., Sparse],
+) -> Sparse:
+    """The sparse list of q, k, v and mask as `lsg_attention` takes them, made by `sparse_list` from whole blocks."""
+    first, block = config.num_global_tokens, config.block_size
+    if mask is None:
+        mask = torch.ones((len(q), q.shape[2]), dtype=torch.bool, device=q.device)
+    keys, values, visible = (whole_blocks(x, block) for x in (k[:, :, first:], v[:, :, first:], mask[:, first:, None]))
+    return sparse_list(q[:, :, first], keys, values, visible[..., 0], config, layer_index)
 
 
 def sparse_tokens(
@@ -269,9 +317,9 @@ def sparse_tokens(
 
 def take(keys: Tensor, values: Tensor, visible: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, values and visibility of the tokens at index (b, h, l)."""
-    rows = index[..., None].expand(-1, -1, -1, keys.shape[-1])
-    seen = visible[:, None].expand(-1, index.shape[1], -1)
-    return keys.gather(2, rows), values.gather(2, rows), seen.gather(2, index)
+    batch = torch.arange(index.shape[0], device=index.device)[:, None, None]
+    head = torch.arange(index.shape[1], device=index.device)[:, None]
+    return keys[batch, head, index], values[batch, head, index], visible[batch, index]
 
 
 def largest_norms(

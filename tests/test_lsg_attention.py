@@ -29,6 +29,16 @@ DEFAULTS = {
     "causal_globals": "globals",
     "bos_pooling_padding": "masked",
 }
+FORMS = {"plain": 10**9, "kernel": 0}  # the fewest blocks from which the CPU kernel runs
+
+
+@pytest.fixture(autouse=True, params=FORMS)
+def form(request, monkeypatch):
+    """Every promise is kept by every form that runs on a CPU."""
+    monkeypatch.setattr(lsg, "FEW_BLOCKS", FORMS[request.param])
+    return request.param
+
+
 each_type = pytest.mark.parametrize("sparsity_type", SPARSITY_TYPES)
 
 

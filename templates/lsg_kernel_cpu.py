@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LSG attention over more than two blocks on a CPU: block by block, a few heads at a time, so that it fits the cache.
+
+Most keys that a block sees, the next one sees too. They are kept in a scratch as in a ring: a key that comes into
+sight takes the place of one that has gone out of it, so that a step copies one block of keys and not the whole window.
+Softmax attention does not mind the order of keys. The backward walks the same rings: it computes the weights again, and
+the gradient of a key stays in the scratch until the key goes out of sight. Memory is linear in the length.
+
+Plain torch, as a custom operator with a fake kernel and a gradient, so that autograd, checkpointing and torch.compile
+take it as one step. Axes: b batch, h heads, t tokens, g globals, l entries of the sparse list, w slots of a window, d
+head size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Operator names are global to the process, and one process may load several repos: each copy of this file registers
+# its operators under its own module name, and never takes the place of another's.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+HEADS_IN_SCRATCH = 4  # times the heads that are multiplied at once; fewer cost more calls, more leave the cache
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Slots for the keys of one kind: block i sees rows [first + i * step, + size) of their list.
+
+    Row r of the list stands in slot r mod size, so that of two rows in sight none shares a slot.
+    """
+
+    first: int
+    size: int
+    step: int
+    length: int  # rows of the list; a window may reach beyond either end
+    slot: int  # the first of the ring's slots in the scratch
+
+    def entering(self, block: int) -> Iterator[tuple[slice, slice]]:
+        """(slots, rows) of what `block` sees and the block before did not."""
+        start = self.first + block * self.step
+        return self.pieces(start if block == 0 else max(start, start + self.size - self.step), start + self.size)
+
+    def leaving(self, block: int, last: bool) -> Iterator[tuple[slice, slice]]:
+        """(slots, rows) of what `block` sees and the next one does not."""
+        start = self.first + block * self.step
+        return self.pieces(start, start + (self.size if last else min(self.size, self.step)))
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+        row, stop = max(start, 0), min(stop, self.length)
+        while row < stop:
+            place = row % self.size
+            count = min(stop - row, self.size - place)
+            yield slice(self.slot + place, self.slot + place + count), slice(row, row + count)
+            row += count
+
+    def rows(self, blocks: int) -> Tensor:
+        """The row that each slot is meant for at each block (blocks, size), also where the list has no such row."""
+        start = self.first + torch.arange(blocks)[:, None] * self.step
+        return start + (torch.arange(self.size) - start) % self.size
+
+    def enter(self, block: int, rows: Tensor, scratch: Tensor) -> None:
+        """Copy what comes into sight from its list (heads, l, d) to the scratch (heads, w, d)."""
+        for slots, entering in self.entering(block):
+            scratch[:, slots] = rows[:, entering]
+
+    def clear(self, block: int, scratch: Tensor) -> None:
+        """Begin the sums of what comes into sight."""
+        for slots, _ in self.entering(block):
+            scratch[:, slots] = 0
+
+    def leave(self, block: int, rows: Tensor, scratch: Tensor, last: bool) -> None:
+        """Add the sums of what goes out of sight to their list."""
+        for slots, leaving in self.leaving(block, last):
+            rows[:, leaving] += scratch[:, slots]
+
+
+def cpu_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sparse: tuple[Tensor, Tensor, Tensor] | None,
+    config: Any,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """LSG attention beyond two blocks on a CPU; see `lsg_attention` in lsg_attention.py.
+
+    Args:
+        q: queries (b, h, g + t, d), globals first; any floating dtype.
+        k: keys, likewise.
+        v: values, likewise.
+        mask: bool (b, g + t), True for keys that may be seen, or None.
+        sparse: the sparse list, keys and values (b, h, l, d) and visible (b, h or 1, l), or None.
+        config: anything with the fields of `LSGConfigMixin`.
+        causal: no token sees a later one, and globals see each other only.
+        dropout: probability for attention weights, drawn from torch's default generator.
+
+    Returns:
+        The context (b, h, g + t, d).
+    """
+    return attention_op(
+        q,
+        k,
+        v,
+        mask,
+        *(sparse or (None, None, None)),
+        torch.randint(1 << 62, ()) if dropout > 0 else None,
+        config.num_global_tokens,
+        config.block_size,
+        config.sparse_block_size,
+        config.block_size // config.sparsity_factor if sparse else 0,
+        causal,
+        dropout,
+        max(2, torch.get_num_threads()),
+    )
+
+
+def sparse_starts(size: int, step: int, causal: bool) -> list[int]:
+    """Where in the sparse list block 0's keys begin: left of the local ones and, unless causal, right of them.
+
+    With one entry a block the published code starts the right ones at the block itself; kept, since models were trained
+    with it.
+    """
+    left, right = -step - size, 2 * step if step > 1 else 0
+    return [left] if causal else [left, right]
+
+
+def parts(length: int, size: int) -> Iterator[slice]:
+    """Slices of 0 to length, of `size` but for the last."""
+    for first in range(0, length, size):
+        yield slice(first, min(first + size, length))
+
+
+def bias_of(bias: Tensor | None, heads: slice) -> Tensor | None:
+    """The part of a bias (h or 1, ...) that is for some of the heads."""
+    return bias if bias is None or len(bias) == 1 else bias[heads]
+
+
+def at(visible: Tensor, rows: Tensor) -> Tensor:
+    """The mask (b, h or 1, l) at rows (blocks, size) of the list, False beyond its ends: (b, h or 1, blocks, size)."""
+    inside = (rows >= 0) & (rows < visible.shape[-1])
+    return visible[..., rows.clamp(0, visible.shape[-1] - 1)] & inside
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products are made in: float32 for 16-bit inputs, but bfloat16 where the processor multiplies in it."""
+    if dtype == torch.bfloat16 and multiplies_bfloat16():
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
+def multiplies_bfloat16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class Plan:
+    """Shapes, rings and masks of one call; the forward and the backward make the same one from the same arguments."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        visible: Tensor | None,
+        sparse_visible: Tensor | None,
+        global_count: int,
+        block: int,
+        sparse_size: int,
+        sparse_step: int,
+        causal: bool,
+    ) -> None:
+        self.batch, self.heads, rows, self.size = q.shape
+        self.global_count, self.block, self.causal = global_count, block, causal
+        self.length = rows - global_count
+        self.blocks = -(-self.length // block)
+        self.dtype = compute_dtype(q.dtype)
+        # The slots: globals, local keys, sparse keys on the left, on the right.
+        self.local = Ring(-block, (2 if causal else 3) * block, block, self.length, global_count)
+        self.slots = global_count + self.local.size
+        self.sparse: list[Ring] = []
+        if sparse_visible is not None:
+            for start in sparse_starts(sparse_size, sparse_step, causal):
+                self.sparse.append(Ring(start, sparse_size, sparse_step, sparse_visible.shape[2], self.slots))
+                self.slots += sparse_size
+        self.key_visible = visible
+        self.slot_visible = self.visible_slots(visible, sparse_visible)
+        self.hides = (~self.slot_visible).any(-1).any(1).tolist()  # b, blocks: whether some head hides some slot
+
+    def visible_slots(self, visible: Tensor | None, sparse_visible: Tensor | None) -> Tensor:
+        """Which slots hold a key that may be seen: bool (b, h or 1, blocks, w)."""
+        if visible is None:
+            visible = torch.ones((self.batch, self.global_count + self.length), dtype=torch.bool)
+        global_keys, tokens = visible[:, None].split([self.global_count, self.length], dim=2)  # b 1 t
+        parts = [global_keys[:, :, None].expand(-1, -1, self.blocks, -1), at(tokens, self.local.rows(self.blocks))]
+        if sparse_visible is not None:
+            if bool((sparse_visible == sparse_visible[:, :1]).all()):
+                sparse_visible = sparse_visible[:, :1]  # mostly: one mask serves all heads
+            parts += [at(sparse_visible, ring.rows(self.blocks)) for ring in self.sparse]
+        heads = parts[-1].shape[1]
+        return torch.cat([part.expand(-1, heads, -1, -1) for part in parts], dim=-1)
+
+    def tiles(self, at_once: int) -> Iterator[tuple[int, slice]]:
+        """(item of the batch, heads) whose keys are in the scratch together."""
+        for item in range(self.batch):
+            for heads in parts(self.heads, at_once * HEADS_IN_SCRATCH):
+                yield item, heads
+
+    def rows(self, block: int) -> slice:
+        """The rows of q that are the tokens of a block; the last block may have fewer."""
+        first = self.global_count + block * self.block
+        return slice(first, min(first + self.block, self.global_count + self.length))
+
+    def global_rows(self) -> Iterator[slice]:
+        """The rows of q that are globals, not more at a time than a block has."""
+        return parts(self.global_count, self.block)
+
+    def seen_by_globals(self) -> slice:
+        """The rows of k that globals see: all, or if causal each other."""
+        return slice(0, self.global_count if self.causal else self.global_count + self.length)
+
+    def bias(self, item: int, heads: slice, block: int) -> Tensor | None:
+        """Added to the scores of a block, (h or 1, rows or 1, w); None where all slots may be seen."""
+        if not (self.causal or self.hides[item][block]):
+            return None
+        visible = self.slot_visible[item, heads if self.slot_visible.shape[1] > 1 else slice(0, 1), block, None]
+        if self.causal:
+            first, rows = self.local.slot, self.rows(block)
+            own = torch.arange(rows.start, rows.stop)[:, None] - self.global_count
+            later = self.local.rows(self.blocks)[block] > own
+            visible = visible.expand(-1, len(own), -1).clone()
+            visible[..., first : first + self.local.size].masked_fill_(later, False)
+        return self.as_bias(visible)
+
+    def global_bias(self, item: int) -> Tensor | None:
+        """The same for the rows of globals, (1, 1, keys)."""
+        if self.key_visible is None:
+            return None
+        return self.as_bias(self.key_visible[item, None, None, self.seen_by_globals()])
+
+    def as_bias(self, visible: Tensor) -> Tensor:
+        """Half of the lowest number and not -inf: a row that may see nothing gets finite weights, not NaN."""
+        bias = torch.zeros(visible.shape, dtype=self.dtype)
+        return bias.masked_fill_(~visible, torch.finfo(self.dtype).min / 2)
+
+    def lists(self, x: Tensor, sparse: Tensor | None, item: int, heads: slice) -> list[tuple[Ring, Tensor]]:
+        """Each ring with the list (heads, l, d) that it shows: of keys, of values or of a gradient of them."""
+        tokens = [(self.local, x[item, heads, self.global_count :])]
+        return tokens if sparse is None else tokens + [(ring, sparse[item, heads]) for ring in self.sparse]
+
+    def scratches(self, count: int, at_once: int) -> Tensor:
+        """Room for the keys, values and so on (count, heads, w, d) of a tile."""
+        heads = min(self.heads, at_once * HEADS_IN_SCRATCH)
+        return torch.empty((count, heads, self.slots, self.size), dtype=self.dtype)
+
+
+class Weights:
+    """Attention weights of one block after the other in one scratch, with dropout that repeats from the same seed."""
+
+    def __init__(self, plan: Plan, heads: int, dropout: float = 0.0, seed: Tensor | None = None) -> None:
+        keys = max(plan.slots, plan.seen_by_globals().stop if plan.global_count else 0)
+        self.scratch = torch.empty(heads * min(plan.block, plan.length) * keys, dtype=plan.dtype)
+        self.dropout = dropout
+        self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+
+    def of(self, q: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+        """softmax(q keys^T / sqrt(d) + bias), (heads, rows, keys); the next call overwrites it."""
+        scores = self.room(q, keys)
+        start, beta = (scores, 0) if bias is None else (bias.expand(scores.shape), 1)
+        torch.baddbmm(start, q, keys.transpose(1, 2), beta=beta, alpha=q.shape[2] ** -0.5, out=scores)
+        return torch.softmax(scores, -1, out=scores)
+
+    def room(self, q: Tensor, keys: Tensor) -> Tensor:
+        """The scratch as (heads, rows, keys)."""
+        shape = (len(q), q.shape[1], keys.shape[1])
+        return self.scratch[: shape[0] * shape[1] * shape[2]].view(shape)
+
+    def factors(self, weights: Tensor) -> Tensor | None:
+        """What dropout multiplies the weights by: 0, or 1 / (1 - p); None without dropout."""
+        if self.generator is None:
+            return None
+        kept = torch.empty_like(weights).bernoulli_(1 - self.dropout, generator=self.generator)
+        return kept.div_(1 - self.dropout) if self.dropout < 1 else kept
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    sparse_keys: Tensor | None,
+    sparse_values: Tensor | None,
+    sparse_visible: Tensor | None,
+    seed: Tensor | None,
+    global_count: int,
+    block: int,
+    sparse_size: int,
+    sparse_step: int,
+    causal: bool,
+    dropout: float,
+    at_once: int,
+) -> Tensor:
+    """The context (b, h, g + t, d) of globals and tokens.
+
+    Args:
+        q: queries (b, h, g + t, d), globals first; any floating dtype.
+        k: keys, likewise.
+        v: values, likewise.
+        visible: bool (b, g + t), True for keys that may be seen; None where all may.
+        sparse_keys: the sparse list (b, h, l, d); None for attention without one.
+        sparse_values: likewise.
+        sparse_visible: bool (b, h or 1, l), likewise.
+        seed: int64 scalar to draw the dropout from; None for no dropout.
+        global_count: g.
+        block: tokens in a block.
+        sparse_size: sparse keys on each side of the local ones.
+        sparse_step: entries of the sparse list for one block.
+        causal: no token sees a later one, and globals see each other only.
+        dropout: probability for attention weights.
+        at_once: heads to multiply at once: one for every thread. Dropout repeats only for the same number.
+    """
+    plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
+    context = rows_first(torch.empty, q)
+    weights = Weights(plan, at_once, dropout, seed)
+    scratches = plan.scratches(2, at_once)
+
+    def write(item: int, heads: slice, rows: slice, bias: Tensor | None, keys: Tensor, values: Tensor) -> None:
+        queries, written = q[item, heads, rows].to(plan.dtype), context[item, heads, rows]
+        for few in parts(len(queries), at_once):
+            shares = weights.of(queries[few], keys[few], bias_of(bias, few))
+            factors = weights.factors(shares)
+            written[few] = (shares if factors is None else shares.mul_(factors)) @ values[few]
+
+    for item, heads in plan.tiles(at_once):
+        window = [scratch[: heads.stop - heads.start].zero_() for scratch in scratches]
+        sources = plan.lists(k, sparse_keys, item, heads), plan.lists(v, sparse_values, item, heads)
+        for scratch, x in zip(window, (k, v), strict=True):
+            scratch[:, :global_count] = x[item, heads, :global_count]
+        for number in range(plan.blocks):
+            for scratch, lists in zip(window, sources, strict=True):
+                for ring, rows in lists:
+                    ring.enter(number, rows, scratch)
+            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *window)
+        keys, values = (x[item, heads, plan.seen_by_globals()].to(plan.dtype) for x in (k, v))
+        for rows in plan.global_rows():
+            write(item, heads, rows, plan.global_bias(item), keys, values)
+    return context
+
+
+def attention_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    sparse_keys: Tensor | None,
+    sparse_values: Tensor | None,
+    sparse_visible: Tensor | None,
+    seed: Tensor | None,
+    global_count: int,
+    block: int,
+    sparse_size: int,
+    sparse_step: int,
+    causal: bool,
+    dropout: float,
+    at_once: int,
+) -> list[Tensor]:
+    """The gradients of q, k and v, and of the sparse keys and values where there are any; arguments as above.
+
+    With the weights P of a block, the factors M of dropout and G, the gradient of the context: dV = (M P)^T G,
+    dP = M (G V^T), dS = P (dP - sum(P dP)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
+    """
+    plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
+    inputs = (q, k, v) if sparse_keys is None else (q, k, v, sparse_keys, sparse_values)
+    found = [rows_first(torch.zeros, x) for x in inputs]
+    dq, dk, dv, dsk, dsv = found if len(found) == 5 else (*found, None, None)
+    weights, changes = Weights(plan, at_once, dropout, seed), Weights(plan, at_once)
+    scratches = plan.scratches(4, at_once)
+    scale = plan.size**-0.5
+
+    def write(item: int, heads: slice, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
+        queries, arriving = (x[item, heads, rows].to(plan.dtype) for x in (q, gradient))
+        written = dq[item, heads, rows]
+        for few in parts(len(queries), at_once):
+            keys, values, to_keys, to_values = (x[few] for x in window)
+            shares = weights.of(queries[few], keys, bias_of(bias, few))
+            factors = weights.factors(shares)
+            dropped = shares if factors is None else shares * factors
+            add_product(to_values, dropped.transpose(1, 2), arriving[few])
+            change = torch.bmm(arriving[few], values.transpose(1, 2), out=changes.room(queries[few], keys))
+            if factors is not None:
+                change *= factors
+            torch._softmax_backward_data(change, shares, -1, plan.dtype, grad_input=change)
+            written[few] = (change @ keys).mul_(scale)
+            add_product(to_keys, change.transpose(1, 2), queries[few], scale)
+
+    for item, heads in plan.tiles(at_once):
+        window = [scratch[: heads.stop - heads.start].zero_() for scratch in scratches]
+        sources = plan.lists(k, sparse_keys, item, heads), plan.lists(v, sparse_values, item, heads)
+        targets = plan.lists(dk, dsk, item, heads), plan.lists(dv, dsv, item, heads)
+        own = slice(0, global_count)
+        for scratch, x in zip(window, (k, v), strict=False):
+            scratch[:, own] = x[item, heads, own]
+        for number in range(plan.blocks):
+            for scratch, total, lists in zip(window[:2], window[2:], sources, strict=True):
+                for ring, rows in lists:
+                    ring.enter(number, rows, scratch)
+                    ring.clear(number, total)
+            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *window)
+            for total, lists in zip(window[2:], targets, strict=True):
+                for ring, rows in lists:
+                    ring.leave(number, rows, total, last=number == plan.blocks - 1)
+        for total, x in zip(window[2:], (dk, dv), strict=True):
+            x[item, heads, own] += total[:, own]
+        seen = plan.seen_by_globals()
+        keys, values = (x[item, heads, seen].to(plan.dtype) for x in (k, v))
+        for rows in plan.global_rows():
+            write(item, heads, rows, plan.global_bias(item), keys, values, dk[item, heads, seen], dv[item, heads, seen])
+    return found
+
+
+def rows_first(make: Callable[..., Tensor], like: Tensor) -> Tensor:
+    """A tensor (b, h, t, d) laid out as (b, t, h, d), which is how a model's projections make and take it."""
+    batch, heads, rows, size = like.shape
+    return make((batch, rows, heads, size), dtype=like.dtype, device=like.device).transpose(1, 2)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """Add scale * a b to total, in the dtype of total."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b, alpha=scale)
+    else:
+        total += scale * (a @ b)
+
+
+SCHEMA = (
+    "Tensor q, Tensor k, Tensor v, Tensor? visible, "
+    "Tensor? sparse_keys, Tensor? sparse_values, Tensor? sparse_visible, Tensor? seed, "
+    "int global_count, int block, int sparse_size, int sparse_step, bool causal, float dropout, int at_once"
+)
+attention_op = torch.library.custom_op(
+    f"{NAMESPACE}::attention", attention, mutates_args=(), schema=f"({SCHEMA}) -> Tensor"
+)
+backward_op = torch.library.custom_op(
+    f"{NAMESPACE}::attention_backward",
+    attention_backward,
+    mutates_args=(),
+    schema=f"(Tensor gradient, {SCHEMA}) -> Tensor[]",
+)
+
+
+@attention_op.register_fake
+def fake_attention(q: Tensor, *_: Any) -> Tensor:
+    return rows_first(torch.empty, q)
+
+
+@backward_op.register_fake
+def fake_attention_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Any, sk: Tensor | None, sv: Tensor | None, *_: Any
+) -> list[Tensor]:
+    return [rows_first(torch.empty, x) for x in (q, k, v, sk, sv) if x is not None]
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.options = inputs[8:]
+
+
+def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    dq, dk, dv, *sparse = backward_op(gradient, *ctx.saved_tensors, *ctx.options)
+    dsk, dsv = sparse or (None, None)
+    return (dq, dk, dv, None, dsk, dsv, *(None for _ in range(9)))
+
+
+attention_op.register_autograd(differentiate, setup_context=save_for_backward)
