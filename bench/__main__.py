@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from . import bigs, conversion, layers, startup
+from . import bigs, conversion, layers, lsg, startup
 
 
 def main() -> None:
@@ -13,6 +13,7 @@ def main() -> None:
     print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     startup.main()
     layers.main()
+    lsg.main([])
     bigs.main()
     conversion.main()
 

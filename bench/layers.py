@@ -1,4 +1,4 @@
-"""Attention layers against SDPA and plain forms of themselves: 12 heads of width 64, float32, one thread, forward.
+"""Linear attention layers against SDPA and plain forms of themselves: 12 heads of 64, float32, one thread, forward.
 
 `python -m effconv.bench.layers` prints CPU milliseconds and ratios from one run.
 """
@@ -15,16 +15,10 @@ from torch import Tensor
 
 from ..templates.lambda_attention import LambdaMix, position_term
 from ..templates.linformer_attention import LinformerMix
-from ..templates.lsg_attention import LSGMix
 from ..templates.transnormer_attention import linear_attention
 from .timing import interleaved, median, ratio
 
 HEADS, WIDTH, LENGTH = 12, 64, 4096
-LSG = {
-    "block_size": 128, "sparse_block_size": 128, "sparsity_factor": 2, "sparsity_type": "norm", "num_global_tokens": 1,
-    "adaptive": True, "is_decoder": False, "causal_globals": "globals", "bos_pooling_padding": "masked",
-    "lsh_num_pre_rounds": 1, "lsh_seed": 0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
 
 
 def main() -> None:
@@ -41,7 +35,6 @@ def main() -> None:
         ("TransNormer products against SDPA", "SDPA", "TransNormer products", "40"),
         ("Lambda position term against depthwise conv", "depthwise convolution", "Lambda position term", "5"),
         ("Lambda layer against SDPA", "SDPA", "Lambda layer", "–"),
-        ("LSG layer against SDPA", "SDPA", "LSG layer", "5"),
     ):
         middle, low, high = ratio(times, slow, fast)
         print(f"  {what:48s} {middle:5.1f} x ({low:.1f} to {high:.1f}), bar {least}")
@@ -59,8 +52,6 @@ def forms() -> dict[str, Callable[[], Any]]:
     assert lam.local_bias is not None
     local_weight, local_bias = lam.local_weight, lam.local_bias
     kernel = torch.randn(HEADS * WIDTH, 1, 15)
-    lsg = LSGMix(SimpleNamespace(**shape, **LSG), 0).eval()
-    lsg_q, lsg_k, lsg_v = (torch.cat([x[:, :, :1], x], 2) for x in (q, k, v))
     features_q, features_k = F.elu(q) + 1, F.elu(k) + 1
 
     def depthwise() -> Tensor:
@@ -69,7 +60,6 @@ def forms() -> dict[str, Callable[[], Any]]:
 
     return {
         "SDPA": lambda: F.scaled_dot_product_attention(q, k, v),
-        "LSG layer": lambda: lsg(lsg_q, lsg_k, lsg_v, None),
         "Linformer k = 256, as converted": lambda: linformer(q, k, v, None),
         "Linformer k = 256, trained (dense) E": lambda: trained(q, k, v, None),
         "TransNormer products": lambda: linear_attention(features_q, features_k, v),

@@ -1,19 +1,19 @@
 """The LSG attention layer against SDPA, its floor and the published layer: 12 heads of width 64, float32, one thread.
 
 `python -m effconv.bench.lsg [--published FILE] [LENGTH ...]`: FILE is attention_layers/lsg_self_attention.py of the
-published package (`pip download lsg-converter==0.1.9 --no-deps`, then unzip); its layer attaches no sparse keys at factor 2,
-so all LSG forms are run at factor 4. CPU milliseconds and ratios from one run; peak memory of a forward, each in a fresh
-process.
+published package (`pip download lsg-converter==0.1.9 --no-deps`, unzipped). Its layer attaches no sparse keys at factor
+2, so all LSG forms are run at factor 4. CPU milliseconds and ratios from one run; peak memory of a forward, each in a
+fresh process, on Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,9 +106,15 @@ def _peak_of(name: str, length: int, published: str | None) -> int:
     with torch.inference_mode():
         form(*_qkv(7 * BLOCK))
         inputs = _qkv(length)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+        before = _resident("VmHWM")
         form(*inputs)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _qkv(length: int) -> list[Tensor]:
