@@ -20,25 +20,34 @@ def body(text: str) -> tuple[str, ...]:
     return tuple(dedent(text).strip().splitlines())
 
 
-def embeddings(width: str, *, types: bool = True) -> tuple[Weight, ...]:
-    """Word, position and (where a family has them) type embeddings, and their norm."""
+def tables(width: str, *, types: bool = True) -> tuple[Weight, ...]:
+    """Word, position and (where a family has them) type embeddings."""
     return (
         Weight("embeddings.word_embeddings.weight", (V, width)),
         Weight("embeddings.position_embeddings.weight", ("max_position_embeddings", width)),
         *((Weight("embeddings.token_type_embeddings.weight", ("type_vocab_size", width)),) if types else ()),
-        *norm("embeddings.LayerNorm", width),
     )
+
+
+def embeddings(width: str, *, types: bool = True) -> tuple[Weight, ...]:
+    """The tables, and the norm of their sum."""
+    return (*tables(width, types=types), *norm("embeddings.LayerNorm", width))
+
+
+def projections(path: str) -> tuple[Weight, ...]:
+    """Query, key, value and output projection of a stock attention block of BERT."""
+    names = ("self.query", "self.key", "self.value", "output.dense")
+    return tuple(weight for name in names for weight in linear(f"{path}.{name}", H, H))
 
 
 def attention(path: str) -> tuple[Weight, ...]:
-    """A stock attention block of BERT: projections, output, norm."""
-    return (
-        *linear(f"{path}.self.query", H, H),
-        *linear(f"{path}.self.key", H, H),
-        *linear(f"{path}.self.value", H, H),
-        *linear(f"{path}.output.dense", H, H),
-        *norm(f"{path}.output.LayerNorm", H),
-    )
+    """A stock attention block of BERT: the projections, and the norm after them."""
+    return (*projections(path), *norm(f"{path}.output.LayerNorm", H))
+
+
+def pre_norm_attention(path: str) -> tuple[Weight, ...]:
+    """The same with the norm before the projections."""
+    return (*projections(path), *norm(f"{path}.self_attn_layer_norm", H))
 
 
 BERT_LAYER = (
@@ -122,6 +131,66 @@ XLM_ROBERTA = replace(
     ROBERTA,
     name="xlm-roberta",
     code=FamilyCode(module="xlm_roberta", model_type="xlm-roberta", class_prefix="XLMRoberta", special_positions=2),
+)
+DATA2VEC_TEXT = replace(
+    ROBERTA,
+    name="data2vec-text",
+    prefix="data2vec_text",
+    code=FamilyCode(
+        module="data2vec_text", model_type="data2vec-text", class_prefix="Data2VecText", special_positions=2
+    ),
+    tokenizer="RobertaTokenizer",
+)
+# Norms stand before attention and feed-forward, and one more after the last layer; the embeddings have none.
+XLM_ROBERTA_XL = replace(
+    ROBERTA,
+    name="xlm-roberta-xl",
+    code=FamilyCode(
+        module="xlm_roberta_xl",
+        model_type="xlm-roberta-xl",
+        class_prefix="XLMRobertaXL",
+        special_positions=2,
+        model_lines=body(
+            """
+            def normalize(self, rows: Tensor) -> Tensor:
+                return self.embeddings.dropout(rows)
+
+            def final(self, x: Tensor) -> Tensor:
+                return self.encoder.LayerNorm(x)
+            """
+        ),
+    ),
+    embeddings=tables(H),
+    layer=(
+        *pre_norm_attention("attention"),
+        *when(is_set("add_cross_attention"), pre_norm_attention("crossattention")),
+        *linear("intermediate.dense", H, INNER),
+        *linear("output.dense", INNER, H),
+        *norm("LayerNorm", H),
+    ),
+    final=norm("encoder.LayerNorm", H),
+    tokenizer="XLMRobertaTokenizer",
+)
+
+TASK_TYPES = "embeddings.task_type_embeddings.weight"
+ERNIE = replace(
+    BERT,
+    name="ernie",
+    prefix="ernie",
+    code=FamilyCode(
+        module="ernie",
+        model_type="ernie",
+        class_prefix="Ernie",
+        model_lines=('embedding_inputs = ("task_type_ids",)',),
+    ),
+    embeddings=(
+        *tables(H),
+        *when(is_set("use_task_id"), (Weight(TASK_TYPES, ("task_type_vocab_size", H)),)),
+        *norm("embeddings.LayerNorm", H),
+    ),
+    token_types=(*BERT.token_types, TASK_TYPES),
+    heads=tuple(replace(head, suffix="ForCausalLM") if head.suffix == "LMHeadModel" else head for head in BERT.heads),
+    tokenizer="BertTokenizer",
 )
 
 ELECTRA_PREDICTIONS = (
@@ -242,7 +311,7 @@ DISTILBERT = Family(
     ),
     default_head="ForMaskedLM",
     special_tokens=BRACKETED,
-    token_types=None,
+    token_types=(),
     layer_paths=lambda config: numbered("transformer.layer", config, "n_layers"),
     hidden_size=D,
     num_heads="n_heads",
@@ -344,11 +413,18 @@ ALBERT = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT)
+    family.name: family
+    for family in (
+        *(BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT),
+        *(XLM_ROBERTA_XL, DATA2VEC_TEXT, ERNIE),
+    )
 }
 
 # Families whose model is one encoder: what replaces attention alone takes them all.
-ENCODERS = ("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert", "albert")
+ENCODERS = (
+    *("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert", "albert"),
+    *("xlm-roberta-xl", "data2vec-text", "ernie"),
+)
 
 
 def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:

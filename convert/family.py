@@ -59,13 +59,15 @@ class Family:
 
     Attributes:
         prefix: of the base model's tensors in a checkpoint with a head.
-        embeddings, layer, pooler: tensors of the base model; `layer` once, relative to a layer's path.
+        embeddings, layer, final, pooler: tensors of the base model; `layer` once, relative to a layer's path, `final` for
+            what comes after the last one.
         layer_paths: paths of the layers that have tensors of their own, from the config.
         run_order: paths of the layers as they run, where one that is shared runs several times.
         feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).
         hidden_size, inner_size, num_heads: what the config calls them.
         output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
+        token_types: embeddings whose first row every token gets unless other ids are given.
         buffers: what old checkpoints store although a model builds it anew.
     """
 
@@ -78,10 +80,11 @@ class Family:
     heads: tuple[Head, ...]
     default_head: str
     special_tokens: Mapping[str, str]
+    final: tuple[Weight, ...] = ()
     buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
     words: str = "embeddings.word_embeddings.weight"
     positions: str = "embeddings.position_embeddings.weight"
-    token_types: str | None = "embeddings.token_type_embeddings.weight"
+    token_types: tuple[str, ...] = ("embeddings.token_type_embeddings.weight",)
     global_embeddings: str = "embeddings.global_embeddings.weight"
     layer_paths: Callable[[Config], list[str]] = lambda config: numbered("encoder.layer", config, "num_hidden_layers")
     run_order: Callable[[Config], list[str]] | None = None
@@ -142,11 +145,12 @@ class Family:
         )
 
     def base_weights(self, config: Config) -> list[Weight]:
-        """Embeddings and all layers, in order, with their full names."""
+        """Embeddings, all layers and what comes after them, in order, with their full names."""
         layers = self.layer_paths(config)
         weights = [
             *self.embeddings,
             *(replace(weight, name=f"{layer}.{weight.name}") for layer in layers for weight in self.layer),
+            *self.final,
         ]
         return [weight for weight in weights if weight.when(config)]
 

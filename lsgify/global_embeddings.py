@@ -17,7 +17,7 @@ from .options import ROWS
 
 @dataclass(frozen=True, slots=True)
 class GlobalEmbeddings:
-    """Makes the table from the position table, the word embeddings and (where they count) the token types.
+    """Makes the table from the position table, the word embeddings and (where they count) all token types.
 
     Args:
         bos, mask: ids of the tokens whose embeddings row 0 and the others get; for `random`, mask may be None.
@@ -47,7 +47,7 @@ class GlobalEmbeddings:
     def apply(self, *inputs: Array) -> Array:
         words = inputs[1]
         table = self._positions(inputs[0].float32()[self.special :])
-        types = _row(inputs[2], 0) if len(inputs) > 2 else np.float32(0)
+        types = sum((_row(table, 0) for table in inputs[2:]), start=np.float32(0))
         if self.init == "random":
             added = self._sample(words)
             added[0] = _row(words, self.bos)

@@ -15,7 +15,7 @@ from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions
 
 # Families whose token type 0 is part of every embedding, and so of the globals too.
-TYPED = ("bert", "electra", "albert")
+TYPED = ("bert", "electra", "albert", "ernie")
 
 
 CONFIG_FIELDS = (
@@ -68,9 +68,10 @@ def _rules(context: Context) -> Sequence[Rule]:
 
 def _types(context: Context) -> tuple[str, ...]:
     family = context.family
-    return (
-        (family.token_types,) if context.options.use_token_ids and family.token_types and family.name in TYPED else ()
-    )
+    if not context.options.use_token_ids or family.name not in TYPED:
+        return ()
+    stored = {weight.name for weight in family.base_weights(context.config)}
+    return tuple(name for name in family.token_types if name in stored)
 
 
 def _bos(context: Context) -> int:

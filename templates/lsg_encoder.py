@@ -29,7 +29,7 @@ class LSGEncoderMixin(EncoderMixin):
         """The global tokens' embeddings (b, g, e), normalised as those of the other tokens are."""
         rows = self.embeddings.global_embeddings(torch.arange(self.config.num_global_tokens, device=device))
         rows = rows.expand(batch, -1, -1)  # before the dropout: every example draws its own
-        return self.embeddings.dropout(self.embeddings.LayerNorm(rows))
+        return self.normalize(rows)
 
     def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         config = self.config

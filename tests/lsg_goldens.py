@@ -15,12 +15,16 @@ from typer.testing import CliRunner
 
 from effconv.cli import app
 from effconv.convert.families import FAMILIES
+from effconv.lsgify.target import LSG
 
 TESTS = Path(__file__).parent
 COPY = TESTS / "goldens" / "lsg"
 FULL = TESTS.parent.parent / "shared" / "goldens" / "lsg"
 WORKER = TESTS / "parity_worker.py"
 TOLERANCE = 2e-5
+
+NOT_PUBLISHED = ("xlm-roberta-xl", "data2vec-text", "ernie")  # the published code has no LSG form of these
+RECORDED = tuple(family for family in LSG.families if family not in NOT_PUBLISHED)
 
 # What the published code does in these two respects, and ours only when asked to.
 PUBLISHED = {"causal_globals": "published", "bos_pooling_padding": "published"}

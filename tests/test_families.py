@@ -35,6 +35,8 @@ def variants(family: str, head: str) -> dict[str, dict]:
         found |= {"one size": {"embedding_size": 32}, "no summary": {"summary_use_proj": False}}
     if family == "albert":
         found["groups"] = {"num_hidden_groups": 2, "inner_group_num": 2, "num_hidden_layers": 3}
+    if family == "ernie":
+        found["no task types"] = {"use_task_id": False}
     if (family, head) == ("distilbert", "ForMaskedLM"):
         found["chunks"] = {"chunk_size_feed_forward": 8}
     if (family, head) == ("distilbert", "ForQuestionAnswering"):
@@ -136,6 +138,8 @@ UNUSUAL = [
     ("bert", "LMHeadModel", "cross-attention"),
     ("electra", "ForMaskedLM", "untied"),
     ("roberta", "ForCausalLM", "cross-attention"),
+    ("xlm-roberta-xl", "ForCausalLM", "cross-attention"),
+    ("ernie", "ForPreTraining", "no task types"),
     ("electra", "ForMaskedLM", "one size"),
     ("electra", "ForMultipleChoice", "no summary"),
     ("distilbert", "ForMaskedLM", "untied"),

@@ -38,11 +38,17 @@ CLASS_PREFIXES = {
     "roberta": "Roberta",
     "camembert": "Camembert",
     "xlm-roberta": "XLMRoberta",
+    "xlm-roberta-xl": "XLMRobertaXL",
+    "data2vec-text": "Data2VecText",
+    "ernie": "Ernie",
     "electra": "Electra",
     "distilbert": "DistilBert",
     "albert": "Albert",
 }
-OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta")  # theirs begin at 2, and the table has two more rows
+# Theirs begin at 2, and the table has two more rows.
+OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text")
+# Families whose tokenizer is another's.
+TOKENIZERS = {"xlm-roberta-xl": "xlm-roberta", "data2vec-text": "roberta", "ernie": "bert"}
 WORDS = [
     "the",
     "of",
@@ -135,6 +141,7 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
         "pad_token_id": int(offset),
         **({"type_vocab_size": 1, "bos_token_id": 0, "eos_token_id": 2} if offset else {}),
         **({"embedding_size": 16} if family in ("electra", "albert") else {}),
+        **({"use_task_id": True} if family == "ernie" else {}),
     }
 
 
@@ -161,6 +168,7 @@ def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positio
 
 def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     """Save a fast tokenizer (its slow form's vocabulary too) and return the size of its vocabulary."""
+    family = TOKENIZERS.get(family, family)
     special = SPECIAL_TOKENS[family]
     if family == "roberta":
         vocab_size = _save_byte_bpe(folder)
