@@ -27,9 +27,7 @@ NOT_OURS = {"auto_map", "base_model_prefix", "model_type", "torch_dtype", "trans
 each_family = pytest.mark.parametrize("family", RECORDED)
 
 
-CONVERSIONS = [
-    path for family in RECORDED for path in sorted(golden_folder(family).glob("expected*_conversion.json"))
-]
+CONVERSIONS = [path for family in RECORDED for path in sorted(golden_folder(family).glob("expected*_conversion.json"))]
 
 
 @pytest.mark.parametrize("path", CONVERSIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
