@@ -242,12 +242,13 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
     parameters = []
     for field in dataclasses.fields(options_class):
         flag = flag_of(field)
-        names = [flag + (f"/--no-{flag[2:]}" if field.default is True else "")]
+        fallback = field.metadata["fallback"]
+        names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
         names += [field.metadata["short"]] if field.metadata.get("short") else []
         option = typer.Option(
             *names,
             help=field.metadata["help"],
-            show_default=field.default is not None and field.default != (),
+            show_default=(field.default is not None and field.default != ()) if fallback is None else str(fallback),
             rich_help_panel=field.metadata.get("panel") or "Options",
         )
         hint, default = hints[field.name], field.default

@@ -50,11 +50,12 @@ def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **option
 
     dense: Any = model.config
     config = json.loads(dense.to_json_string(use_diff=False))
-    family = family_of(config, LSG.families)
+    family = family_of(config, LSG.families, again=LSG.name)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
+    chosen = LSG.complete(LSGOptions(**options), config)
     context, plan = plan_tensors(
-        checkpoint, LSG, LSGOptions(**options), family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
+        checkpoint, LSG, chosen, family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
     )
     with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
         heads = {head.suffix: head.auto for head in family.heads}

@@ -166,7 +166,8 @@ def command(target: Target, manifest: Mapping[str, Any]) -> str:
     parts = ["effconv", target.command or target.name, source.get("hub_id") or source["name"]]
     if source.get("commit"):
         parts += ["--revision", source["commit"]]
-    options = changed(target.options(), manifest["options"]) | changed(Settings(), manifest["settings"])
+    stated = manifest.get("upgraded", {}).get("options", {})
+    options = changed(target.options(), manifest["options"], stated) | changed(Settings(), manifest["settings"])
     for flag, value in options.items():
         if isinstance(value, bool):
             parts.append(flag if value else flag.replace("--", "--no-", 1))

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from textwrap import dedent
 
-from .errors import UnsupportedError
+from .converted import converted
+from .errors import BadInputError, UnsupportedError
 from .family import LABELS, Config, Family, Head, Weight, is_set, linear, norm, number, numbered, when
-from .modelcode import FamilyCode
+from .modelcode import LSG_CODE, FamilyCode
+from .refusals import REFUSED
 
 # The config's own field names, as they stand in shapes.
 H, V, E, INNER = "hidden_size", "vocab_size", "embedding_size", "intermediate_size"
@@ -427,25 +429,47 @@ ENCODERS = (
 )
 
 
-def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:
+def family_of(config: Config, supported: Iterable[str] | None = None, *, again: str = "") -> Family:
     """The family of a checkpoint from its config's model_type.
 
+    Args:
+        supported: names of families; all where None.
+        again: the target whose own repos are taken, as the family that they were made from.
+
     Raises:
-        UnsupportedError: with the families that are supported.
+        UnsupportedError: with the reason, and the families that are supported or what to use instead.
+        BadInputError: the config contradicts itself.
     """
     names = sorted(FAMILIES if supported is None else supported)
-    model_type = config.get("model_type")
-    if model_type not in names:
+    before = converted(config)
+    if before is not None and before.target != again:
+        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG_CODE.name else ""
         raise UnsupportedError(
-            f"the family {model_type!r} is not supported" if model_type else "config.json names no model_type",
+            f"the source was converted before: it is {before.target} already",
+            where="config.json",
+            hint=f"convert the dense checkpoint that it was made from{mend}",
+        )
+    model_type = before.family if before else config.get("model_type")
+    if model_type not in names:
+        reason, instead = REFUSED.get(str(model_type), ("", ""))
+        raise UnsupportedError(
+            (f"{model_type} is not supported: {reason}" if reason else f"the family {model_type!r} is not supported")
+            if model_type
+            else "config.json names no model_type",
             where="config.json: model_type",
-            hint="supported: " + ", ".join(names),
+            hint=(f"instead: {instead}; " if instead else "") + "supported: " + ", ".join(names),
         )
     if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise UnsupportedError(
             f"relative positions ({config['position_embedding_type']}) are not supported",
             where="config.json: position_embedding_type",
             hint="use a checkpoint with absolute positions",
+        )
+    if config.get("add_cross_attention") and not config.get("is_decoder"):
+        raise BadInputError(
+            "the config has cross-attention but is no decoder, which no model can be built from",
+            where="config.json: add_cross_attention",
+            hint="set is_decoder to true, or add_cross_attention to false and drop its tensors",
         )
     return FAMILIES[str(model_type)]
 

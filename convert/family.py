@@ -59,8 +59,8 @@ class Family:
 
     Attributes:
         prefix: of the base model's tensors in a checkpoint with a head.
-        embeddings, layer, final, pooler: tensors of the base model; `layer` once, relative to a layer's path, `final` for
-            what comes after the last one.
+        embeddings, layer, final, pooler: tensors of the base model; `layer` once, relative to a layer's path; `final`
+            comes after the last one.
         layer_paths: paths of the layers that have tensors of their own, from the config.
         run_order: paths of the layers as they run, where one that is shared runs several times.
         feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -65,9 +66,14 @@ class Loaded:
         return self.model(**overrides).base_model
 
     def source_model(self, auto: str) -> nn.Module:
-        """The dense source under an Auto class."""
+        """The dense source under an Auto class; of one that was converted before, the dense model of its weights."""
+        before: dict[str, Any] = {}
+        if "upgraded" in self.manifest and self.source is not None:  # whose own code, if it still loads, is not run
+            fields = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
+            dense = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
+            before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **dense)}
         model: nn.Module = getattr(transformers, auto).from_pretrained(
-            self.source, trust_remote_code=self._trust, dtype=torch.float32
+            self.source, trust_remote_code=self._trust and not before, dtype=torch.float32, **before
         )
         return model.eval()
 

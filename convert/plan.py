@@ -277,8 +277,10 @@ class _Planner:
         ):
             equals = self.stored[self.tied[name]].name
             drop = f"tied to {self.tied[name]}, stored once"
+        elif name in self.dropped:
+            drop = self.dropped[name]
         elif self.emits is not self.family:
-            drop = self.dropped.get(name, f"no part of {self.emits.class_name(self.emitted_head)}")
+            drop = f"no part of {self.emits.class_name(self.emitted_head)}"
         if drop:
             self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
             return

@@ -25,6 +25,7 @@ class GlobalEmbeddings:
         stride: distance of the positions that rows 0, 1, 2, ... take, in a table of 512.
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
         seed: of the random draws.
+        keeps_first: whether row 0 is that of the last input, the table of a source that is LSG already.
     """
 
     bos: int
@@ -33,6 +34,7 @@ class GlobalEmbeddings:
     stride: int
     init: str
     seed: int
+    keeps_first: bool = False
     action = "derive"
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -45,18 +47,21 @@ class GlobalEmbeddings:
         return (ROWS, words[1])
 
     def apply(self, *inputs: Array) -> Array:
-        words = inputs[1]
+        words, stored = inputs[1], inputs[-1]
+        types = inputs[2 : len(inputs) - self.keeps_first]
         table = self._positions(inputs[0].float32()[self.special :])
-        types = sum((_row(table, 0) for table in inputs[2:]), start=np.float32(0))
+        typed = sum((_row(rows, 0) for rows in types), start=np.float32(0))
         if self.init == "random":
             added = self._sample(words)
             added[0] = _row(words, self.bos)
             # The published converter adds the token type to both here; its rows are matched bit for bit, sum by sum.
-            table = (added + types) + (table + types)
+            table = (added + typed) + (table + typed)
         else:
             table[0] += _row(words, self.bos)
             table[1:] += _row(words, self.mask)
-            table += types
+            table += typed
+        if self.keeps_first:
+            table[0] = _row(stored, 0)
         return from_float32(table, inputs[0].dtype)
 
     def _positions(self, body: np.ndarray) -> np.ndarray:

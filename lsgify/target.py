@@ -13,23 +13,19 @@ from ..convert.positions import equal_positions, position_rules
 from ..convert.target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions
+from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
 
 # Families whose token type 0 is part of every embedding, and so of the globals too.
 TYPED = ("bert", "electra", "albert", "ernie")
 
 
-CONFIG_FIELDS = (
-    "adaptive", "block_size", "sparse_block_size", "sparsity_factor", "sparsity_type", "num_global_tokens",
-    "mask_first_token", "pool_with_global", "lsh_num_pre_rounds", "causal_globals", "bos_pooling_padding",
-)  # fmt: skip
-
-
 def _config(context: Context) -> dict[str, Any]:
     fields = {name: getattr(context.options, name) for name in CONFIG_FIELDS}
     fields["pool_with_global"] = fields["pool_with_global"] or fields["mask_first_token"]
+    seed = context.config.get("lsh_seed") if stated(context.config) else None
     return {
         **fields,
-        "lsh_seed": context.seed,
+        "lsh_seed": context.seed if seed is None else seed,
         "max_position_embeddings": context.options.max_length + context.family.special_positions,
         "use_cache": False,  # block attention keeps no key and value cache
     }
@@ -40,30 +36,35 @@ def _weights(context: Context) -> Sequence[Weight]:
     return (Weight(context.family.global_embeddings, (ROWS, words.shape[1])),)
 
 
+def _drops(context: Context) -> dict[str, str]:
+    made = bool(stated(context.config)) and globals_of(context) == "made"
+    return {context.family.global_embeddings: "made anew (--reset-global-tokens)"} if made else {}
+
+
 def _rules(context: Context) -> Sequence[Rule]:
     family, options = context.family, context.options
-    special = family.special_positions
-    rules = [
-        Rule(
-            (family.positions, family.words, *_types(context)),
-            family.global_embeddings,
-            GlobalEmbeddings(
-                bos=_bos(context),
-                mask=_mask(context),
-                special=special,
-                stride=options.global_positional_stride,
-                init=options.global_init,
-                seed=context.seed,
-            ),
-        )
-    ]
-    if options.keep_first_global_token:
+    asked = "--keep-first-global-token" if options.keep_first_global_token else "--reset-global-tokens"
+    if not stated(context.config) and (options.keep_first_global_token or options.reset_global_tokens):
         raise UsageError(
-            "only a source that is LSG already has a first global token to keep",
-            where="--keep-first-global-token",
+            "only a source that is LSG already has global tokens to keep or to make anew",
+            where=asked,
             hint="leave it out for a dense source",
         )
-    return [*rules, *position_rules(context, options.max_length, options.positions)]
+    resized = position_rules(context, options.max_length, options.positions)
+    kept = (family.global_embeddings,)
+    if globals_of(context) == "kept":
+        return [Rule(kept, family.global_embeddings), *resized]
+    made = GlobalEmbeddings(
+        bos=_bos(context),
+        mask=_mask(context),
+        special=family.special_positions,
+        stride=options.global_positional_stride,
+        init=options.global_init,
+        seed=context.seed,
+        keeps_first=options.keep_first_global_token,
+    )
+    inputs = (family.positions, family.words, *_types(context), *(kept if made.keeps_first else ()))
+    return [Rule(inputs, family.global_embeddings, made), *resized]
 
 
 def _types(context: Context) -> tuple[str, ...]:
@@ -116,6 +117,10 @@ LSG = Target(
     says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
     families=ENCODERS,
     causal=True,
+    again=True,
+    complete=complete,
+    upgraded=upgraded,
+    drops=_drops,
     options=LSGOptions,
     code=LSG_CODE,
     config=_config,
