@@ -8,21 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matrix
 import pytest
 import torch
 import transformers
 from checkpoints import bits, convert, read, write
 from environments import FOUR, stranger
-from lsg_goldens import convert as command
 from lsg_goldens import faults, run_worker
 
+from effconv.convert.card_blocks import blocks
 from effconv.convert.families import FAMILIES
 from effconv.convert.family import shape_of
 from effconv.lsgify.target import LSG
 from tiny import save_tiny, tiny_config
 
-HEADS = [(family, head.suffix) for family in FAMILIES for head in FAMILIES[family].heads]
-WORKER = Path(__file__).parent / "verify_worker.py"
+HEADS = matrix.CELLS
 
 
 def variants(family: str, head: str) -> dict[str, dict]:
@@ -158,35 +158,27 @@ def repos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
     jobs = []
     for family, head, variant in EVERY:
-        name = f"{family}-{head}-{variant}"
-        source = save_tiny(folder / "sources" / name, family, head, **variants(family, head)[variant])
-        repo = command(source, folder / name, 256, {"block_size": 16, "sparse_block_size": 16})
-        job = {"name": name, "repo": str(repo), "source": str(source), "case": f"{repo}.safetensors"}
+        job = matrix.make_job(folder, family, head, variant, **variants(family, head)[variant])
         jobs.append({**job, "in_memory": head == FAMILIES[family].default_head and variant == "plain"})
     return {job["name"]: job for job in jobs}
 
 
 @pytest.fixture(scope="session")
 def verified(repos, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verified")
-    (folder / "jobs.json").write_text(json.dumps(list(repos.values())))
-    run = subprocess.run(
-        [sys.executable, str(WORKER), str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        env=stranger(folder),
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return matrix.run_jobs(list(repos.values()), tmp_path_factory.mktemp("verified"))
 
 
 @together
 @each
 def test_every_promise_holds(family, head, variant, verified):
-    results = verified[f"{family}-{head}-{variant}"]
-    assert results.keys() - {"same_in_memory"} == {check.name for check in LSG.checks}
+    results = verified[matrix.name_of(family, head, variant)]
+    assert results.keys() - {"same_in_memory"} == {check.name for check in LSG.checks} | {"runs", "trains"}
     assert not any(results.values()), results
+
+
+@together
+def test_the_readme_has_the_matrix_of_these_results(verified):
+    assert blocks(matrix.README.read_text(encoding="utf-8"))["matrix"] == matrix.table(verified), "run `make matrix`"
 
 
 @together
@@ -200,7 +192,7 @@ def loaded_elsewhere(request, repos, verified, tmp_path_factory):
     autos = {(family, head.suffix): head.auto for family in FAMILIES for head in FAMILIES[family].heads}
     jobs = []
     for family, head, variant in EVERY:
-        name = f"{family}-{head}-{variant}"
+        name = matrix.name_of(family, head, variant)
         case = {"name": name, "file": repos[name]["case"], "auto_class": autos[family, head], "has_pooler": True}
         jobs.append({"repo": repos[name]["repo"], "cases": [case]})
     return run_worker(jobs, tmp_path_factory.mktemp("elsewhere"), request.param)
@@ -209,7 +201,7 @@ def loaded_elsewhere(request, repos, verified, tmp_path_factory):
 @together
 @each
 def test_both_versions_give_the_same(family, head, variant, loaded_elsewhere):
-    name = f"{family}-{head}-{variant}"
+    name = matrix.name_of(family, head, variant)
     assert not faults({name: loaded_elsewhere[name]}, tolerance=1e-6)
 
 

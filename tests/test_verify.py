@@ -242,7 +242,12 @@ def test_a_source_without_a_tokenizer_can_be_verified(tmp_path, verified_in_fork
     assert read_json(tmp_path / "out" / "effconv.json")["new"] != []
 
 
-MANIFEST = {"options": asdict(LSGOptions().filled({})), "settings": asdict(Settings()), "max_length": 128, "source_max_length": 64}
+MANIFEST = {
+    "options": asdict(LSGOptions().filled({})),
+    "settings": asdict(Settings()),
+    "max_length": 128,
+    "source_max_length": 64,
+}
 STRANGERS = {
     "is not there": None,
     "dies at once": "raise SystemExit(3)",

@@ -3,14 +3,16 @@
     python verify_worker.py JOBS.json
 
 JOBS.json is a list of {"name", "repo", "source", "case", "in_memory"}; the result is one JSON object {name: {check: ""
-or its fault}} on the last line of stdout. `case` is written as a recorded case is: inputs, and outputs as
-`output.<name>`.
+or its fault}} on the last line of stdout, in which "runs" and "trains" stand beside the checks. `case` is written as a
+recorded case is: inputs, and outputs as `output.<name>`.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,6 +50,56 @@ def same_in_memory(loaded):
     return ", ".join(name for name, tensor in wanted.items() if not torch.equal(got[name], tensor))
 
 
+def attempt(what, loaded):
+    """The fault of one thing that people do with a model; "" where it goes well."""
+    try:
+        what(loaded)
+    except Exception:
+        return traceback.format_exc()
+    return ""
+
+
+def inputs_of(loaded, batch, length):
+    ids = random_ids(loaded, batch, length)
+    return {"input_ids": ids[None] if loaded.auto == "AutoModelForMultipleChoice" else ids}
+
+
+def runs(loaded):
+    """A whole text of the new length, of which every token gets an output."""
+    with torch.no_grad():
+        outputs = loaded.model()(**inputs_of(loaded, 1, loaded.max_length), output_hidden_states=True)
+    assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, torch.Tensor))
+    assert outputs.hidden_states[-1].shape[:2] == (1, loaded.max_length)
+
+
+def trains(loaded):
+    """A step on the head's own loss over more than two blocks; everything that the loss reads has a gradient."""
+    model, inputs = loaded.model().train(), inputs_of(loaded, 2, 70)
+    loss_of(model, loaded.auto, inputs).backward()
+    still = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    unused = ("pooler.", "crossattention.")  # by losses that read tokens, and without an encoder's states
+    assert all(any(part in name for part in unused) for name in still), still
+    torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    assert loss_of(model, loaded.auto, inputs).isfinite()
+
+
+def loss_of(model, auto, inputs):
+    """The loss of the class on labels that are all zero; of a base model, which has none, the mean square."""
+    batch, length = inputs["input_ids"].shape[-2:]
+    if auto == "AutoModel":
+        return sum(value.square().mean() for value in model(**inputs).values())
+    by_text = torch.zeros(batch, dtype=torch.long)
+    if auto == "AutoModelForQuestionAnswering":
+        return model(**inputs, start_positions=by_text, end_positions=by_text).loss
+    if auto == "AutoModelForMultipleChoice":
+        return model(**inputs, labels=by_text[:1]).loss
+    if auto in ("AutoModelForSequenceClassification", "AutoModelForNextSentencePrediction"):
+        return model(**inputs, labels=by_text).loss
+    taken = inspect.signature(model.forward).parameters
+    pairs = {name: by_text for name in ("next_sentence_label", "sentence_order_label") if name in taken}
+    return model(**inputs, labels=torch.zeros(batch, length, dtype=torch.long), **pairs).loss
+
+
 def record(loaded, path):
     ids = random_ids(loaded, 2, 60)
     mask = torch.ones_like(ids)
@@ -69,8 +121,12 @@ def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         repo = Path(job["repo"])
         loaded = Loaded(repo, Path(job["source"]), read_manifest(repo), trust_remote_code=False)
-        results[job["name"]] = verify(loaded)
-        if job["in_memory"]:
+        results[job["name"]] = {
+            **verify(loaded),
+            "runs": attempt(runs, loaded),
+            "trains": attempt(trains, loaded),
+        }
+        if job.get("in_memory"):
             results[job["name"]]["same_in_memory"] = same_in_memory(loaded)
         record(loaded, job["case"])
     print(json.dumps(results))
