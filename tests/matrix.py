@@ -72,8 +72,12 @@ def table(results: dict[str, dict[str, str]]) -> str:
         heads = {head.auto: head.suffix for head in FAMILIES[family].heads}
         cells = []
         for auto in autos:
-            found = results[name_of(family, heads[auto])] if auto in heads else {"": "–"}
-            cells.append(", ".join(f"{what} {why}".strip() for what, why in found.items() if why) or "yes")
+            if auto not in heads:
+                cells.append("–")
+                continue
+            found = results[name_of(family, heads[auto])]
+            failed = [what for what, why in found.items() if why]
+            cells.append(f"fails: {', '.join(failed)}" if failed else "yes")
         lines.append(f"| {family} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
