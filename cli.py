@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 CONVERTING = {  # command: its target's options, what it says of itself
     "lsg": (
         "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
+        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497). "
+        "A source that is LSG already is upgraded, and keeps what it has.",
     ),
     "linformer": (
         "convert.linformer_options:LinformerOptions",
@@ -245,10 +246,13 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         fallback = field.metadata["fallback"]
         names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
         names += [field.metadata["short"]] if field.metadata.get("short") else []
+        shown: bool | str = field.default is not None and field.default != ()
+        if fallback is not None:  # what it is for a source that has none of its own
+            shown = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else str(fallback)
         option = typer.Option(
             *names,
             help=field.metadata["help"],
-            show_default=(field.default is not None and field.default != ()) if fallback is None else str(fallback),
+            show_default=shown,
             rich_help_panel=field.metadata.get("panel") or "Options",
         )
         hint, default = hints[field.name], field.default

@@ -41,10 +41,14 @@ def open_option(fallback: Any, help: str, **more: Any) -> Any:
     return option(None, help, fallback=fallback, **more)
 
 
+def is_open(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option is left open for what the source has."""
+    return field.metadata.get("fallback") is not None
+
+
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """What an option is for a source that has no value of its own."""
-    fallback = field.metadata.get("fallback")
-    return field.default if fallback is None else fallback
+    return field.metadata["fallback"] if is_open(field) else field.default
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:

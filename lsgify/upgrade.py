@@ -6,6 +6,7 @@ where the length differs; the global tokens, which were trained, stay unless som
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from ..convert.converted import converted
@@ -13,14 +14,13 @@ from ..convert.errors import BadInputError, UsageError
 from ..convert.families import FAMILIES
 from ..convert.family import Config, number
 from ..convert.modelcode import LSG_CODE
+from ..convert.options import is_open
 from ..convert.target import Context
 from ..templates.lsg_configuration import SPARSITY_TYPES
 from .options import ROWS, LSGOptions
 
-CONFIG_FIELDS = (
-    "adaptive", "block_size", "sparse_block_size", "sparsity_factor", "sparsity_type", "num_global_tokens",
-    "mask_first_token", "pool_with_global", "lsh_num_pre_rounds", "causal_globals", "bos_pooling_padding",
-)  # fmt: skip
+# What an emitted config states of the options, and a source that is LSG already states too.
+CONFIG_FIELDS = tuple(field.name for field in fields(LSGOptions) if is_open(field) and field.name != "max_length")
 
 
 def stated(config: Config) -> dict[str, Any]:
