@@ -84,6 +84,18 @@ def test_a_model_becomes_lsg_itself_when_asked(family):
     assert not torch.equal(words, before)
 
 
+@pytest.mark.parametrize("head", ["Model", "ForTokenClassification", "ForPreTraining"])
+def test_task_types_reach_the_embeddings_of_ernie(head):
+    model = dense("ernie", head)
+    made = effconv.lsgify(model, **OPTIONS, **WHOLE)
+    ids = inputs(head)["input_ids"]
+    tasks = {"input_ids": ids, "task_type_ids": torch.ones_like(ids)}
+    with torch.no_grad():
+        got, wanted, without = made(**tasks)[0], model(**tasks)[0], model(ids)[0]
+    assert not torch.allclose(wanted, without, atol=1e-3)
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
 def test_an_lsg_model_in_memory_keeps_its_options_and_globals():
     first = effconv.lsgify(dense("bert", "ForMaskedLM"), **OPTIONS, num_global_tokens=3)
     again = effconv.lsgify(first, max_length=200)
