@@ -246,13 +246,14 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         fallback = field.metadata["fallback"]
         names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
         names += [field.metadata["short"]] if field.metadata.get("short") else []
-        shown: bool | str = field.default is not None and field.default != ()
+        help = field.metadata["help"]
         if fallback is not None:  # what it is for a source that has none of its own
-            shown = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else str(fallback)
+            usual = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else fallback
+            help = f"{help}  [default: {usual}]"
         option = typer.Option(
             *names,
-            help=field.metadata["help"],
-            show_default=shown,
+            help=help,
+            show_default=field.default is not None and field.default != (),
             rich_help_panel=field.metadata.get("panel") or "Options",
         )
         hint, default = hints[field.name], field.default
