@@ -77,12 +77,20 @@ class Loaded:
 
 
 def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Every output tensor by name: logits, hidden states, pooled outputs. `ids` (b, t); multiple choice: b choices."""
+    """Every output tensor by name: logits, hidden states, pooled outputs.
+
+    `ids` (b, t) are read by encoder and decoder where there are two; for multiple choice they are b choices.
+    """
     if auto == "AutoModelForMultipleChoice":
         ids, mask = ids[None], None if mask is None else mask[None]
     with torch.no_grad():
-        result = model(input_ids=ids, attention_mask=mask)
+        result = model(input_ids=ids, attention_mask=mask, **decoder_inputs(model, ids))
     return {name: value.float() for name, value in result.items() if isinstance(value, Tensor)}
+
+
+def decoder_inputs(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """What a model with a decoder beside its encoder is given to decode, when it reads `ids`: the same."""
+    return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 
 def difference(got: Tensor, wanted: Tensor, real: Tensor | None = None) -> float:

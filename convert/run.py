@@ -272,6 +272,7 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
+        "part": context.emits.part(context.emitted_head),
         "dense_source": target.prepare is None,  # one that the repo approximates, so that fidelity means something
         "heads": heads,
         "new": new,

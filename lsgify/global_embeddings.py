@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..convert.dtypes import Array, from_float32
-from ..convert.ops import Shape, generator
+from ..convert.ops import Shape, generator, sinusoids
 from .options import ROWS
 
 
@@ -25,6 +25,7 @@ class GlobalEmbeddings:
         stride: distance of the positions that rows 0, 1, 2, ... take, in a table of 512.
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
         seed: of the random draws.
+        computed: rows of a position table of sinusoids, which is computed; 0 where the first input is the table.
     """
 
     bos: int
@@ -33,10 +34,11 @@ class GlobalEmbeddings:
     stride: int
     init: str
     seed: int
+    computed: int = 0
     action = "derive"
 
     def shape(self, *inputs: Shape) -> Shape:
-        positions, words = inputs[0], inputs[1]
+        positions, words = inputs[:2] if not self.computed else ((self.computed, inputs[0][-1]), inputs[0])
         if len(words) != 2 or positions[-1] != words[1]:
             raise ValueError(f"positions {positions} and words {words} differ in width")
         for name, token in (("beginning-of-sequence", self.bos), ("mask", self.mask)):
@@ -45,9 +47,10 @@ class GlobalEmbeddings:
         return (ROWS, words[1])
 
     def apply(self, *inputs: Array) -> Array:
-        words = inputs[1]
-        table = self._positions(inputs[0].float32()[self.special :])
-        types = _row(inputs[2], 0) if len(inputs) > 2 else np.float32(0)
+        words, *others = inputs if self.computed else inputs[1:]
+        body = sinusoids(self.computed, words.shape[1]) if self.computed else inputs[0].float32()[self.special :]
+        table = self._positions(body)
+        types = _row(others[0], 0) if others else np.float32(0)
         if self.init == "random":
             added = self._sample(words)
             added[0] = _row(words, self.bos)
