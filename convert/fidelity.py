@@ -74,9 +74,9 @@ def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:
 
 def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text, as the tokenizer itself puts them."""
-    alone = tokenizer("", add_special_tokens=True)["input_ids"]
-    lead = 1 if len(alone) > 1 else 0
-    return alone[:lead], alone[lead:]
+    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    return whole[:lead], whole[lead + len(body) :]
 
 
 def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, Any]:

@@ -250,12 +250,9 @@ class _Planner:
             return Rule((), weight.name, op, f"{weight.init}, computed")
         if weight.name in self.stored:
             return Rule((weight.name,), weight.name)
-        alias = self._stored_name(weight.name)
-        if alias != weight.name:
-            return Rule((alias,), weight.name, why=f"tied to {alias}, which is what the source stores")
-        if weight.name in self.tied and self.tied[weight.name] in self.stored:
-            name = self.tied[weight.name]
-            return Rule((name,), weight.name, why=f"the source stores it once, as {name}")
+        twin = self._stored_name(weight.name)
+        if twin != weight.name:
+            return Rule((twin,), weight.name, why=f"tied to {twin}, which is what the source stores")
         if weight.name in self.whole:
             self.faults.append(f"{weight.name}: missing")
             return None
@@ -270,22 +267,23 @@ class _Planner:
         return Rule((), weight.name, op, f"the source has none; train it ({weight.init})")
 
     def _stored_name(self, name: str) -> str:
-        """The name, or the one that it is tied to where the source stores only that."""
-        alias = next((alias for alias, tied in self.tied.items() if tied == name and alias in self.stored), None)
-        return name if name in self.stored or alias is None else alias
+        """The name, or one that it is tied to where the source stores only that."""
+        return name if name in self.stored else next((twin for twin in self._twins(name) if twin in self.stored), name)
+
+    def _twins(self, name: str) -> list[str]:
+        """The names that share one tensor with this one, where they are tied; the stored one of most classes first."""
+        root = self.tied.get(name, name)
+        return [twin for twin in (root, *(a for a, tied in self.tied.items() if tied == root)) if twin != name]
 
     def _leave(self, name: str, tensor: Tensor) -> None:
         drop = ""
         equals = None
+        twin = next((twin for twin in self._twins(name) if twin in self.used), None)
         if name in self.family.buffers:
             drop = "a buffer, built anew when the model loads"
-        elif (
-            name in self.tied
-            and self.tied[name] in self.stored
-            and self.context.config.get("tie_word_embeddings", True)
-        ):
-            equals = self.stored[self.tied[name]].name
-            drop = f"tied to {self.tied[name]}, stored once"
+        elif twin and self.context.config.get("tie_word_embeddings", True):
+            equals = self.stored[twin].name
+            drop = f"tied to {twin}, stored once"
         elif name in self.declared and self.declared[name].computed:
             drop = "computed anew for the new length"
         elif self.family.part(self.head) and name in self.whole:
