@@ -286,7 +286,7 @@ class _Planner:
             drop = f"tied to {twin}, stored once"
         elif name in self.declared and self.declared[name].computed:
             drop = "computed anew for the new length"
-        elif self.family.part(self.head) and name in self.whole:
+        elif self.family.part(self.head) and (name in self.whole or self.family.is_head_weight(name)):
             drop = f"{self.family.class_name(self.head)} is the {self.family.part(self.head)} alone"
         elif self.emits is not self.family:
             drop = self.dropped.get(name, f"no part of {self.emits.class_name(self.emitted_head)}")

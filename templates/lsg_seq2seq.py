@@ -167,5 +167,10 @@ class DecoderMixin:
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load it; from the checkpoint of a whole model too, which stores the embeddings once, as `shared`."""
-        kwargs.setdefault("key_mapping", {r"^(model\.)?shared\.": "model.decoder.embed_tokens."})
-        return super().from_pretrained(*args, **kwargs)
+        if "key_mapping" in kwargs:
+            return super().from_pretrained(*args, **kwargs)
+        mapping = {r"^(model\.)?shared\.": "model.decoder.embed_tokens."}
+        loaded = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._weight_conversions = None  # transformers 5 would undo the renaming when the model is saved
+        return loaded
