@@ -21,7 +21,12 @@ TESTS = Path(__file__).parent
 COPY = TESTS / "goldens" / "lsg"
 FULL = TESTS.parent.parent / "shared" / "goldens" / "lsg"
 WORKER = TESTS / "parity_worker.py"
-FAMILY_OF = {**{name: name for name in LSG.families}, "barthez": "mbart"}  # family by name of the recordings
+# Family by name of the recordings, as far as they are at hand.
+FAMILY_OF = {
+    name: family
+    for name, family in {**{name: name for name in LSG.families}, "barthez": "mbart"}.items()
+    if (FULL / name).is_dir() or (COPY / name).is_dir()
+}
 TOLERANCE = 2e-5
 
 # What the published code does in these respects, and ours only when asked to.

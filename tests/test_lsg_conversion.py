@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from checkpoints import bits, read, read_json
-from lsg_goldens import FAMILY_OF
 from safetensors.torch import load_file
 
 import effconv
+from effconv.lsgify.target import LSG
 
 COPY = Path(__file__).parent / "goldens" / "lsg" / "conversion"
 FULL = Path(__file__).parent.parent.parent / "shared" / "goldens" / "lsg" / "conversion"
-FAMILIES = tuple(f"{family}__p" for family in FAMILY_OF)
+FAMILIES = tuple(f"{family}__p" for family in (*LSG.families, "barthez"))
 CASES = sorted(path for path in (FULL if FULL.is_dir() else COPY).iterdir() if path.name.startswith(FAMILIES))
 OWN_FIELDS = {
     *("auto_map", "model_type", "dtype", "torch_dtype", "transformers_version", "base_model_prefix", "use_cache"),
