@@ -66,10 +66,14 @@ class Loaded:
 
     def source_model(self, auto: str) -> nn.Module:
         """The dense source under an Auto class."""
-        model: nn.Module = getattr(transformers, auto).from_pretrained(
-            self.source, trust_remote_code=self._trust, dtype=torch.float32
-        )
-        return model.eval()
+        read = getattr(transformers, auto).from_pretrained
+        options = {"trust_remote_code": self._trust, "dtype": torch.float32, "output_loading_info": True}
+        model, info = read(self.source, **options)
+        if self.manifest.get("part") and info["missing_keys"]:
+            # The stock decoder does not find the embeddings that a whole model stores once for all of its parts.
+            model = read(self.source, key_mapping={r"^(model\.)?shared\.": "model.decoder.embed_tokens."}, **options)[0]
+        evaluating: nn.Module = model.eval()
+        return evaluating
 
     @property
     def max_length(self) -> int:

@@ -167,7 +167,8 @@ class DecoderMixin:
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load it; from the checkpoint of a whole model too, which stores the embeddings once, as `shared`."""
-        if "key_mapping" in kwargs:
+        untied = not getattr(kwargs.get("config"), "tie_word_embeddings", True)  # then it stores the decoder's too
+        if untied or "key_mapping" in kwargs:
             return super().from_pretrained(*args, **kwargs)
         mapping = {r"^(model\.)?shared\.": "model.decoder.embed_tokens."}
         loaded = super().from_pretrained(*args, key_mapping=mapping, **kwargs)

@@ -73,6 +73,17 @@ def test_a_model_that_one_version_saved_loads_in_the_other(saver, loader, checke
     assert not any(fault for found in faults.values() for fault in found.values()), faults
 
 
+def test_the_decoder_alone_of_a_whole_model_is_verified(tmp_path):
+    source = save_tiny(tmp_path / "source", "bart", "ForConditionalGeneration")
+    options = {"max_length": 128, "architecture": "ForCausalLM", "output": tmp_path / "out"}
+    made = effconv.convert(source, "lsg", **options)
+    passed = {check.name: check.passed for check in made.measured}
+    assert passed.pop("equal_to_formula") is None  # it has no encoder
+    assert all(passed.values()), made.measured
+    assert made.manifest["measurements"]["fidelity"] == []
+    assert "the decoder alone" in (made.output / "README.md").read_text()
+
+
 @each_family
 def test_of_a_whole_model_the_decoder_alone_is_emitted_if_asked_for(family, tmp_path):
     source = save_tiny(tmp_path / "source", family, "ForConditionalGeneration")
