@@ -92,7 +92,7 @@ def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> di
     return {name: value.float() for name, value in result.items() if isinstance(value, Tensor)}
 
 
-def decoder_inputs(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+def decoder_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
     """What a model with a decoder beside its encoder is given to decode, when it reads `ids`: the same."""
     return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
