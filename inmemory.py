@@ -5,6 +5,7 @@ The same plan and the same emitted code; tensors come from the model's state dic
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Mapping
@@ -71,9 +72,11 @@ def lsgify(
         auto = getattr(transformers, head.auto)
         result = auto.from_config(emitted, trust_remote_code=True, dtype=model.dtype)
     result.config.name_or_path = ""
+    if result.config.is_encoder_decoder and getattr(model, "generation_config", None) is not None:
+        result.generation_config = copy.deepcopy(model.generation_config)
     arrays = {row.target: as_array(checkpoint, row) for row in plan.rows if row.target}
     missing, unexpected = result.load_state_dict({name: _torch(array) for name, array in arrays.items()}, strict=False)
-    tied = {name for name in missing if name.endswith(tuple(head.tied))}
+    tied = {name for name in missing if name.endswith(tuple(family.tied_weights(head)))}
     if set(missing) - tied or unexpected:
         raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
     made: nn.Module = result.to(model.device).train(model.training)

@@ -264,7 +264,12 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         for row in ready.plan.rows
         if row.target and row.action != "new"
     }
-    declared = {head.auto: context.emits.weights(context.emitted, head) for head in target.heads(context.emits)}
+    part = context.emits.part(context.emitted_head)
+    declared = {
+        head.auto: context.emits.weights(context.emitted, head)
+        for head in target.heads(context.emits)
+        if context.emits.part(head) == part  # a decoder alone has none of the target's attention
+    }
     heads = [  # by shape too: several heads call their tensors classifier.weight
         auto
         for auto, weights in declared.items()
@@ -275,6 +280,7 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
+        "part": part,
         # One that the repo approximates, so that fidelity means something.
         "dense_source": target.prepare is None and not upgraded,
         "heads": heads,

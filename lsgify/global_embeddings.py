@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..convert.dtypes import Array, from_float32
-from ..convert.ops import Shape, generator
+from ..convert.ops import Shape, generator, sinusoids
 from .options import ROWS
 
 
@@ -26,6 +26,7 @@ class GlobalEmbeddings:
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
         seed: of the random draws.
         keeps_first: whether row 0 is that of the last input, the table of a source that is LSG already.
+        computed: rows of a position table of sinusoids, which is computed; 0 where the first input is the table.
     """
 
     bos: int
@@ -35,10 +36,11 @@ class GlobalEmbeddings:
     init: str
     seed: int
     keeps_first: bool = False
+    computed: int = 0
     action = "derive"
 
     def shape(self, *inputs: Shape) -> Shape:
-        positions, words = inputs[0], inputs[1]
+        positions, words = inputs[:2] if not self.computed else ((self.computed, inputs[0][-1]), inputs[0])
         if len(words) != 2 or positions[-1] != words[1]:
             raise ValueError(f"positions {positions} and words {words} differ in width")
         for name, token in (("beginning-of-sequence", self.bos), ("mask", self.mask)):
@@ -47,9 +49,11 @@ class GlobalEmbeddings:
         return (ROWS, words[1])
 
     def apply(self, *inputs: Array) -> Array:
-        words, stored = inputs[1], inputs[-1]
-        types = inputs[2 : len(inputs) - self.keeps_first]
-        table = self._positions(inputs[0].float32()[self.special :])
+        words, *others = inputs if self.computed else inputs[1:]
+        body = sinusoids(self.computed, words.shape[1]) if self.computed else inputs[0].float32()[self.special :]
+        table = self._positions(body)
+        stored = inputs[-1]
+        types = others[: len(others) - self.keeps_first]
         typed = sum((_row(rows, 0) for rows in types), start=np.float32(0))
         if self.init == "random":
             added = self._sample(words)

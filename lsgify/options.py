@@ -32,6 +32,7 @@ class LSGOptions:
     num_global_tokens: int = open_option(1, "Learned tokens that see all and are seen by all; 0 to 512.")
     mask_first_token: bool = open_option(False, "Hide the first token; a global token stands in for it.")
     pool_with_global: bool = open_option(True, "Return the first global token in place of the first token.")
+    pass_global_tokens_to_decoder: bool = open_option(True, "Let a decoder beside the encoder see the global tokens.")
     global_init: Literal["mask", "random"] = option(
         "mask", "Start the globals from the mask token, or from a random sample."
     )
@@ -53,6 +54,9 @@ class LSGOptions:
     )
     bos_pooling_padding: Literal["masked", "published"] = open_option(
         "masked", "Whether bos_pooling hides groups that are all padding.", panel=PARITY
+    )
+    decoder_first_token: Literal["seen", "published"] = open_option(
+        "seen", "Whether a decoder sees a masked first token.", panel=PARITY
     )
 
     def __post_init__(self) -> None:

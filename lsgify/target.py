@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import ENCODERS
-from ..convert.family import Weight
+from ..convert.families import ENCODER_DECODERS, ENCODERS
+from ..convert.family import Weight, number
 from ..convert.modelcode import LSG_CODE
 from ..convert.positions import equal_positions, position_rules
 from ..convert.target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
@@ -17,21 +17,27 @@ from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
 
 # Families whose token type 0 is part of every embedding, and so of the globals too.
 TYPED = ("bert", "electra", "albert", "ernie")
+# Fields of a model with a decoder beside its encoder.
+SEQ2SEQ_FIELDS = ("pass_global_tokens_to_decoder", "decoder_first_token")
 
 
 def _config(context: Context) -> dict[str, Any]:
-    fields = {name: getattr(context.options, name) for name in CONFIG_FIELDS}
+    seq2seq = bool(context.family.code.encoder)
+    fields = {name: getattr(context.options, name) for name in CONFIG_FIELDS if seq2seq or name not in SEQ2SEQ_FIELDS}
     fields["pool_with_global"] = fields["pool_with_global"] or fields["mask_first_token"]
     seed = context.config.get("lsh_seed") if stated(context.config) else None
+    if not seq2seq:
+        fields["use_cache"] = False  # block attention keeps no key and value cache; a stock decoder does
     return {
         **fields,
         "lsh_seed": context.seed if seed is None else seed,
         "max_position_embeddings": context.options.max_length + context.family.special_positions,
-        "use_cache": False,  # block attention keeps no key and value cache
     }
 
 
 def _weights(context: Context) -> Sequence[Weight]:
+    if context.family.part(context.head):  # a decoder alone: there is no encoder to read global tokens
+        return ()
     words = next(weight for weight in context.family.embeddings if weight.name == context.family.words)
     return (Weight(context.family.global_embeddings, (ROWS, words.shape[1])),)
 
@@ -50,21 +56,41 @@ def _rules(context: Context) -> Sequence[Rule]:
             where=asked,
             hint="leave it out for a dense source",
         )
-    resized = position_rules(context, options.max_length, options.positions)
+    if not options.pass_global_tokens_to_decoder and not family.code.encoder:
+        raise UsageError(
+            f"{family.name} has no decoder beside its encoder",
+            where="--no-pass-global-tokens-to-decoder",
+            hint="leave it out",
+        )
+    rules = [] if family.part(context.head) else [_global_rule(context)]
+    return [*rules, *position_rules(context, options.max_length, options.positions)]
+
+
+def _global_rule(context: Context) -> Rule:
+    family, options = context.family, context.options
     kept = (family.global_embeddings,)
     if globals_of(context) == "kept":
-        return [Rule(kept, family.global_embeddings), *resized]
-    made = GlobalEmbeddings(
-        bos=_bos(context),
-        mask=_mask(context),
-        special=family.special_positions,
-        stride=options.global_positional_stride,
-        init=options.global_init,
-        seed=context.seed,
-        keeps_first=options.keep_first_global_token,
+        return Rule(kept, family.global_embeddings)
+    computed = number(context.config, "max_position_embeddings") if family.computes_positions else 0
+    return Rule(
+        (
+            *(() if computed else (family.positions,)),
+            family.words,
+            *_types(context),
+            *(kept if options.keep_first_global_token else ()),
+        ),
+        family.global_embeddings,
+        GlobalEmbeddings(
+            bos=_bos(context),
+            mask=_mask(context),
+            special=family.special_rows,
+            stride=options.global_positional_stride,
+            init=options.global_init,
+            seed=context.seed,
+            keeps_first=options.keep_first_global_token,
+            computed=computed,
+        ),
     )
-    inputs = (family.positions, family.words, *_types(context), *(kept if made.keeps_first else ()))
-    return [Rule(inputs, family.global_embeddings, made), *resized]
 
 
 def _types(context: Context) -> tuple[str, ...]:
@@ -99,6 +125,10 @@ def _mask(context: Context) -> int | None:
     return context.tokens.mask
 
 
+def _has_encoder(manifest: Mapping[str, Any]) -> str:
+    return f"the model is the {manifest['part']} alone, which keeps its attention" if manifest.get("part") else ""
+
+
 def _padding(manifest: Mapping[str, Any]) -> str:
     options = manifest["options"]
     if not options["adaptive"]:
@@ -115,7 +145,7 @@ def _padding(manifest: Mapping[str, Any]) -> str:
 LSG = Target(
     name="lsg",
     says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
-    families=ENCODERS,
+    families=(*ENCODERS, *ENCODER_DECODERS),
     causal=True,
     again=True,
     complete=complete,
@@ -139,6 +169,7 @@ LSG = Target(
             "effconv.lsgify.checks:equal_to_formula",
             "longer inputs give what a dense, masked float64 form of the attention formula gives",
             1e-5,
+            _has_encoder,
         ),
         PADDING_CHANGES_NOTHING.limited(_padding),
         SAVED_AGAIN_EQUAL,

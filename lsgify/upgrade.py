@@ -38,7 +38,8 @@ def stated(config: Config) -> dict[str, Any]:
         found["sparsity_type"] = "none"
     if isinstance(found.get("num_global_tokens"), int):
         found["num_global_tokens"] = min(max(found["num_global_tokens"], 1), ROWS)
-    return {"causal_globals": "published", "bos_pooling_padding": "published", **found}
+    behaviour = dict.fromkeys(("causal_globals", "bos_pooling_padding", "decoder_first_token"), "published")
+    return {**behaviour, **found}
 
 
 def complete(options: LSGOptions, config: Config) -> LSGOptions:

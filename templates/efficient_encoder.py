@@ -105,7 +105,7 @@ class EncoderMixin:
                 f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
                 "no relative positions; use a checkpoint with absolute ones"
             )
-        for index, layer in enumerate(self.layers()):
+        for index, layer in enumerate(self.unique_layers()):
             self.adapt_layer(layer, index)
 
     def adapt_layer(self, layer: nn.Module, index: int) -> None:
@@ -116,13 +116,13 @@ class EncoderMixin:
             if hasattr(module, "chunk_size_feed_forward"):
                 module.chunk_size_feed_forward = 0
 
-    def layers(self) -> Iterable[nn.Module]:
+    def unique_layers(self) -> Iterable[nn.Module]:
         """Every layer that has parameters of its own, once."""
         return self.get_submodule(self.layers_path)
 
     def order(self) -> Iterable[nn.Module]:
         """The layers as they are run; one that is shared comes several times."""
-        return self.layers()
+        return self.unique_layers()
 
     def embed(
         self,
@@ -294,8 +294,9 @@ class HeadMixin:
 
 def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None, *cross: Tensor | None) -> Tensor:
     """One stock layer; x and all else that may need a gradient go by position, as reentrant checkpointing asks."""
-    # transformers 4 has head_mask in third place, 5 has no such argument.
-    gap = (None,) if cross and "head_mask" in inspect.signature(layer.forward).parameters else ()
+    # transformers 4 has a head mask in third place, which some layers require; 5 has no such argument.
+    masked = any(name.endswith("head_mask") for name in inspect.signature(layer.forward).parameters)
+    gap = (None,) if masked else ()
     output = layer(x, mask, *gap, *cross)
     return output[0] if isinstance(output, tuple) else output
 
