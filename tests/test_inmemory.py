@@ -13,6 +13,7 @@ import transformers
 import effconv
 from effconv.convert.errors import EffconvError
 from effconv.convert.families import FAMILIES
+from effconv.convert.loaded import decoder_inputs
 from tiny import tiny_config
 
 OPTIONS = {"max_length": 100, "block_size": 16, "sparse_block_size": 16, "global_init": "random"}
@@ -27,14 +28,16 @@ def dense(family: str, head: str, **config):
     return kind(getattr(transformers, FAMILIES[family].code.config_class)(**settings)).eval()
 
 
-def inputs(head: str, tokens: int = 30) -> dict:
+def inputs(model, head: str, tokens: int = 30) -> dict:
     ids = torch.randint(5, 60, (2, tokens), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids[None] if head == "ForMultipleChoice" else ids}
+    if model.config.is_encoder_decoder:
+        ids[:, -1] = model.config.eos_token_id  # which its classifiers look for
+    return {"input_ids": ids[None] if head == "ForMultipleChoice" else ids, **decoder_inputs(model, ids)}
 
 
 def outputs(model, head: str) -> dict:
     with torch.no_grad():
-        return {name: value for name, value in model(**inputs(head)).items() if isinstance(value, torch.Tensor)}
+        return {name: value for name, value in model(**inputs(model, head)).items() if isinstance(value, torch.Tensor)}
 
 
 def same(one: dict, other: dict, tolerance: float = 1e-5) -> bool:
@@ -73,13 +76,12 @@ def test_a_model_becomes_lsg_itself_when_asked(family):
     assert model.training
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     changed = [name for name, value in model.named_parameters() if held.get(name) is not value]
-    assert sorted(name.rpartition(".embeddings.")[2] for name in changed) == [
-        "global_embeddings.weight",
-        "position_embeddings.weight",
-    ]
+    entry = FAMILIES[family]
+    expected = [*entry.position_tables(entry.head(head)), entry.global_embeddings]
+    assert sorted(name.removeprefix(f"{entry.prefix}.") for name in changed) == sorted(expected)
     words = model.get_input_embeddings().weight
     before = words.detach().clone()
-    model.eval()(**inputs(head, 60))[0].square().mean().backward()
+    model.eval()(**inputs(model, head, 60))[0].square().mean().backward()
     optimizer.step()
     assert not torch.equal(words, before)
 
@@ -88,7 +90,7 @@ def test_a_model_becomes_lsg_itself_when_asked(family):
 def test_task_types_reach_the_embeddings_of_ernie(head):
     model = dense("ernie", head)
     made = effconv.lsgify(model, **OPTIONS, **WHOLE)
-    ids = inputs(head)["input_ids"]
+    ids = inputs(model, head)["input_ids"]
     tasks = {"input_ids": ids, "task_type_ids": torch.ones_like(ids)}
     with torch.no_grad():
         got, wanted, without = made(**tasks)[0], model(**tasks)[0], model(ids)[0]
