@@ -9,7 +9,7 @@ TESTS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat demo test compat lint format bench wheel clean
+.PHONY: help venv venv-compat demo test compat lint format matrix bench wheel clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ lint: venv build/typing/effconv  ## ruff (rules and format) and mypy
 format: venv  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+matrix: venv  ## run every family with every head on tiny models, and write the table of the README
+	$(BIN)/python tests/matrix.py
 
 bench: venv  ## measure layers, BiGS, and the conversion against cp + sync + sha256sum
 	$(BIN)/python -m effconv.bench

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 CONVERTING = {  # command: its target's options, what it says of itself
     "lsg": (
         "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497).",
+        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497). "
+        "A source that is LSG already is upgraded, and keeps what it has.",
     ),
     "linformer": (
         "convert.linformer_options:LinformerOptions",
@@ -242,11 +243,16 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
     parameters = []
     for field in dataclasses.fields(options_class):
         flag = flag_of(field)
-        names = [flag + (f"/--no-{flag[2:]}" if field.default is True else "")]
+        fallback = field.metadata["fallback"]
+        names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
         names += [field.metadata["short"]] if field.metadata.get("short") else []
+        help = field.metadata["help"]
+        if fallback is not None:  # what it is for a source that has none of its own
+            usual = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else fallback
+            help = f"{help}  [default: {usual}]"
         option = typer.Option(
             *names,
-            help=field.metadata["help"],
+            help=help,
             show_default=field.default is not None and field.default != (),
             rich_help_panel=field.metadata.get("panel") or "Options",
         )

@@ -5,6 +5,7 @@ The same plan and the same emitted code; tensors come from the model's state dic
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Mapping
@@ -29,18 +30,23 @@ from .lsgify.target import LSG
 SAFETENSORS_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **options: Any) -> nn.Module:
-    """An LSG model with the weights of a dense one; the dense one is not touched.
+def lsgify(
+    model: nn.Module, tokenizer: Any = None, *, seed: int = 123, in_place: bool = False, **options: Any
+) -> nn.Module:
+    """An LSG model with the weights of a dense one; the dense one is not touched unless `in_place` asks for it.
 
     Args:
         model: a transformers model of a supported family, with or without a head.
         tokenizer: its tokenizer, which names the mask token that the global tokens start from. Set its
             `model_max_length` to use the new length.
         seed: of every tensor that is drawn.
+        in_place: turn the model itself into the LSG model, and return it. Parameters that do not change stay the very
+            same objects, so that an optimizer that holds them goes on; the base model inside it and its layers are new
+            objects, and hooks are gone.
         options: those of `effconv lsg`: max_length=4096, block_size=128, sparsity_type="norm", num_global_tokens=1, ...
 
     Returns:
-        A model of the emitted class (LSGBertForMaskedLM and so on), on the same device, in the same dtype and mode.
+        The model of the emitted class (LSGBertForMaskedLM and so on), on the same device, in the same dtype and mode.
         `save_pretrained` writes its code files too, so that the folder loads with `trust_remote_code=True`.
 
     Raises:
@@ -50,11 +56,12 @@ def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **option
 
     dense: Any = model.config
     config = json.loads(dense.to_json_string(use_diff=False))
-    family = family_of(config, LSG.families)
+    family = family_of(config, LSG.families, again=LSG.name)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
+    chosen = LSG.complete(LSGOptions(**options), config)
     context, plan = plan_tensors(
-        checkpoint, LSG, LSGOptions(**options), family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
+        checkpoint, LSG, chosen, family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
     )
     with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
         heads = {head.suffix: head.auto for head in family.heads}
@@ -65,13 +72,27 @@ def lsgify(model: nn.Module, tokenizer: Any = None, *, seed: int = 123, **option
         auto = getattr(transformers, head.auto)
         result = auto.from_config(emitted, trust_remote_code=True, dtype=model.dtype)
     result.config.name_or_path = ""
+    if result.config.is_encoder_decoder and getattr(model, "generation_config", None) is not None:
+        result.generation_config = copy.deepcopy(model.generation_config)
     arrays = {row.target: as_array(checkpoint, row) for row in plan.rows if row.target}
     missing, unexpected = result.load_state_dict({name: _torch(array) for name, array in arrays.items()}, strict=False)
-    tied = {name for name in missing if name.endswith(tuple(head.tied))}
+    tied = {name for name in missing if name.endswith(tuple(family.tied_weights(head)))}
     if set(missing) - tied or unexpected:
         raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
-    converted: nn.Module = result.to(model.device).train(model.training)
-    return converted
+    made: nn.Module = result.to(model.device).train(model.training)
+    return _become(model, made) if in_place else made
+
+
+def _become(model: nn.Module, result: nn.Module) -> nn.Module:
+    """The model as `result`, with its own parameters wherever both have one of the same name and the same bits."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in list(result.named_parameters(remove_duplicate=False)):
+        if name in own and own[name].dtype == parameter.dtype and torch.equal(own[name], parameter):
+            parent, _, last = name.rpartition(".")
+            setattr(result.get_submodule(parent), last, own[name])
+    model.__class__ = type(result)
+    model.__dict__ = result.__dict__
+    return model
 
 
 class _MemoryCheckpoint(Checkpoint):

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import asdict, dataclass
 
+from .convert.converted import converted
 from .convert.errors import UnsupportedError
 from .convert.families import FAMILIES, family_of
 from .convert.family import number
@@ -70,12 +71,20 @@ def inspect_source(
         if own:
             head, max_length, becomes = _as_planned(found, own)
         else:
-            family = family_of(found.config, FAMILIES)
+            before = converted(found.config)
+            family = family_of(found.config, FAMILIES, again=before.target if before else "")
             check_floats(tensors)
             chosen = choose_head(checkpoint, found.config, family, None)[0]
             head = chosen.suffix
             max_length = number(found.config, "max_position_embeddings") - family.special_positions
-            becomes = [target.name for target in TARGETS.values() if target.takes(family, chosen, found.config)]
+            becomes = [
+                target.name
+                for target in TARGETS.values()
+                if target.takes(family, chosen, found.config)
+                and (before is None or (target.again and target.name == before.target))
+            ]
+            if before is not None and not becomes:
+                why_not = f"it is {before.target} already; convert the dense checkpoint that it was made from"
     except UnsupportedError as error:
         why_not = error.what + (f" ({error.hint})" if error.hint else "")
     finally:

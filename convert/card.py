@@ -14,6 +14,7 @@ from typing import Any
 
 from .card_blocks import Result, with_block, with_results
 from .errors import BadInputError
+from .families import ENCODER_DECODERS
 from .manifest import read_manifest, write_manifest
 from .options import Settings, changed
 from .source import Source, sentence_modules
@@ -24,12 +25,14 @@ PIPELINES = {
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForPreTraining": "fill-mask",
     "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSeq2SeqLM": "text2text-generation",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForMultipleChoice": "multiple-choice",
     "AutoModel": "feature-extraction",
 }
+GENERATES = ("summarization", "translation", "text2text-generation")  # what a source's own card may say instead
 CARRIED_FIELDS = ("license", "license_name", "license_link", "language", "datasets")
 
 
@@ -99,6 +102,7 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
         manifest=manifest,
         target=target,
         sentence=sentence,
+        seq2seq=manifest["family"] in ENCODER_DECODERS,
         auto=own_auto(manifest),
         checks=measurements["checks"] if isinstance(measurements["checks"], list) else None,
         fidelity=measurements.get("fidelity", []),
@@ -120,6 +124,8 @@ def front_matter(
     front["pipeline_tag"] = (
         "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
     )
+    if front["pipeline_tag"] in GENERATES and theirs.get("pipeline_tag") in GENERATES:
+        front["pipeline_tag"] = theirs["pipeline_tag"]
     front["tags"] = ["effconv", manifest["target"], "long-context"]
     if not manifest.get("dense_source", True):
         front["tags"] += [manifest["family"]]
@@ -166,7 +172,8 @@ def command(target: Target, manifest: Mapping[str, Any]) -> str:
     parts = ["effconv", target.command or target.name, source.get("hub_id") or source["name"]]
     if source.get("commit"):
         parts += ["--revision", source["commit"]]
-    options = changed(target.options(), manifest["options"]) | changed(Settings(), manifest["settings"])
+    stated = manifest.get("upgraded", {}).get("options", {})
+    options = changed(target.options(), manifest["options"], stated) | changed(Settings(), manifest["settings"])
     for flag, value in options.items():
         if isinstance(value, bool):
             parts.append(flag if value else flag.replace("--", "--no-", 1))

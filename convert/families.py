@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from textwrap import dedent
 
-from .errors import UnsupportedError
-from .family import LABELS, Config, Family, Head, Weight, is_set, linear, norm, number, numbered, when
-from .modelcode import FamilyCode
+from .converted import converted
+from .errors import BadInputError, UnsupportedError
+from .family import LABELS, Config, Family, Head, Size, Weight, is_set, linear, norm, number, numbered, when
+from .modelcode import LSG_CODE, FamilyCode
+from .refusals import REFUSED
 
 # The config's own field names, as they stand in shapes.
 H, V, E, INNER = "hidden_size", "vocab_size", "embedding_size", "intermediate_size"
 D, FFN = "dim", "hidden_dim"  # DistilBERT's hidden and inner size
+DM = "d_model"  # BART's hidden size
 
 
 def body(text: str) -> tuple[str, ...]:
@@ -20,25 +23,34 @@ def body(text: str) -> tuple[str, ...]:
     return tuple(dedent(text).strip().splitlines())
 
 
-def embeddings(width: str, *, types: bool = True) -> tuple[Weight, ...]:
-    """Word, position and (where a family has them) type embeddings, and their norm."""
+def tables(width: str, *, types: bool = True) -> tuple[Weight, ...]:
+    """Word, position and (where a family has them) type embeddings."""
     return (
         Weight("embeddings.word_embeddings.weight", (V, width)),
         Weight("embeddings.position_embeddings.weight", ("max_position_embeddings", width)),
         *((Weight("embeddings.token_type_embeddings.weight", ("type_vocab_size", width)),) if types else ()),
-        *norm("embeddings.LayerNorm", width),
     )
+
+
+def embeddings(width: str, *, types: bool = True) -> tuple[Weight, ...]:
+    """The tables, and the norm of their sum."""
+    return (*tables(width, types=types), *norm("embeddings.LayerNorm", width))
+
+
+def projections(path: str) -> tuple[Weight, ...]:
+    """Query, key, value and output projection of a stock attention block of BERT."""
+    names = ("self.query", "self.key", "self.value", "output.dense")
+    return tuple(weight for name in names for weight in linear(f"{path}.{name}", H, H))
 
 
 def attention(path: str) -> tuple[Weight, ...]:
-    """A stock attention block of BERT: projections, output, norm."""
-    return (
-        *linear(f"{path}.self.query", H, H),
-        *linear(f"{path}.self.key", H, H),
-        *linear(f"{path}.self.value", H, H),
-        *linear(f"{path}.output.dense", H, H),
-        *norm(f"{path}.output.LayerNorm", H),
-    )
+    """A stock attention block of BERT: the projections, and the norm after them."""
+    return (*projections(path), *norm(f"{path}.output.LayerNorm", H))
+
+
+def pre_norm_attention(path: str) -> tuple[Weight, ...]:
+    """The same with the norm before the projections."""
+    return (*projections(path), *norm(f"{path}.self_attn_layer_norm", H))
 
 
 BERT_LAYER = (
@@ -122,6 +134,66 @@ XLM_ROBERTA = replace(
     ROBERTA,
     name="xlm-roberta",
     code=FamilyCode(module="xlm_roberta", model_type="xlm-roberta", class_prefix="XLMRoberta", special_positions=2),
+)
+DATA2VEC_TEXT = replace(
+    ROBERTA,
+    name="data2vec-text",
+    prefix="data2vec_text",
+    code=FamilyCode(
+        module="data2vec_text", model_type="data2vec-text", class_prefix="Data2VecText", special_positions=2
+    ),
+    tokenizer="RobertaTokenizer",
+)
+# Norms stand before attention and feed-forward, and one more after the last layer; the embeddings have none.
+XLM_ROBERTA_XL = replace(
+    ROBERTA,
+    name="xlm-roberta-xl",
+    code=FamilyCode(
+        module="xlm_roberta_xl",
+        model_type="xlm-roberta-xl",
+        class_prefix="XLMRobertaXL",
+        special_positions=2,
+        model_lines=body(
+            """
+            def normalize(self, rows: Tensor) -> Tensor:
+                return self.embeddings.dropout(rows)
+
+            def final(self, x: Tensor) -> Tensor:
+                return self.encoder.LayerNorm(x)
+            """
+        ),
+    ),
+    embeddings=tables(H),
+    layer=(
+        *pre_norm_attention("attention"),
+        *when(is_set("add_cross_attention"), pre_norm_attention("crossattention")),
+        *linear("intermediate.dense", H, INNER),
+        *linear("output.dense", INNER, H),
+        *norm("LayerNorm", H),
+    ),
+    final=norm("encoder.LayerNorm", H),
+    tokenizer="XLMRobertaTokenizer",
+)
+
+TASK_TYPES = "embeddings.task_type_embeddings.weight"
+ERNIE = replace(
+    BERT,
+    name="ernie",
+    prefix="ernie",
+    code=FamilyCode(
+        module="ernie",
+        model_type="ernie",
+        class_prefix="Ernie",
+        model_lines=('embedding_inputs = ("task_type_ids",)',),
+    ),
+    embeddings=(
+        *tables(H),
+        *when(is_set("use_task_id"), (Weight(TASK_TYPES, ("task_type_vocab_size", H)),)),
+        *norm("embeddings.LayerNorm", H),
+    ),
+    token_types=(*BERT.token_types, TASK_TYPES),
+    heads=tuple(replace(head, suffix="ForCausalLM") if head.suffix == "LMHeadModel" else head for head in BERT.heads),
+    tokenizer="BertTokenizer",
 )
 
 ELECTRA_PREDICTIONS = (
@@ -242,7 +314,7 @@ DISTILBERT = Family(
     ),
     default_head="ForMaskedLM",
     special_tokens=BRACKETED,
-    token_types=None,
+    token_types=(),
     layer_paths=lambda config: numbered("transformer.layer", config, "n_layers"),
     hidden_size=D,
     num_heads="n_heads",
@@ -295,7 +367,7 @@ ALBERT = Family(
             """
             projects_padding = True
 
-            def layers(self) -> list[Module]:
+            def unique_layers(self) -> list[Module]:
                 return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]
 
             def order(self) -> list[Module]:
@@ -343,33 +415,210 @@ ALBERT = Family(
     feed_forward="",
 )
 
+
+def bart_attention(name: str) -> tuple[Weight, ...]:
+    """A stock attention block of BART's kind: projections, output, norm."""
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    return (
+        *(weight for part in projections for weight in linear(f"{name}.{part}", DM, DM)),
+        *norm(f"{name}_layer_norm", DM),
+    )
+
+
+def bart_feed_forward(inner: str) -> tuple[Weight, ...]:
+    return (*linear("fc1", DM, inner), *linear("fc2", inner, DM), *norm("final_layer_norm", DM))
+
+
+def bart_embeddings(rows: Size, init: str = "normal", *, embedding_norm: bool, last_norm: bool) -> tuple[Weight, ...]:
+    """Word embeddings, and what encoder and decoder each have around their layers."""
+    return (
+        Weight("shared.weight", (V, DM)),
+        *(
+            weight
+            for part in ("encoder", "decoder")
+            for weight in (
+                Weight(f"{part}.embed_positions.weight", (rows, DM), init, computed=init == "sinusoids"),
+                *(norm(f"{part}.layernorm_embedding", DM) if embedding_norm else ()),
+                *(norm(f"{part}.layer_norm", DM) if last_norm else ()),
+            )
+        ),
+    )
+
+
+def two_more_positions(config: Config) -> int:
+    """Rows of BART's position tables: the first two belong to no token, and the config does not count them."""
+    return number(config, "max_position_embeddings") + 2
+
+
+def bart_labels(config: Config) -> int:
+    """BART's config has three labels where it names none."""
+    return number({LABELS: 3, **config}, LABELS)
+
+
+def generation_heads(classifier: tuple[Weight, ...]) -> tuple[Head, ...]:
+    """The heads of BART and mBART; the classifiers read the decoder."""
+    return (
+        Head("Model", "AutoModel"),
+        Head(
+            "ForConditionalGeneration",
+            "AutoModelForSeq2SeqLM",
+            (Weight("final_logits_bias", (1, V), "zeros", computed=True),),
+            tied={"lm_head.weight": "shared.weight"},
+        ),
+        Head(
+            "ForCausalLM",
+            "AutoModelForCausalLM",
+            tied={"lm_head.weight": "decoder.embed_tokens.weight"},
+        ),
+        Head("ForSequenceClassification", "AutoModelForSequenceClassification", classifier),
+        Head("ForQuestionAnswering", "AutoModelForQuestionAnswering", linear("qa_outputs", DM, 2)),
+    )
+
+
+def bart_classifier(labels: Size) -> tuple[Weight, ...]:
+    return (
+        *linear("classification_head.dense", DM, DM),
+        *linear("classification_head.out_proj", DM, labels),
+    )
+
+
+BART_CODE = FamilyCode(
+    module="bart",
+    model_type="bart",
+    class_prefix="Bart",
+    layers_path="layers",
+    attention_path="self_attn",
+    projections=("q_proj", "k_proj", "v_proj"),
+    attention_lines=body(
+        """
+        def tail(self, context: Tensor, hidden_states: Tensor) -> Tensor:
+            return self.out_proj(context)
+        """
+    ),
+    encoder="encoder",
+    decoder_heads=("ForCausalLM",),
+)
+BART = Family(
+    name="bart",
+    prefix="model",
+    code=BART_CODE,
+    embeddings=bart_embeddings(two_more_positions, embedding_norm=True, last_norm=False),
+    layer=(*bart_attention("self_attn"), *bart_feed_forward("encoder_ffn_dim")),
+    pooler=(),
+    heads=generation_heads(bart_classifier(bart_labels)),
+    default_head="ForConditionalGeneration",
+    special_tokens=ANGLED,
+    buffers=("encoder.version", "decoder.version"),
+    words="shared.weight",
+    positions="encoder.embed_positions.weight",
+    token_types=(),
+    global_embeddings="encoder.global_embeddings.weight",
+    layer_paths=lambda config: numbered("encoder.layers", config, "encoder_layers"),
+    hidden_size=DM,
+    inner_size="encoder_ffn_dim",
+    num_heads="encoder_attention_heads",
+    output_projection="self_attn.out_proj",
+    feed_forward="",
+    decoder_layer=(
+        *bart_attention("self_attn"),
+        *bart_attention("encoder_attn"),
+        *bart_feed_forward("decoder_ffn_dim"),
+    ),
+    decoder_layer_paths=lambda config: numbered("decoder.layers", config, "decoder_layers"),
+    decoder_positions="decoder.embed_positions.weight",
+    uncounted_positions=2,
+    tied={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
+)
+MBART = replace(  # BARThez too, whose config says mbart
+    BART,
+    name="mbart",
+    code=replace(BART_CODE, module="mbart", model_type="mbart", class_prefix="MBart"),
+    embeddings=bart_embeddings(two_more_positions, embedding_norm=True, last_norm=True),
+    heads=generation_heads(bart_classifier(LABELS)),
+)
+PEGASUS = replace(
+    BART,
+    name="pegasus",
+    code=replace(
+        BART_CODE,
+        module="pegasus",
+        model_type="pegasus",
+        class_prefix="Pegasus",
+        model_lines=body(
+            """
+            def embed_words(self, input_ids: Tensor) -> Tensor:
+                return self.embed_tokens(input_ids) * self.embed_scale
+
+            def embed_places(self, x: Tensor, first: int) -> Tensor:
+                return self.embed_positions(x.shape[:2], first)
+            """
+        ),
+    ),
+    embeddings=bart_embeddings("max_position_embeddings", "sinusoids", embedding_norm=False, last_norm=True),
+    heads=generation_heads(())[:3],  # it has no classifiers
+    special_tokens={"eos": "</s>", "mask": "<mask_2>", "pad": "<pad>"},
+    uncounted_positions=0,
+)
+
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT)
+    family.name: family
+    for family in (
+        *(BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT),
+        *(XLM_ROBERTA_XL, DATA2VEC_TEXT, ERNIE),
+        *(BART, MBART, PEGASUS),
+    )
 }
 
 # Families whose model is one encoder: what replaces attention alone takes them all.
-ENCODERS = ("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert", "albert")
+ENCODERS = (
+    *("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert", "albert"),
+    *("xlm-roberta-xl", "data2vec-text", "ernie"),
+)
+# Families with an encoder and a decoder that is left as it is.
+ENCODER_DECODERS = ("bart", "mbart", "pegasus")
 
 
-def family_of(config: Config, supported: Iterable[str] | None = None) -> Family:
+def family_of(config: Config, supported: Iterable[str] | None = None, *, again: str = "") -> Family:
     """The family of a checkpoint from its config's model_type.
 
+    Args:
+        supported: names of families; all where None.
+        again: the target whose own repos are taken, as the family that they were made from.
+
     Raises:
-        UnsupportedError: with the families that are supported.
+        UnsupportedError: with the reason, and the families that are supported or what to use instead.
+        BadInputError: the config contradicts itself.
     """
     names = sorted(FAMILIES if supported is None else supported)
-    model_type = config.get("model_type")
-    if model_type not in names:
+    before = converted(config)
+    if before is not None and before.target != again:
+        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG_CODE.name else ""
         raise UnsupportedError(
-            f"the family {model_type!r} is not supported" if model_type else "config.json names no model_type",
+            f"the source was converted before: it is {before.target} already",
+            where="config.json",
+            hint=f"convert the dense checkpoint that it was made from{mend}",
+        )
+    model_type = before.family if before else config.get("model_type")
+    if model_type not in names:
+        reason, instead = REFUSED.get(str(model_type), ("", ""))
+        raise UnsupportedError(
+            (f"{model_type} is not supported: {reason}" if reason else f"the family {model_type!r} is not supported")
+            if model_type
+            else "config.json names no model_type",
             where="config.json: model_type",
-            hint="supported: " + ", ".join(names),
+            hint=(f"instead: {instead}; " if instead else "") + "supported: " + ", ".join(names),
         )
     if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise UnsupportedError(
             f"relative positions ({config['position_embedding_type']}) are not supported",
             where="config.json: position_embedding_type",
             hint="use a checkpoint with absolute positions",
+        )
+    if config.get("add_cross_attention") and not config.get("is_decoder"):
+        raise BadInputError(
+            "the config has cross-attention but is no decoder, which no model can be built from",
+            where="config.json: add_cross_attention",
+            hint="set is_decoder to true, or add_cross_attention to false and drop its tensors",
         )
     return FAMILIES[str(model_type)]
 

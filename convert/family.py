@@ -16,6 +16,7 @@ from .modelcode import FamilyCode
 
 Config = Mapping[str, Any]
 Condition = Callable[[Config], bool]
+Size = str | int | Callable[[Config], int]  # of an axis: a field of the config, a number, or what gives one
 LABELS = "num_labels"
 
 
@@ -29,14 +30,16 @@ class Weight:
     """A tensor of the family: canonical name, shape in config fields, and how a new one starts.
 
     `init` is one of those of `ops.New`; `dtype` is set where it is not the other tensors'. `when` says of which
-    configs a model has the tensor.
+    configs a model has the tensor. One that is `computed` is never trained: where the source lacks it, or has it in
+    another length, it is what `init` says (one of those of `ops.Computed`).
     """
 
     name: str
-    shape: tuple[str | int, ...]
+    shape: tuple[Size, ...]
     init: str = "normal"
     dtype: str = ""
     when: Condition = always
+    computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,21 @@ class Family:
 
     Attributes:
         prefix: of the base model's tensors in a checkpoint with a head.
-        embeddings, layer, pooler: tensors of the base model; `layer` once, relative to a layer's path.
+        embeddings, layer, final, pooler: tensors of the base model; `layer` once, relative to a layer's path; `final`
+            comes after the last one.
+        decoder_layer: likewise of a decoder beside the encoder.
         layer_paths: paths of the layers that have tensors of their own, from the config.
+        decoder_layer_paths: of the decoder's.
+        tied: parameters of the base model that are stored nowhere, and those they share.
+        decoder_positions: the decoder's position table, where it has one of its own.
+        uncounted_positions: rows of a position table that no token uses and config.max_position_embeddings does not
+            count (BART: 2).
         run_order: paths of the layers as they run, where one that is shared runs several times.
         feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).
         hidden_size, inner_size, num_heads: what the config calls them.
         output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
+        token_types: embeddings whose first row every token gets unless other ids are given.
         buffers: what old checkpoints store although a model builds it anew.
     """
 
@@ -78,10 +89,11 @@ class Family:
     heads: tuple[Head, ...]
     default_head: str
     special_tokens: Mapping[str, str]
+    final: tuple[Weight, ...] = ()
     buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
     words: str = "embeddings.word_embeddings.weight"
     positions: str = "embeddings.position_embeddings.weight"
-    token_types: str | None = "embeddings.token_type_embeddings.weight"
+    token_types: tuple[str, ...] = ("embeddings.token_type_embeddings.weight",)
     global_embeddings: str = "embeddings.global_embeddings.weight"
     layer_paths: Callable[[Config], list[str]] = lambda config: numbered("encoder.layer", config, "num_hidden_layers")
     run_order: Callable[[Config], list[str]] | None = None
@@ -91,6 +103,11 @@ class Family:
     num_heads: str = "num_attention_heads"
     output_projection: str = "attention.output.dense"
     tokenizer: str = ""
+    decoder_layer: tuple[Weight, ...] = ()
+    decoder_layer_paths: Callable[[Config], list[str]] = lambda config: []
+    decoder_positions: str = ""
+    uncounted_positions: int = 0
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokenizer_class(self) -> str:
@@ -101,6 +118,29 @@ class Family:
     def special_positions(self) -> int:
         """Rows of the position table that no token uses (RoBERTa: 2), counted in config.max_position_embeddings."""
         return self.code.special_positions
+
+    @property
+    def special_rows(self) -> int:
+        """Leading rows of a position table that no token uses, whether the config counts them or not."""
+        return self.special_positions + self.uncounted_positions
+
+    @property
+    def computes_positions(self) -> bool:
+        """Whether positions are computed (sinusoids), not learned."""
+        return any(weight.computed for weight in self.embeddings if weight.name == self.positions)
+
+    def part(self, head: Head) -> str:
+        """Path of the part of the base model that a class consists of; "" where it has the whole."""
+        return "decoder" if head.suffix in self.code.decoder_heads else ""
+
+    def position_tables(self, head: Head) -> list[str]:
+        """The position tables that a class has."""
+        tables = (self.positions, self.decoder_positions)
+        return [name for name in tables if name and name.startswith(self.part(head))]
+
+    def tied_weights(self, head: Head) -> dict[str, str]:
+        """Parameters of a class that are stored nowhere, and those they share."""
+        return {**({} if self.part(head) else self.tied), **head.tied}
 
     def head(self, suffix: str) -> Head:
         """The head of that suffix.
@@ -141,14 +181,29 @@ class Family:
             name in head.tied for head in self.heads
         )
 
-    def base_weights(self, config: Config) -> list[Weight]:
-        """Embeddings and all layers, in order, with their full names."""
-        layers = self.layer_paths(config)
+    def base_weights(self, config: Config, part: str = "") -> list[Weight]:
+        """Embeddings and all layers, in order, with their full names; of one part of the model only, if asked for.
+
+        A part has tensors of its own where the whole model shares one.
+        """
+        stacks = (
+            (self.layer_paths(config), self.layer),
+            (self.decoder_layer_paths(config), self.decoder_layer),
+        )
+        shared = {weight.name: weight for weight in self.embeddings}
         weights = [
             *self.embeddings,
-            *(replace(weight, name=f"{layer}.{weight.name}") for layer in layers for weight in self.layer),
+            *(replace(shared[name], name=alias) for alias, name in self.tied.items() if part),
+            *(
+                replace(weight, name=f"{path}.{weight.name}")
+                for paths, layer in stacks
+                for path in paths
+                for weight in layer
+            ),
+            *(self.final if not part else ()),
         ]
-        return [weight for weight in weights if weight.when(config)]
+        inside = f"{part}." if part else ""
+        return [weight for weight in weights if weight.when(config) and weight.name.startswith(inside)]
 
     def run_paths(self, config: Config) -> list[str]:
         """Paths of the layers in the order in which they run."""
@@ -160,7 +215,8 @@ class Family:
 
     def weights(self, config: Config, head: Head) -> list[Weight]:
         """Every tensor that the class stores."""
-        return [*self.base_weights(config), *(weight for weight in self.head_weights(head) if weight.when(config))]
+        own = (weight for weight in self.head_weights(head) if weight.when(config))
+        return [*self.base_weights(config, self.part(head)), *own]
 
 
 def number(config: Config, name: str, most: int = 1 << 31) -> int:
@@ -182,7 +238,10 @@ def number(config: Config, name: str, most: int = 1 << 31) -> int:
 
 
 def shape_of(weight: Weight, config: Config) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else number(config, size) for size in weight.shape)
+    return tuple(
+        size if isinstance(size, int) else number(config, size) if isinstance(size, str) else size(config)
+        for size in weight.shape
+    )
 
 
 def numbered(path: str, config: Config, field: str) -> list[str]:
@@ -190,13 +249,13 @@ def numbered(path: str, config: Config, field: str) -> list[str]:
     return [f"{path}.{i}" for i in range(number(config, field, most=10_000))]
 
 
-def linear(name: str, inputs: str | int, outputs: str | int, *, bias: bool = True) -> tuple[Weight, ...]:
+def linear(name: str, inputs: Size, outputs: Size, *, bias: bool = True) -> tuple[Weight, ...]:
     """Weight (outputs, inputs) and bias (outputs,) of a dense layer."""
     weight = Weight(f"{name}.weight", (outputs, inputs))
     return (weight, Weight(f"{name}.bias", (outputs,), "zeros")) if bias else (weight,)
 
 
-def norm(name: str, size: str | int) -> tuple[Weight, ...]:
+def norm(name: str, size: Size) -> tuple[Weight, ...]:
     return Weight(f"{name}.weight", (size,), "ones"), Weight(f"{name}.bias", (size,), "zeros")
 
 

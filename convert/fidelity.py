@@ -3,7 +3,8 @@
 Token cosine: mean over real tokens of the cosine between last hidden states. Sentence cosine: between their means over
 real tokens. Layer error: ‖a − b‖ / ‖b‖ of the hidden states after each layer, the embeddings first. With a masked-LM
 head: the mean KL divergence of the token distributions (nats), and both models' loss on
-masked tokens (nats a token).
+masked tokens (nats a token). Where there is a decoder beside the encoder, the states are the encoder's, and the
+divergence is that of the decoder, which is given the same text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .builtin_text import measuring_text
-from .loaded import Loaded
+from .loaded import Loaded, decoder_inputs
 
 BUILTIN_LENGTHS = (128, 256, 512)
 BUILTIN_TEXTS = 4
@@ -41,11 +42,12 @@ def file_fidelity(loaded: Loaded, files: list[str], lengths: list[int], texts: i
 def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> list[dict[str, Any]]:
     """One entry a length, each over `texts` windows of that many tokens, special tokens included.
 
-    None at all where the repo has no tokenizer: there are tokens of a text only with one.
+    None at all where the repo has no tokenizer (there are tokens of a text only with one), or is a decoder alone, which
+    keeps its attention.
     """
-    if not (loaded.repo / "tokenizer_config.json").is_file():
+    if not (loaded.repo / "tokenizer_config.json").is_file() or loaded.manifest.get("part"):
         return []
-    heads = [auto for auto in loaded.autos if auto == "AutoModelForMaskedLM"]
+    heads = [auto for auto in loaded.autos if auto in ("AutoModelForMaskedLM", "AutoModelForSeq2SeqLM")]
     auto = heads[0] if heads else "AutoModel"
     source, emitted = loaded.source_model(auto), loaded.model(auto) if heads else loaded.base()
     found = []
@@ -72,9 +74,9 @@ def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:
 
 def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text, as the tokenizer itself puts them."""
-    alone = tokenizer("", add_special_tokens=True)["input_ids"]
-    lead = 1 if len(alone) > 1 else 0
-    return alone[:lead], alone[lead:]
+    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    return whole[:lead], whole[lead + len(body) :]
 
 
 def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, Any]:
@@ -87,21 +89,23 @@ def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) 
 
 @torch.no_grad()
 def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any, seed: int) -> dict[str, Any]:
-    one, other = source(ids, output_hidden_states=True), emitted(ids, output_hidden_states=True)
-    a, b = one.hidden_states[-1], other.hidden_states[-1]
+    one, other = (model(ids, output_hidden_states=True, **decoder_inputs(model, ids)) for model in (source, emitted))
+    states, others = (_token_states(output, ids.shape[1]) for output in (one, other))
+    a, b = states[-1], others[-1]
     row = {
         "token_cosine": float(F.cosine_similarity(a, b, dim=-1).mean()),
         "sentence_cosine": float(F.cosine_similarity(a.mean(1), b.mean(1), dim=-1).mean()),
-        "layer_error": [
-            float((y - x).norm() / x.norm()) for x, y in zip(one.hidden_states, other.hidden_states, strict=True)
-        ],
+        "layer_error": [float((y - x).norm() / x.norm()) for x, y in zip(states, others, strict=True)],
     }
-    if "logits" in one and one.logits.dim() == 3 and tokenizer.mask_token_id is not None:
+    decoder = "encoder_hidden_states" in one
+    if "logits" in one and one.logits.dim() == 3 and (decoder or tokenizer.mask_token_id is not None):
         row["logit_kl"] = float(
             F.kl_div(other.logits.log_softmax(-1), one.logits.log_softmax(-1), log_target=True, reduction="none")
             .sum(-1)
             .mean()
         )
+        if decoder:
+            return row
         generator = torch.Generator().manual_seed(seed)
         masked = torch.rand(ids.shape, generator=generator) < MASKED_SHARE
         masked[:, 0] = masked[:, -1] = False
@@ -109,3 +113,9 @@ def _compare_one(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: 
         row["source_mlm_loss"] = float(F.cross_entropy(source(hidden).logits[masked], ids[masked]))
         row["mlm_loss"] = float(F.cross_entropy(emitted(hidden).logits[masked], ids[masked]))
     return row
+
+
+def _token_states(output: Any, length: int) -> list[Tensor]:
+    """An encoder's hidden states (b, t, e), without global tokens that stand in front of the others."""
+    found = output.encoder_hidden_states if "encoder_hidden_states" in output else output.hidden_states
+    return [states[:, -length:] for states in found]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .families import ENCODERS
-from .family import Weight, number
+from .family import Weight, number, shape_of
 from .lambda_options import LambdaOptions
 from .modelcode import LAMBDA_CODE
 from .ops import Calibrated
@@ -49,7 +49,7 @@ def _rules(context: Context) -> Sequence[Rule]:
         Rule(
             (),
             weight.name,
-            Calibrated(weight.name, tuple(map(int, weight.shape)), "landmarks and least squares", "F32"),
+            Calibrated(weight.name, shape_of(weight, context.config), "landmarks and least squares", "F32"),
             "fitted on text to what the source's attention gives",
         )
         for weight in _weights(context)

@@ -11,7 +11,7 @@ import numpy as np
 from ..templates.linformer_projection import default_peak, draw, peaked_segments
 from .dtypes import Array, from_float32
 from .families import ENCODERS
-from .family import Weight, number
+from .family import Weight, number, shape_of
 from .linformer_options import LinformerOptions
 from .modelcode import LINFORMER_CODE
 from .ops import Shape, generator
@@ -96,7 +96,7 @@ def _rules(context: Context) -> Sequence[Rule]:
         if weight.name.endswith("_bias"):
             continue  # zeros, like any new bias
         layer = next(i for i, path in enumerate(layers) if weight.name.startswith(f"{path}."))
-        size = tuple(map(int, weight.shape))
+        size = shape_of(weight, context.config)
         op = Projection(weight.name, size, options.init, layer, peaks.get(options.init, 0.0), context.seed, "F32")
         rules.append(Rule((), weight.name, op, WHY.get(options.init, f"random ({options.init})")))
     return [*rules, *position_rules(context, options.max_length)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -65,11 +66,25 @@ class Loaded:
         return self.model(**overrides).base_model
 
     def source_model(self, auto: str) -> nn.Module:
-        """The dense source under an Auto class."""
-        model: nn.Module = getattr(transformers, auto).from_pretrained(
-            self.source, trust_remote_code=self._trust, dtype=torch.float32
-        )
-        return model.eval()
+        """The dense source under an Auto class; of one that was converted before, the dense model of its weights."""
+        before: dict[str, Any] = {}
+        if "upgraded" in self.manifest and self.source is not None:  # whose own code, if it still loads, is not run
+            fields = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
+            dense = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
+            before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **dense)}
+        read = getattr(transformers, auto).from_pretrained
+        options = {
+            "trust_remote_code": self._trust and not before,
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            **before,
+        }
+        model, info = read(self.source, **options)
+        if self.manifest.get("part") and info["missing_keys"]:
+            # The stock decoder does not find the embeddings that a whole model stores once for all of its parts.
+            model = read(self.source, key_mapping={r"^(model\.)?shared\.": "model.decoder.embed_tokens."}, **options)[0]
+        evaluating: nn.Module = model.eval()
+        return evaluating
 
     @property
     def max_length(self) -> int:
@@ -77,12 +92,20 @@ class Loaded:
 
 
 def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Every output tensor by name: logits, hidden states, pooled outputs. `ids` (b, t); multiple choice: b choices."""
+    """Every output tensor by name: logits, hidden states, pooled outputs.
+
+    `ids` (b, t) are read by encoder and decoder where there are two; for multiple choice they are b choices.
+    """
     if auto == "AutoModelForMultipleChoice":
         ids, mask = ids[None], None if mask is None else mask[None]
     with torch.no_grad():
-        result = model(input_ids=ids, attention_mask=mask)
+        result = model(input_ids=ids, attention_mask=mask, **decoder_inputs(model, ids))
     return {name: value.float() for name, value in result.items() if isinstance(value, Tensor)}
+
+
+def decoder_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What a model with a decoder beside its encoder is given to decode, when it reads `ids`: the same."""
+    return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 
 def difference(got: Tensor, wanted: Tensor, real: Tensor | None = None) -> float:

@@ -6,7 +6,7 @@ A class is named by the target's prefix before the stock name: LSGBertForMaskedL
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
@@ -26,7 +26,10 @@ class FamilyCode:
         attention_path: attribute path from a layer to its self-attention.
         projections: names of the query, key and value projections in it.
         attention_lines: further lines of the attention class's body.
-        model_lines: further lines of the base model's body.
+        model_lines: further lines of the body of the base model, or of its encoder where the base model has a decoder.
+        encoder: attribute path from the base model to its encoder, where the base model has a decoder too; then
+            `layers_path` begins at the encoder.
+        decoder_heads: suffixes of the classes that consist of the decoder alone.
     """
 
     module: str
@@ -38,10 +41,27 @@ class FamilyCode:
     projections: tuple[str, str, str] = ("query", "key", "value")
     attention_lines: tuple[str, ...] = ()
     model_lines: tuple[str, ...] = ()
+    encoder: str = ""
+    decoder_heads: tuple[str, ...] = ()
 
     @property
     def config_class(self) -> str:
         return f"{self.class_prefix}Config"
+
+
+@dataclass(frozen=True, slots=True)
+class Seq2SeqCode:
+    """A target's parts for models of an encoder and a decoder.
+
+    Args:
+        encoder_mixin: of the encoder. model_mixin: of the base model. decoder_mixin: of classes that are the decoder
+            alone. config_mixin: of the config.
+    """
+
+    encoder_mixin: tuple[str, str]
+    model_mixin: tuple[str, str]
+    decoder_mixin: tuple[str, str]
+    config_mixin: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +75,7 @@ class TargetCode:
         encoder_mixin: the target's `EncoderMixin`.
         config_mixin: the target's fields of the config.
         others: further modules that the repo needs, each with a name to import from it.
+        seq2seq: what takes the place of some of these in models of an encoder and a decoder, where it takes them.
     """
 
     name: str
@@ -63,12 +84,24 @@ class TargetCode:
     encoder_mixin: tuple[str, str]
     config_mixin: tuple[str, str]
     others: tuple[tuple[str, str], ...] = ()
+    seq2seq: Seq2SeqCode | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
         parts = (self.mix, self.encoder_mixin, self.config_mixin, *self.others)
         return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
+
+    def for_family(self, family: FamilyCode) -> TargetCode:
+        """The parts that a family needs."""
+        if not family.encoder or self.seq2seq is None:
+            return self
+        return replace(
+            self,
+            encoder_mixin=self.seq2seq.encoder_mixin,
+            config_mixin=self.seq2seq.config_mixin,
+            others=(*self.others, self.encoder_mixin),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +159,12 @@ LSG_CODE = TargetCode(
     encoder_mixin=("lsg_encoder", "LSGEncoderMixin"),
     config_mixin=("lsg_configuration", "LSGConfigMixin"),
     others=(("lsg_kernel_cpu", "cpu_attention"),),
+    seq2seq=Seq2SeqCode(
+        encoder_mixin=("lsg_seq2seq", "LSGSeq2SeqEncoderMixin"),
+        model_mixin=("lsg_seq2seq", "Seq2SeqModelMixin"),
+        decoder_mixin=("lsg_seq2seq", "DecoderMixin"),
+        config_mixin=("lsg_configuration", "LSGSeq2SeqConfigMixin"),
+    ),
 )
 
 
@@ -139,6 +178,7 @@ class Names:
     config: str
     attention: str
     model: str
+    encoder: str
 
 
 def names(family: FamilyCode, target: TargetCode) -> Names:
@@ -151,6 +191,7 @@ def names(family: FamilyCode, target: TargetCode) -> Names:
         config=f"{prefix}Config",
         attention=f"{prefix}Attention",
         model=f"{prefix}{BASE_SUFFIX}",
+        encoder=f"{prefix}Encoder",
     )
 
 
@@ -191,6 +232,8 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
     """
     package = resources.files(f"{__package__.rpartition('.')[0]}.templates")
+    if isinstance(target, TargetCode):
+        target = target.for_family(family)
     copied = {file: (package / file).read_text(encoding="utf-8") for file in target.files}
     if isinstance(target, StandaloneCode):
         return copied
@@ -208,7 +251,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
         "imports": _imports(family, target),
         "heads": [
-            (family.class_prefix + suffix, class_name(family, target, suffix))
+            (family.class_prefix + suffix, class_name(family, target, suffix), suffix in family.decoder_heads)
             for suffix in heads
             if suffix != BASE_SUFFIX
         ],
@@ -233,6 +276,7 @@ def _imports(family: FamilyCode, target: TargetCode) -> list[tuple[str, str, boo
         (CORE_MODULE, CORE_HEAD),
         target.mix,
         target.encoder_mixin,
+        *((target.seq2seq.model_mixin, target.seq2seq.decoder_mixin) if family.encoder and target.seq2seq else ()),
     ]
     found: dict[str, list[str]] = {}
     for module, name in used:

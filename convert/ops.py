@@ -142,6 +142,29 @@ class New:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor that no training makes.
+
+    Args:
+        size: the shape.
+        init: zeros, or sinusoids (see `sinusoids`).
+        dtype: of the tensor.
+    """
+
+    size: Shape
+    init: str
+    dtype: str
+    action = "derive"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.size
+
+    def apply(self, *inputs: Array) -> Array:
+        values = sinusoids(*self.size) if self.init == "sinusoids" else np.zeros(self.size, np.float32)
+        return from_float32(values, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
 class Calibrated:
     """A tensor whose values come from running the source on text, before anything is written.
 
@@ -169,6 +192,18 @@ def generator(seed: int, name: str) -> np.random.Generator:
     """A random generator that depends on the seed and the tensor's name only, not on the order of tensors."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Positions (length, width), float32: "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
+
+    All sines stand before all cosines, as Pegasus has them; computed in float64.
+    """
+    angles = np.arange(length)[:, None] / np.power(10000.0, 2 * np.arange((width + 1) // 2) / width)
+    table = np.empty((length, width), np.float32)
+    table[:, : angles.shape[1]] = np.sin(angles)
+    table[:, angles.shape[1] :] = np.cos(angles[:, : width // 2])
+    return table
 
 
 def elements(shape: Shape) -> int:

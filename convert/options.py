@@ -15,14 +15,40 @@ CALIBRATE_HELP = "Text file to fit on; may be given several times. [default: the
 DTypeName = Literal["float32", "float16", "bfloat16"]
 
 
-def option(default: Any, help: str, *, flag: str | None = None, short: str | None = None, panel: str = "") -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    short: str | None = None,
+    panel: str = "",
+    fallback: Any = None,
+) -> Any:
     """A dataclass field that is also a command-line option.
 
     Args:
         flag: its name on the command line where it is not the field's own (`--max-len` for max_length).
         panel: heading in the command's help.
+        fallback: of an option that is left open (its default is None) because a source may have a value of its own:
+            what it is for a source that has none.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "short": short, "panel": panel})
+    metadata = {"help": help, "flag": flag, "short": short, "panel": panel, "fallback": fallback}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def open_option(fallback: Any, help: str, **more: Any) -> Any:
+    """An option that is the source's own where it has one, and `fallback` where it has none."""
+    return option(None, help, fallback=fallback, **more)
+
+
+def is_open(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option is left open for what the source has."""
+    return field.metadata.get("fallback") is not None
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What an option is for a source that has no value of its own."""
+    return field.metadata["fallback"] if is_open(field) else field.default
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:
@@ -30,12 +56,16 @@ def flag_of(field: dataclasses.Field[Any]) -> str:
     return str(field.metadata.get("flag") or "--" + field.name.replace("_", "-"))
 
 
-def changed(options: object, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that differ from the defaults of the options' class, by flag."""
+def changed(options: object, values: Mapping[str, Any], stated: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Those of `values` that differ from what they are without being asked for, by flag.
+
+    Args:
+        stated: what the source states of the options that are left open.
+    """
     return {
         flag_of(field): values[field.name]
         for field in dataclasses.fields(options)  # type: ignore[arg-type]
-        if field.name in values and values[field.name] != field.default
+        if field.name in values and values[field.name] != (stated or {}).get(field.name, default_of(field))
     }
 
 

@@ -19,7 +19,7 @@ from .errors import BadInputError, UnsupportedError, listing
 from .families import head_of
 from .family import Family, Head, Weight, shape_of
 from .modelcode import class_name
-from .ops import Copy, New, Op, Shape, elements
+from .ops import Computed, Copy, New, Op, Shape, elements
 from .target import Context, Rule, Target
 
 BASE_MEMORY = 64 << 20  # bytes: interpreter, numpy and the command line, measured
@@ -151,7 +151,8 @@ class _Planner:
         self.dropped = target.drops(context)
         self.used: set[str] = set()
         self.rows: list[Row] = []
-        base = {weight.name for weight in (*self.family.base_weights(context.config), *self.family.pooler)}
+        self.whole = {weight.name for weight in self.family.base_weights(context.config)} | self.family.tied.keys()
+        base = self.whole | {weight.name for weight in self.family.pooler}
         # A base model stores no prefix, unless it carries tensors of a head: transformers 4.57 tells by the prefix
         # whether a checkpoint holds more than the base.
         self.emits, self.emitted_head = context.emits, context.emitted_head
@@ -195,15 +196,20 @@ class _Planner:
         )
 
     def _tied(self) -> dict[str, str]:
-        return {alias: name for head in self.family.heads for alias, name in head.tied.items()}
+        """Every parameter that is tied in one of the family's classes, and the one that all of them store."""
+        base = self.family.tied
+        return {
+            **base,
+            **{alias: base.get(name, name) for head in self.family.heads for alias, name in head.tied.items()},
+        }
 
     def _untied(self) -> dict[str, Weight]:
         """Parameters of this head that the config does not tie: they are tensors of their own."""
         if self.context.config.get("tie_word_embeddings", True):
             return {}
-        head = self.emitted_head
-        shapes = {weight.name: weight.shape for weight in (*self.emits.embeddings, *head.weights)}
-        return {alias: Weight(alias, shapes[name]) for alias, name in head.tied.items()}
+        shapes = {weight.name: weight.shape for weight in self.emits.weights(self.context.emitted, self.emitted_head)}
+        tied = self.emits.tied_weights(self.emitted_head)
+        return {alias: Weight(alias, shapes[name]) for alias, name in tied.items()}
 
     def _make(self, weight: Weight, rule: Rule | None) -> None:
         expected = shape_of(weight, self.context.emitted)
@@ -239,15 +245,15 @@ class _Planner:
         return "" if tensor.shape == expected else f"{name}: shape {tensor.shape}, where config.json says {expected}"
 
     def _default_rule(self, weight: Weight, expected: Shape) -> Rule | None:
+        if weight.computed and (weight.name not in self.stored or self.stored[weight.name].shape != expected):
+            op: Op = Computed(expected, weight.init, weight.dtype or self.dtype or self._main_dtype())
+            return Rule((), weight.name, op, f"{weight.init}, computed")
         if weight.name in self.stored:
             return Rule((weight.name,), weight.name)
-        alias = self._stored_name(weight.name)
-        if alias != weight.name:
-            return Rule((alias,), weight.name, why=f"tied to {alias}, which is what the source stores")
-        if weight.name in self.tied and self.tied[weight.name] in self.stored:
-            name = self.tied[weight.name]
-            return Rule((name,), weight.name, why=f"the source stores it once, as {name}")
-        if any(weight.name == base.name for base in self.family.base_weights(self.context.config)):
+        twin = self._stored_name(weight.name)
+        if twin != weight.name:
+            return Rule((twin,), weight.name, why=f"tied to {twin}, which is what the source stores")
+        if weight.name in self.whole:
             self.faults.append(f"{weight.name}: missing")
             return None
         op = New(
@@ -261,24 +267,31 @@ class _Planner:
         return Rule((), weight.name, op, f"the source has none; train it ({weight.init})")
 
     def _stored_name(self, name: str) -> str:
-        """The name, or the one that it is tied to where the source stores only that."""
-        alias = next((alias for alias, tied in self.tied.items() if tied == name and alias in self.stored), None)
-        return name if name in self.stored or alias is None else alias
+        """The name, or one that it is tied to where the source stores only that."""
+        return name if name in self.stored else next((twin for twin in self._twins(name) if twin in self.stored), name)
+
+    def _twins(self, name: str) -> list[str]:
+        """The names that share one tensor with this one, where they are tied; the stored one of most classes first."""
+        root = self.tied.get(name, name)
+        return [twin for twin in (root, *(a for a, tied in self.tied.items() if tied == root)) if twin != name]
 
     def _leave(self, name: str, tensor: Tensor) -> None:
         drop = ""
         equals = None
+        twin = next((twin for twin in self._twins(name) if twin in self.used), None)
         if name in self.family.buffers:
             drop = "a buffer, built anew when the model loads"
-        elif (
-            name in self.tied
-            and self.tied[name] in self.stored
-            and self.context.config.get("tie_word_embeddings", True)
-        ):
-            equals = self.stored[self.tied[name]].name
-            drop = f"tied to {self.tied[name]}, stored once"
+        elif twin and self.context.config.get("tie_word_embeddings", True):
+            equals = self.stored[twin].name
+            drop = f"tied to {twin}, stored once"
+        elif name in self.dropped:
+            drop = self.dropped[name]
+        elif name in self.declared and self.declared[name].computed:
+            drop = "computed anew for the new length"
+        elif self.family.part(self.head) and (name in self.whole or self.family.is_head_weight(name)):
+            drop = f"{self.family.class_name(self.head)} is the {self.family.part(self.head)} alone"
         elif self.emits is not self.family:
-            drop = self.dropped.get(name, f"no part of {self.emits.class_name(self.emitted_head)}")
+            drop = f"no part of {self.emits.class_name(self.emitted_head)}"
         if drop:
             self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
             return
@@ -312,7 +325,8 @@ class _Planner:
         self.rows.append(Row(action, tuple(tensor.name for tensor in inputs), emitted, shape, dtype, rule.op, why))
 
     def _initializer_range(self) -> float:
-        value = self.context.config.get("initializer_range", 0.02)
+        config = self.context.config
+        value = config.get("initializer_range", config.get("init_std", 0.02))
         if isinstance(value, (int, float)) and 0 <= value < math.inf:
             return float(value)
         raise BadInputError(

@@ -5,21 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .errors import UsageError
 from .family import number
 from .ops import InterpolatePositions, TilePositions
 from .target import Context, Rule
 
 
 def position_rules(context: Context, length: int, how: str = "repeat") -> list[Rule]:
-    """The rule that makes a position table of `length` tokens; none where the source has that length."""
+    """The rules that make position tables of `length` tokens; none where the source has that length.
+
+    Raises:
+        UsageError: for a way to grow that computed positions have no use for.
+    """
     family = context.family
-    special = family.special_positions
-    stored = number(context.config, "max_position_embeddings") - special
+    if family.computes_positions:  # for any length, by the plan
+        if how != "repeat":
+            raise UsageError(
+                f"positions of {family.name} are computed for every length, not {how}d",
+                where="--positions",
+                hint="leave it out",
+            )
+        return []
+    stored = number(context.config, "max_position_embeddings") - family.special_positions
     if length == stored:
         return []
     why = f"drops the last {stored - length} of {stored} positions" if length < stored and how == "repeat" else ""
     resize = TilePositions if how == "repeat" else InterpolatePositions
-    return [Rule((family.positions,), family.positions, resize(length, special), why)]
+    tables = family.position_tables(context.head)
+    return [Rule((table,), table, resize(length, family.special_rows), why) for table in tables]
 
 
 def equal_positions(manifest: Mapping[str, Any]) -> str:

@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .converted import converted
 from .errors import BadInputError, UnsupportedError, UsageError
 from .execute import Progress
 from .manifest import Measured, check_hashes, read_manifest
-from .options import Settings
+from .options import Settings, default_of
 from .reader import DENSE_FORMATS, open_checkpoint
 from .run import source_folder
 from .source import resolve
@@ -137,7 +138,7 @@ def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 def _with_defaults(manifest: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """The manifest with the options that are younger than it, or that somebody removed."""
     known = {"options": target.options, "settings": Settings}
-    filled = {key: {f.name: f.default for f in fields(kind)} | manifest[key] for key, kind in known.items()}
+    filled = {key: {f.name: default_of(f) for f in fields(kind)} | manifest[key] for key, kind in known.items()}
     return {**manifest, **filled}
 
 
@@ -151,9 +152,11 @@ def source_of(
     """The source's folder, its weights fetched; `target` where it has a way of its own to open sources."""
     found = resolve(against, token=token, offline=offline)
     own = target if target and target.model_types else None
-    if found.config.get("model_type") not in (own.model_types if own else (manifest["family"],)):
+    before = converted(found.config)
+    family = before.family if before and not own else found.config.get("model_type")
+    if family not in (own.model_types if own else (manifest["family"],)):
         raise UsageError(
-            f"the source is a {found.config.get('model_type')}, the repo was made from a {manifest['family']}",
+            f"the source is a {family}, the repo was made from a {manifest['family']}",
             where=str(against),
             hint="give the checkpoint that the repo was made from",
         )

@@ -96,7 +96,8 @@ def prepare_resolved(source: Source, target: Target, options: object, settings: 
     if target.prepare is not None:
         checkpoint, context, plan = target.prepare(source, target, options, settings, remote)
         return Prepared(source, checkpoint, context, plan)
-    family = family_of(source.config, target.families)
+    family = family_of(source.config, target.families, again=target.name if target.again else "")
+    options = target.complete(options, source.config)
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote)
     check_floats(checkpoint.tensors.values())
     head, unknown_class = choose_head(checkpoint, source.config, family, settings.architecture)
@@ -154,7 +155,8 @@ def convert_source(
     begin = time.monotonic()
     progress("source", 0, 0)
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
-    output = _absolute(settings.output or Path(target.folder(found.name, options)))
+    named = target.folder(found.name, target.complete(options, found.config))
+    output = _absolute(settings.output or Path(named))
     with output_errors(output):
         check_apart(found.folder, output)
         check_output(output, overwrite=settings.overwrite)
@@ -255,13 +257,19 @@ def _calibrate(ready: Prepared, target: Target, progress: Progress) -> Calibrati
 def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any]:
     """What checks and card need to know of the repo, beside the options."""
     context = ready.context
+    upgraded = target.upgraded(context)
     new = [row.target for row in ready.plan.rows if row.action == "new"]
     stored = {
         (row.target.removeprefix(f"{context.emits.prefix}."), row.shape)
         for row in ready.plan.rows
         if row.target and row.action != "new"
     }
-    declared = {head.auto: context.emits.weights(context.emitted, head) for head in target.heads(context.emits)}
+    part = context.emits.part(context.emitted_head)
+    declared = {
+        head.auto: context.emits.weights(context.emitted, head)
+        for head in target.heads(context.emits)
+        if context.emits.part(head) == part  # a decoder alone has none of the target's attention
+    }
     heads = [  # by shape too: several heads call their tensors classifier.weight
         auto
         for auto, weights in declared.items()
@@ -272,12 +280,15 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
-        "dense_source": target.prepare is None,  # one that the repo approximates, so that fidelity means something
+        "part": part,
+        # One that the repo approximates, so that fidelity means something.
+        "dense_source": target.prepare is None and not upgraded,
         "heads": heads,
         "new": new,
         "carried": [
             row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)
         ],
+        **({"upgraded": dict(upgraded)} if upgraded else {}),
     }
 
 

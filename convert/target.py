@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,9 @@ class Target:
         prepare: opens and plans a source, where the common way does not serve: a target that changes frameworks.
         model_types, formats: of the sources that `prepare` takes: as config.json has them, and of `reader.FILES`.
         form: how the weights are stored.
+        again: whether it takes repos that it made already (or that its published converter made).
+        complete: the options with those filled in that were left open, from the source's config.
+        upgraded: of a repo that it takes again, what it was, for card and manifest; {} for a dense source.
         ending: of the default folder's name, for a target whose length is the source's unless it is asked for.
     """
 
@@ -134,12 +138,17 @@ class Target:
     model_types: tuple[str, ...] = ()
     formats: tuple[str, ...] = ("safetensors", "bin")
     form: Form = SAFETENSORS
+    again: bool = False
+    complete: Callable[[Any, Config], Any] = lambda options, config: options
+    upgraded: Callable[[Context], Mapping[str, Any]] = lambda context: {}
     ending: str = ""
 
     def folder(self, source: str, options: Any) -> str:
         """The default output folder."""
         if self.ending:
             return "-".join(str(part) for part in (source, self.ending, options.max_length) if part)
+        if self.again and source.startswith(f"{self.name}-"):  # named by this very rule, with its old length
+            source = re.sub(r"-\d+$", "", source.removeprefix(f"{self.name}-"))
         return f"{self.name}-{source}-{options.max_length}"
 
     def heads(self, family: Family) -> tuple[Head, ...]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..convert.dtypes import Array, from_float32
-from ..convert.ops import Shape, generator
+from ..convert.ops import Shape, generator, sinusoids
 from .options import ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalEmbeddings:
-    """Makes the table from the position table, the word embeddings and (where they count) the token types.
+    """Makes the table from the position table, the word embeddings and (where they count) all token types.
 
     Args:
         bos, mask: ids of the tokens whose embeddings row 0 and the others get; for `random`, mask may be None.
@@ -25,6 +25,8 @@ class GlobalEmbeddings:
         stride: distance of the positions that rows 0, 1, 2, ... take, in a table of 512.
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
         seed: of the random draws.
+        keeps_first: whether row 0 is that of the last input, the table of a source that is LSG already.
+        computed: rows of a position table of sinusoids, which is computed; 0 where the first input is the table.
     """
 
     bos: int
@@ -33,10 +35,12 @@ class GlobalEmbeddings:
     stride: int
     init: str
     seed: int
+    keeps_first: bool = False
+    computed: int = 0
     action = "derive"
 
     def shape(self, *inputs: Shape) -> Shape:
-        positions, words = inputs[0], inputs[1]
+        positions, words = inputs[:2] if not self.computed else ((self.computed, inputs[0][-1]), inputs[0])
         if len(words) != 2 or positions[-1] != words[1]:
             raise ValueError(f"positions {positions} and words {words} differ in width")
         for name, token in (("beginning-of-sequence", self.bos), ("mask", self.mask)):
@@ -45,18 +49,23 @@ class GlobalEmbeddings:
         return (ROWS, words[1])
 
     def apply(self, *inputs: Array) -> Array:
-        words = inputs[1]
-        table = self._positions(inputs[0].float32()[self.special :])
-        types = _row(inputs[2], 0) if len(inputs) > 2 else np.float32(0)
+        words, *others = inputs if self.computed else inputs[1:]
+        body = sinusoids(self.computed, words.shape[1]) if self.computed else inputs[0].float32()[self.special :]
+        table = self._positions(body)
+        stored = inputs[-1]
+        types = others[: len(others) - self.keeps_first]
+        typed = sum((_row(rows, 0) for rows in types), start=np.float32(0))
         if self.init == "random":
             added = self._sample(words)
             added[0] = _row(words, self.bos)
             # The published converter adds the token type to both here; its rows are matched bit for bit, sum by sum.
-            table = (added + types) + (table + types)
+            table = (added + typed) + (table + typed)
         else:
             table[0] += _row(words, self.bos)
             table[1:] += _row(words, self.mask)
-            table += types
+            table += typed
+        if self.keeps_first:
+            table[0] = _row(stored, 0)
         return from_float32(table, inputs[0].dtype)
 
     def _positions(self, body: np.ndarray) -> np.ndarray:

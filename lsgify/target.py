@@ -6,71 +6,99 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import ENCODERS
-from ..convert.family import Weight
+from ..convert.families import ENCODER_DECODERS, ENCODERS
+from ..convert.family import Weight, number
 from ..convert.modelcode import LSG_CODE
 from ..convert.positions import equal_positions, position_rules
 from ..convert.target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions
+from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
 
 # Families whose token type 0 is part of every embedding, and so of the globals too.
-TYPED = ("bert", "electra", "albert")
-
-
-CONFIG_FIELDS = (
-    "adaptive", "block_size", "sparse_block_size", "sparsity_factor", "sparsity_type", "num_global_tokens",
-    "mask_first_token", "pool_with_global", "lsh_num_pre_rounds", "causal_globals", "bos_pooling_padding",
-)  # fmt: skip
+TYPED = ("bert", "electra", "albert", "ernie")
+# Fields of a model with a decoder beside its encoder.
+SEQ2SEQ_FIELDS = ("pass_global_tokens_to_decoder", "decoder_first_token")
 
 
 def _config(context: Context) -> dict[str, Any]:
-    fields = {name: getattr(context.options, name) for name in CONFIG_FIELDS}
+    seq2seq = bool(context.family.code.encoder)
+    fields = {name: getattr(context.options, name) for name in CONFIG_FIELDS if seq2seq or name not in SEQ2SEQ_FIELDS}
     fields["pool_with_global"] = fields["pool_with_global"] or fields["mask_first_token"]
+    seed = context.config.get("lsh_seed") if stated(context.config) else None
+    if not seq2seq:
+        fields["use_cache"] = False  # block attention keeps no key and value cache; a stock decoder does
     return {
         **fields,
-        "lsh_seed": context.seed,
+        "lsh_seed": context.seed if seed is None else seed,
         "max_position_embeddings": context.options.max_length + context.family.special_positions,
-        "use_cache": False,  # block attention keeps no key and value cache
     }
 
 
 def _weights(context: Context) -> Sequence[Weight]:
+    if context.family.part(context.head):  # a decoder alone: there is no encoder to read global tokens
+        return ()
     words = next(weight for weight in context.family.embeddings if weight.name == context.family.words)
     return (Weight(context.family.global_embeddings, (ROWS, words.shape[1])),)
 
 
+def _drops(context: Context) -> dict[str, str]:
+    made = bool(stated(context.config)) and globals_of(context) == "made"
+    return {context.family.global_embeddings: "made anew (--reset-global-tokens)"} if made else {}
+
+
 def _rules(context: Context) -> Sequence[Rule]:
     family, options = context.family, context.options
-    special = family.special_positions
-    rules = [
-        Rule(
-            (family.positions, family.words, *_types(context)),
-            family.global_embeddings,
-            GlobalEmbeddings(
-                bos=_bos(context),
-                mask=_mask(context),
-                special=special,
-                stride=options.global_positional_stride,
-                init=options.global_init,
-                seed=context.seed,
-            ),
-        )
-    ]
-    if options.keep_first_global_token:
+    asked = "--keep-first-global-token" if options.keep_first_global_token else "--reset-global-tokens"
+    if not stated(context.config) and (options.keep_first_global_token or options.reset_global_tokens):
         raise UsageError(
-            "only a source that is LSG already has a first global token to keep",
-            where="--keep-first-global-token",
+            "only a source that is LSG already has global tokens to keep or to make anew",
+            where=asked,
             hint="leave it out for a dense source",
         )
+    if not options.pass_global_tokens_to_decoder and not family.code.encoder:
+        raise UsageError(
+            f"{family.name} has no decoder beside its encoder",
+            where="--no-pass-global-tokens-to-decoder",
+            hint="leave it out",
+        )
+    rules = [] if family.part(context.head) else [_global_rule(context)]
     return [*rules, *position_rules(context, options.max_length, options.positions)]
+
+
+def _global_rule(context: Context) -> Rule:
+    family, options = context.family, context.options
+    kept = (family.global_embeddings,)
+    if globals_of(context) == "kept":
+        return Rule(kept, family.global_embeddings)
+    computed = number(context.config, "max_position_embeddings") if family.computes_positions else 0
+    return Rule(
+        (
+            *(() if computed else (family.positions,)),
+            family.words,
+            *_types(context),
+            *(kept if options.keep_first_global_token else ()),
+        ),
+        family.global_embeddings,
+        GlobalEmbeddings(
+            bos=_bos(context),
+            mask=_mask(context),
+            special=family.special_rows,
+            stride=options.global_positional_stride,
+            init=options.global_init,
+            seed=context.seed,
+            keeps_first=options.keep_first_global_token,
+            computed=computed,
+        ),
+    )
 
 
 def _types(context: Context) -> tuple[str, ...]:
     family = context.family
-    return (
-        (family.token_types,) if context.options.use_token_ids and family.token_types and family.name in TYPED else ()
-    )
+    if not context.options.use_token_ids or family.name not in TYPED:
+        return ()
+    stored = {weight.name for weight in family.base_weights(context.config)}
+    return tuple(name for name in family.token_types if name in stored)
 
 
 def _bos(context: Context) -> int:
@@ -97,6 +125,10 @@ def _mask(context: Context) -> int | None:
     return context.tokens.mask
 
 
+def _has_encoder(manifest: Mapping[str, Any]) -> str:
+    return f"the model is the {manifest['part']} alone, which keeps its attention" if manifest.get("part") else ""
+
+
 def _padding(manifest: Mapping[str, Any]) -> str:
     options = manifest["options"]
     if not options["adaptive"]:
@@ -113,8 +145,12 @@ def _padding(manifest: Mapping[str, Any]) -> str:
 LSG = Target(
     name="lsg",
     says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
-    families=ENCODERS,
+    families=(*ENCODERS, *ENCODER_DECODERS),
     causal=True,
+    again=True,
+    complete=complete,
+    upgraded=upgraded,
+    drops=_drops,
     options=LSGOptions,
     code=LSG_CODE,
     config=_config,
@@ -133,6 +169,7 @@ LSG = Target(
             "effconv.lsgify.checks:equal_to_formula",
             "longer inputs give what a dense, masked float64 form of the attention formula gives",
             1e-5,
+            _has_encoder,
         ),
         PADDING_CHANGES_NOTHING.limited(_padding),
         SAVED_AGAIN_EQUAL,

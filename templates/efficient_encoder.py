@@ -84,6 +84,7 @@ class EncoderMixin:
     layers_path: ClassVar[str] = "encoder.layer"
     attention_path: ClassVar[str] = "attention.self"
     special_positions: ClassVar[int] = 0  # rows of the position table that no token uses
+    embedding_inputs: ClassVar[tuple[str, ...]] = ()  # ids that the stock embeddings take beside those of `embed`
     projects_padding: ClassVar[bool] = False  # whether rows of padding that a target adds go through `project` too
 
     supports_gradient_checkpointing = True
@@ -104,7 +105,7 @@ class EncoderMixin:
                 f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
                 "no relative positions; use a checkpoint with absolute ones"
             )
-        for index, layer in enumerate(self.layers()):
+        for index, layer in enumerate(self.unique_layers()):
             self.adapt_layer(layer, index)
 
     def adapt_layer(self, layer: nn.Module, index: int) -> None:
@@ -115,13 +116,13 @@ class EncoderMixin:
             if hasattr(module, "chunk_size_feed_forward"):
                 module.chunk_size_feed_forward = 0
 
-    def layers(self) -> Iterable[nn.Module]:
+    def unique_layers(self) -> Iterable[nn.Module]:
         """Every layer that has parameters of its own, once."""
         return self.get_submodule(self.layers_path)
 
     def order(self) -> Iterable[nn.Module]:
         """The layers as they are run; one that is shared comes several times."""
-        return self.layers()
+        return self.unique_layers()
 
     def embed(
         self,
@@ -129,14 +130,20 @@ class EncoderMixin:
         inputs_embeds: Tensor | None,
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
+        **further: Tensor,
     ) -> Tensor:
-        """Token embeddings (b, t, e), normalised."""
+        """Token embeddings (b, t, e), normalised; `further` are those of `embedding_inputs` that were given."""
         return self.embeddings(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
+            **further,
         )
+
+    def normalize(self, rows: Tensor) -> Tensor:
+        """What the stock embeddings do to a row (b, t, e) once all embeddings are added."""
+        return self.embeddings.dropout(self.embeddings.LayerNorm(rows))
 
     def project(self, x: Tensor) -> Tensor:
         """From the embedding size to the hidden size, where a family has two sizes."""
@@ -179,7 +186,7 @@ class EncoderMixin:
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **others: Any,
     ) -> Any:
         """Run the encoder.
 
@@ -196,6 +203,7 @@ class EncoderMixin:
             output_attentions: has no effect but a warning: no attention weights are formed.
             output_hidden_states: whether to return the state before and after every layer.
             return_dict: False for a plain tuple.
+            others: ids that the family's embeddings take (`embedding_inputs`); anything else is left out.
 
         Raises:
             ValueError: for what is not supported, and for inputs whose shapes do not fit.
@@ -211,7 +219,8 @@ class EncoderMixin:
 
         batch, length = self.token_shape(input_ids, inputs_embeds, position_ids)
         mask = visible_tokens(attention_mask, (batch, length))
-        x = self.embed(input_ids, inputs_embeds, token_type_ids, position_ids)
+        further = {name: others[name] for name in self.embedding_inputs if others.get(name) is not None}
+        x = self.embed(input_ids, inputs_embeds, token_type_ids, position_ids, **further)
         x, mask = self.begin(x, mask)
         cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
 
@@ -285,8 +294,9 @@ class HeadMixin:
 
 def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None, *cross: Tensor | None) -> Tensor:
     """One stock layer; x and all else that may need a gradient go by position, as reentrant checkpointing asks."""
-    # transformers 4 has head_mask in third place, 5 has no such argument.
-    gap = (None,) if cross and "head_mask" in inspect.signature(layer.forward).parameters else ()
+    # transformers 4 has a head mask in third place, which some layers require; 5 has no such argument.
+    masked = any(name.endswith("head_mask") for name in inspect.signature(layer.forward).parameters)
+    gap = (None,) if masked else ()
     output = layer(x, mask, *gap, *cross)
     return output[0] if isinstance(output, tuple) else output
 

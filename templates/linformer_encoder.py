@@ -16,4 +16,4 @@ class LinformerEncoderMixin(EncoderMixin):
                 "Linformer mixes all positions: a token would see later ones. Use it as an encoder (is_decoder=False)"
             )
         super().adapt()
-        LinformerMix.link([layer.get_submodule(self.attention_path).mix for layer in self.layers()])
+        LinformerMix.link([layer.get_submodule(self.attention_path).mix for layer in self.unique_layers()])

@@ -36,6 +36,8 @@ class LSGConfigMixin:
         ValueError: for values that have no meaning, all of them named in one message.
     """
 
+    has_cache = False  # block attention keeps no keys and values
+
     def __init__(
         self,
         adaptive: bool = True,
@@ -52,7 +54,8 @@ class LSGConfigMixin:
         bos_pooling_padding: str = "masked",
         **kwargs: Any,
     ) -> None:
-        kwargs["use_cache"] = False  # block attention has no key and value cache, and generate() reads this
+        if not self.has_cache:
+            kwargs["use_cache"] = False  # generate() reads this
         super().__init__(**kwargs)
         self.adaptive = adaptive
         self.block_size = block_size
@@ -88,6 +91,26 @@ class LSGConfigMixin:
             )
 
 
+class LSGSeq2SeqConfigMixin(LSGConfigMixin):
+    """The fields of `LSGConfigMixin`, for a model of an encoder and a decoder; they are those of the encoder.
+
+    Args:
+        pass_global_tokens_to_decoder: the encoder returns its global tokens in front of the others, and the decoder's
+            cross-attention sees them; else they are dropped after the last layer.
+        decoder_first_token: with `mask_first_token`, "seen" lets the decoder see what the encoder returns for the first
+            token; "published" hides it where an attention_mask is given, as the published code does.
+    """
+
+    has_cache = True  # the stock decoder's
+
+    def __init__(
+        self, pass_global_tokens_to_decoder: bool = True, decoder_first_token: str = "seen", **kwargs: Any
+    ) -> None:
+        self.pass_global_tokens_to_decoder = pass_global_tokens_to_decoder
+        self.decoder_first_token = decoder_first_token
+        super().__init__(**kwargs)
+
+
 def uses_sparse_keys(config: Any) -> bool:
     """Whether blocks get sparse keys at all."""
     return config.sparsity_type != "none" and config.sparse_block_size > 0 and config.sparsity_factor > 0
@@ -113,6 +136,10 @@ def lsg_faults(config: Any) -> list[str]:
         "causal_globals": ("globals", "published"),
         "bos_pooling_padding": ("masked", "published"),
     }
+    switches = ["adaptive", "mask_first_token", "pool_with_global"]
+    if hasattr(config, "decoder_first_token"):  # a model of an encoder and a decoder
+        choices["decoder_first_token"] = ("seen", "published")
+        switches.append("pass_global_tokens_to_decoder")
     faults = []
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
@@ -122,7 +149,7 @@ def lsg_faults(config: Any) -> list[str]:
     for name, values in choices.items():
         if getattr(config, name) not in values:
             faults.append(f"{name} is {getattr(config, name)!r}: give one of {', '.join(values)}")
-    for name in ("adaptive", "mask_first_token", "pool_with_global"):
+    for name in switches:
         if type(getattr(config, name)) is not bool:
             faults.append(f"{name} is {getattr(config, name)!r}: give true or false")
     return faults or combined_faults(config)

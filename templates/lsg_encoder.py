@@ -23,13 +23,17 @@ class LSGEncoderMixin(EncoderMixin):
         super().adapt()
         width = self.get_input_embeddings().embedding_dim
         # All rows are kept whatever num_global_tokens says, so that it can be changed when the model is loaded.
-        self.embeddings.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, width)
+        self.globals_module().global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, width)
+
+    def globals_module(self) -> nn.Module:
+        """The module that holds the table of global embeddings."""
+        return self.embeddings
 
     def embed_globals(self, batch: int, device: torch.device) -> Tensor:
         """The global tokens' embeddings (b, g, e), normalised as those of the other tokens are."""
-        rows = self.embeddings.global_embeddings(torch.arange(self.config.num_global_tokens, device=device))
-        rows = rows.expand(batch, -1, -1)  # before the dropout: every example draws its own
-        return self.embeddings.dropout(self.embeddings.LayerNorm(rows))
+        table = self.globals_module().global_embeddings
+        rows = table(torch.arange(self.config.num_global_tokens, device=device))
+        return self.normalize(rows.expand(batch, -1, -1))  # expanded first: every example draws its own dropout
 
     def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         config = self.config
@@ -46,7 +50,11 @@ class LSGEncoderMixin(EncoderMixin):
             mask = F.pad(F.pad(mask, (config.num_global_tokens, 0), value=True), (0, padding))
         if self.projects_padding:
             return self.project(F.pad(x, (0, 0, 0, padding))), mask
-        return F.pad(self.project(x), (0, 0, 0, padding)), mask
+        return self.add_padding(self.project(x), padding), mask
+
+    def add_padding(self, x: Tensor, rows: int) -> Tensor:
+        """Rows of padding behind the projected embeddings, as the published model has them."""
+        return F.pad(x, (0, 0, 0, rows))
 
     def visible_padding(self, length: int) -> int:
         """Rows of padding that the layers themselves must see.

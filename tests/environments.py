@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,3 +29,20 @@ def stranger(folder: Path) -> dict[str, str]:
     variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables.pop("PYTHONPATH", None)
     return variables
+
+
+def run_checks(worker: Path, jobs: dict[str, dict], checks: list[str], folder: Path, python: str) -> dict[str, dict]:
+    """The faults that the worker's checks find, by job and check, from a fresh process."""
+    path, results = folder / "jobs.json", folder / "results.json"
+    path.write_text(json.dumps({"jobs": jobs, "checks": checks, "results": str(results)}))
+    run = subprocess.run(
+        [python, str(worker), str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=stranger(folder),
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(results.read_text())

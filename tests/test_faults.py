@@ -14,6 +14,7 @@ import torch
 from checkpoints import edit_config, edit_json, read, read_json, rewrite, snapshot, write, write_json
 
 from effconv import cli
+from effconv.convert.refusals import REFUSED
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 EFFCONV = Path(sys.executable).with_name("effconv")
@@ -149,6 +150,13 @@ def dangling(source):
 
 SOURCES = {
     "family not supported": (config(model_type="gpt2"), 3, "supported: "),
+    **{
+        f"no {name}": (config(model_type=name), 3, f"{name} is not supported: {reason}")
+        for name, (reason, _) in REFUSED.items()
+    },
+    "cross-attention without a decoder": (config(add_cross_attention=True), 4, "set is_decoder to true"),
+    "converted before": (config(model_type="linformer-bert"), 3, "convert the dense checkpoint"),
+    "LSG of a family that is none": (config(model_type="lsg-mpnet"), 3, "instead: sentence-transformers/"),
     "no model type": (config(model_type=None), 3, "names no model_type"),
     "model type is a list": (config(model_type=["bert"]), 3, "not supported"),
     "relative positions": (config(position_embedding_type="relative_key"), 3, "relative_key"),

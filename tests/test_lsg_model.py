@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import functools
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import repo_worker
-from environments import COMPAT_PYTHON, FIVE, FOUR, needs_compat, stranger
+from environments import COMPAT_PYTHON, FIVE, FOUR, needs_compat, run_checks
 from lsg_goldens import convert
 
-from effconv.convert.families import FAMILIES
-from effconv.lsgify.target import LSG
+from effconv.convert.families import ENCODERS, FAMILIES
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 CHECKS = [name for name in vars(repo_worker) if name.startswith("check_")]
 SENTENCE = "check_sentence_transformers_encodes_long_texts"  # the second environment has no sentence-transformers
 LATER = "check_a_saved_model_loads_again"  # in a process of its own: the one that saved a class has registered it
 BLOCKS = {"block_size": 8, "sparse_block_size": 8}
-each_family = pytest.mark.parametrize("family", LSG.families)
+WORKER = Path(repo_worker.__file__)
+each_family = pytest.mark.parametrize("family", ENCODERS)  # those with a decoder: test_lsg_seq2seq
 together = pytest.mark.xdist_group("models")  # they share the repos and the processes
 
 
 @pytest.fixture(scope="session")
 def jobs(tmp_path_factory):
-    return {family: job_of(family, tmp_path_factory.mktemp(family)) for family in LSG.families}
+    return {family: job_of(family, tmp_path_factory.mktemp(family)) for family in ENCODERS}
 
 
 def job_of(family: str, folder: Path) -> dict:
@@ -42,24 +40,6 @@ def job_of(family: str, folder: Path) -> dict:
     }
 
 
-def run_worker(jobs: dict[str, dict], checks: list[str], folder: Path, python: str) -> dict[str, dict[str, str]]:
-    """The faults that the checks find, by family and check, from a fresh process."""
-    path, results = folder / "jobs.json", folder / "results.json"
-    path.write_text(json.dumps({"jobs": jobs, "checks": checks, "results": str(results)}))
-    command = [python, str(Path(repo_worker.__file__)), str(path)]
-    run = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=stranger(folder),
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(results.read_text())
-
-
 @pytest.fixture(scope="session")
 def checked(jobs, tmp_path_factory):
     """The faults that all checks find under a version, by family; each model is saved by it too."""
@@ -69,7 +49,7 @@ def checked(jobs, tmp_path_factory):
         folder = tmp_path_factory.mktemp("worker")
         own = {family: {**job, "save": str(folder / f"saved-{family}")} for family, job in jobs.items()}
         left_out = {LATER} | (set() if python == sys.executable else {SENTENCE})
-        return run_worker(own, [name for name in CHECKS if name not in left_out], folder, python), own
+        return run_checks(WORKER, own, [name for name in CHECKS if name not in left_out], folder, python), own
 
     return run
 
@@ -91,7 +71,7 @@ def loaded(checked, tmp_path_factory):
 
     @functools.cache
     def run(saver: str, loader: str) -> dict[str, dict[str, str]]:
-        return run_worker(checked(saver)[1], [LATER], tmp_path_factory.mktemp("loader"), loader)
+        return run_checks(WORKER, checked(saver)[1], [LATER], tmp_path_factory.mktemp("loader"), loader)
 
     return run
 

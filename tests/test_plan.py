@@ -207,3 +207,34 @@ def test_interpolated_positions_are_what_numpy_makes_of_each_column(family, leng
     assert new.shape == (special + length, 32)
     assert new[:special].tobytes() == old[:special].tobytes()
     np.testing.assert_allclose(new[special:], np.stack(columns, 1), rtol=0, atol=1e-6)
+
+
+SIZES = [(60, 4096), (61, 64), (77, 1000), (513, 100), (600, 513), (1025, 60), (8192, 512), (8192, 8192), (8192, 10001)]
+
+
+@pytest.mark.parametrize(("stored", "length"), SIZES)
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "distilbert"])
+def test_a_table_of_any_size_becomes_one_of_any_other(family, stored, length, tmp_path):
+    source = save_tiny(tmp_path / "source", family, "Model", stored)
+    special = FAMILIES[family].special_positions
+    (old,) = (value for name, value in read(source).items() if name.endswith("position_embeddings.weight"))
+    assert old.shape[0] == special + stored
+    expected = {
+        "repeat": old[special:].repeat(length // stored + 1, 1)[:length],
+        "interpolate": torch.nn.functional.interpolate(
+            old[special:].double().T[None], size=length, mode="linear", align_corners=True
+        )[0].T.float(),
+    }
+    for how, wanted in expected.items():
+        result = convert(source, tmp_path / how, max_length=length, positions=how)
+        (new,) = (v for name, v in read(tmp_path / how).items() if name.endswith("position_embeddings.weight"))
+        assert bits(new[:special]) == bits(old[:special])
+        assert new.shape == (special + length, old.shape[1])
+        assert (
+            torch.equal(new[special:], wanted) if how == "repeat" else torch.allclose(new[special:], wanted, atol=1e-5)
+        )
+        assert result.manifest["source_max_length"] == stored
+        (row,) = (row for row in result.plan.rows if row.target.endswith("position_embeddings.weight"))
+        assert row.action == ("copy" if stored == length else "tile" if how == "repeat" else "derive")
+        if how == "repeat" and length < stored:
+            assert row.why == f"drops the last {stored - length} of {stored} positions"

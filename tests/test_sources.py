@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from checkpoints import (
     bits,
     convert,
@@ -20,6 +21,7 @@ from checkpoints import (
 )
 
 from effconv.convert.errors import BadInputError
+from effconv.convert.families import FAMILIES as EVERY_FAMILY
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 FAMILIES = ("bert", "roberta")
@@ -157,6 +159,24 @@ def test_tensors_of_an_unknown_class_are_carried_over_as_they_are(tmp_path):
     assert result.plan.architecture == "LSGBertModel"
     (row,) = [row for row in result.plan.rows if row.target == "linear.weight"]
     assert "HF_ColBERT" in row.why
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_an_unknown_class_of_any_family_is_its_encoder_and_named_rows(family, tmp_path):
+    source = edit_config(save_tiny(tmp_path / "source", family, "Model"), architectures=["MyRetriever"])
+    prefix, extra = EVERY_FAMILY[family].prefix, {"linear.weight": torch.randn(8, 32), "colour": torch.randn(3)}
+    rewrite(source, lambda tensors: {f"{prefix}.{name}": value for name, value in tensors.items()} | extra)
+    result = convert(source, tmp_path / "out")
+    out = read(tmp_path / "out")
+    assert all(bits(out[name]) == bits(value) for name, value in extra.items())
+    assert {row.target: row.why for row in result.plan.rows if row.target in extra} == dict.fromkeys(
+        extra, "part of MyRetriever, carried over as it is"
+    )
+    assert result.plan.architecture == f"LSG{EVERY_FAMILY[family].code.class_prefix}Model"
+    assert set(result.manifest["carried"]) >= extra.keys()
+    assert "**Also stored**" in (tmp_path / "out" / "README.md").read_text()
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).state_dict()
+    assert all(torch.equal(loaded[name.removeprefix(f"{prefix}.")], out[name]) for name in out.keys() - extra.keys())
 
 
 def test_tensors_of_another_head_are_kept_for_it(tmp_path):

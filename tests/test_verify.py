@@ -194,7 +194,7 @@ def test_a_manifest_that_is_older_than_an_option_takes_its_default(made, repo, m
         verify, "_child", lambda job, _: jobs.append(job) or {"checks": [], "fidelity": [], "versions": {}}
     )
     effconv.verify(repo, against=made[0])
-    assert jobs[0]["manifest"]["options"] == asdict(LSGOptions())
+    assert jobs[0]["manifest"]["options"] == asdict(LSGOptions().filled({}))
     assert {check["name"] for check in jobs[0]["checks"]} == {check.name for check in LSG.checks}
 
 
@@ -242,7 +242,12 @@ def test_a_source_without_a_tokenizer_can_be_verified(tmp_path, verified_in_fork
     assert read_json(tmp_path / "out" / "effconv.json")["new"] != []
 
 
-MANIFEST = {"options": asdict(LSGOptions()), "settings": asdict(Settings()), "max_length": 128, "source_max_length": 64}
+MANIFEST = {
+    "options": asdict(LSGOptions().filled({})),
+    "settings": asdict(Settings()),
+    "max_length": 128,
+    "source_max_length": 64,
+}
 STRANGERS = {
     "is not there": None,
     "dies at once": "raise SystemExit(3)",

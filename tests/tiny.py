@@ -32,17 +32,31 @@ SPECIAL_TOKENS = {
     "electra": BRACKETED,
     "distilbert": BRACKETED,
     "albert": BRACKETED | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "bart": ANGLED,
+    "mbart": ANGLED,
+    "pegasus": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask_2>"},
 }
 CLASS_PREFIXES = {
     "bert": "Bert",
     "roberta": "Roberta",
     "camembert": "Camembert",
     "xlm-roberta": "XLMRoberta",
+    "xlm-roberta-xl": "XLMRobertaXL",
+    "data2vec-text": "Data2VecText",
+    "ernie": "Ernie",
     "electra": "Electra",
     "distilbert": "DistilBert",
     "albert": "Albert",
+    "bart": "Bart",
+    "mbart": "MBart",
+    "pegasus": "Pegasus",
 }
-OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta")  # theirs begin at 2, and the table has two more rows
+# Theirs begin at 2, and the table has two more rows.
+OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text")
+# Families whose tokenizer is another's; mBART's own adds 25 languages to the vocabulary.
+TOKENIZERS = {"xlm-roberta-xl": "xlm-roberta", "data2vec-text": "roberta", "ernie": "bert"}
+TOKENIZER_CLASSES = {"mbart": "BarthezTokenizer"}
+ENCODER_DECODERS = ("bart", "mbart", "pegasus")
 WORDS = [
     "the",
     "of",
@@ -110,8 +124,11 @@ def save_tiny(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, f"{prefix}{head}")(model_config).eval()
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        trained = [
+            parameter for parameter in model.parameters() if parameter.requires_grad
+        ]  # Pegasus' sinusoids are not
+        for tensor in (*trained, *(buffer for name, buffer in model.named_buffers() if name == "final_logits_bias")):
+            tensor.add_(torch.randn_like(tensor) * 0.1)
     if safetensors:
         model.save_pretrained(folder)
     else:
@@ -125,6 +142,20 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
     """The fields of a tiny model's config, but for the size of its vocabulary."""
     if family == "distilbert":
         return {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": positions}
+    if family in ENCODER_DECODERS:
+        pegasus = family == "pegasus"
+        sides = {"attention_heads": 4, "ffn_dim": 64, "layers": 2}
+        return {
+            "d_model": 32,
+            **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sides.items()},
+            "max_position_embeddings": positions,
+            "scale_embedding": family != "bart",
+            "pad_token_id": int(not pegasus),
+            "bos_token_id": 0,
+            "eos_token_id": 2 - pegasus,
+            "forced_eos_token_id": None,
+            "decoder_start_token_id": 2 * (not pegasus),
+        }
     offset = family in OFFSET_POSITIONS
     return {
         "hidden_size": 32,
@@ -135,6 +166,7 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
         "pad_token_id": int(offset),
         **({"type_vocab_size": 1, "bos_token_id": 0, "eos_token_id": 2} if offset else {}),
         **({"embedding_size": 16} if family in ("electra", "albert") else {}),
+        **({"use_task_id": True} if family == "ernie" else {}),
     }
 
 
@@ -161,16 +193,20 @@ def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positio
 
 def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     """Save a fast tokenizer (its slow form's vocabulary too) and return the size of its vocabulary."""
+    family = TOKENIZERS.get(family, family)
     special = SPECIAL_TOKENS[family]
-    if family == "roberta":
+    if family in ("roberta", "bart"):
         vocab_size = _save_byte_bpe(folder)
     elif special["unk_token"] == "<unk>":
         vocab_size = _save_unigram(folder, special)
     else:
         vocab_size = _save_wordpiece(folder)
-    name = f"{CLASS_PREFIXES[family]}Tokenizer"
+    name = TOKENIZER_CLASSES.get(family, f"{CLASS_PREFIXES[family]}Tokenizer")
+    own = {"offset": 2, "mask_token_sent": "<mask_1>"} if family == "pegasus" else {}
     _write_json(folder / "special_tokens_map.json", special)
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": name, "model_max_length": positions, **special})
+    _write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": name, "model_max_length": positions, **own, **special}
+    )
     return vocab_size
 
 
@@ -222,10 +258,12 @@ def _save_unigram(folder: Path, special: dict[str, str]) -> int:
     """As sentencepiece models are stored: [piece, score] pairs, words with a leading ▁; there is no slow form."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    first, last, mask = special["cls_token"], special["sep_token"], special["mask_token"]
+    first, last, mask = special.get("cls_token", ""), special.get("sep_token", "</s>"), special["mask_token"]
     order = [first, special["pad_token"], last, special["unk_token"], mask]
     if first == "[CLS]":  # ALBERT's
         order = [special["pad_token"], special["unk_token"], first, last, mask]
+    elif not first:  # Pegasus'
+        order = [special["pad_token"], last, "<mask_1>", mask, special["unk_token"]]
     pieces = [
         "▁",
         *(f"▁{word}" for word in WORDS),
@@ -236,11 +274,13 @@ def _save_unigram(folder: Path, special: dict[str, str]) -> int:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens([*order[:-1], AddedToken(mask, lstrip=True, special=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, lstrip=True, special=True) if token == mask else token for token in order]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} $B:1 {last}:1" if first == "[CLS]" else f"{first} $A {last} {last} $B {last}",
-        special_tokens=[(token, order.index(token)) for token in (first, last)],
+        single=f"{first} $A {last}".strip(),
+        pair=f"{first} $A {last} $B:1 {last}:1" if first == "[CLS]" else f"{first} $A {last} {last} $B {last}".strip(),
+        special_tokens=[(token, order.index(token)) for token in (first, last) if token],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     return len(vocab)

@@ -1,0 +1,79 @@
+"""Sources that are LSG already: published repos, whose code no longer loads, and repos that effconv made.
+
+They keep their weights, bit for bit, and every field of their config that no option changes. Positions are tiled again
+where the length differs; the global tokens, which were trained, stay unless somebody asks for new ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ..convert.converted import converted
+from ..convert.errors import BadInputError, UsageError
+from ..convert.families import FAMILIES
+from ..convert.family import Config, number
+from ..convert.modelcode import LSG_CODE
+from ..convert.options import is_open
+from ..convert.target import Context
+from ..templates.lsg_configuration import SPARSITY_TYPES
+from .options import ROWS, LSGOptions
+
+# What an emitted config states of the options, and a source that is LSG already states too.
+CONFIG_FIELDS = tuple(field.name for field in fields(LSGOptions) if is_open(field) and field.name != "max_length")
+
+
+def stated(config: Config) -> dict[str, Any]:
+    """The options that a source states, in the form that effconv takes: {} unless it is LSG already."""
+    before = converted(config)
+    if before is None or before.target != LSG_CODE.name or before.family not in FAMILIES:
+        return {}
+    special = FAMILIES[before.family].special_positions
+    found = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}
+    found["max_length"] = number(config, "max_position_embeddings") - special
+    if not before.published:
+        return found
+    # What the published code makes of such a config when it loads it, and what it does where ours can do either.
+    if config.get("sparsity_type", "norm") not in SPARSITY_TYPES:
+        found["sparsity_type"] = "none"
+    if isinstance(found.get("num_global_tokens"), int):
+        found["num_global_tokens"] = min(max(found["num_global_tokens"], 1), ROWS)
+    behaviour = dict.fromkeys(("causal_globals", "bos_pooling_padding", "decoder_first_token"), "published")
+    return {**behaviour, **found}
+
+
+def complete(options: LSGOptions, config: Config) -> LSGOptions:
+    """The options with those filled in that were left open.
+
+    Raises:
+        BadInputError: the source states what makes no sense.
+    """
+    try:
+        return options.filled(stated(config))
+    except UsageError as error:
+        raise BadInputError(
+            f"with what the source states, {error.what}",
+            where="config.json",
+            hint="give the options that mend it, such as --block-size",
+        ) from None
+
+
+def globals_of(context: Context) -> str:
+    """Where the table of global embeddings comes from: "made", "kept", or made but for a "kept first" row."""
+    if context.options.keep_first_global_token:
+        return "kept first"
+    return "kept" if stated(context.config) and not context.options.reset_global_tokens else "made"
+
+
+def upgraded(context: Context) -> dict[str, Any]:
+    """What the source was, for card and manifest: {} for a dense one."""
+    before, options = converted(context.config), stated(context.config)
+    if before is None or not options:
+        return {}
+    named = context.config.get("architectures")
+    return {
+        "published": before.published,
+        "architecture": str(named[0]) if isinstance(named, list) and named else None,
+        "global_tokens": globals_of(context),
+        "options": options,
+    }
