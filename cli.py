@@ -244,9 +244,9 @@ def _training_command(name: str) -> Command:
         from .api import adapt
         from .report import Progress, TrainingProgress, show_adapted
 
-        repo, as_json = values.pop("repo"), values.pop("json")
-        for several in ("data", "heldout"):
-            values[several] = tuple(values[several] or ())
+        repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
+        values["data"] = (*(values["data"] or ()), *(more or ()))
+        values["heldout"] = tuple(values["heldout"] or ())
         with Progress() as progress, TrainingProgress() as watch:
             adapted = adapt(repo, progress=progress, watch=watch, **values)
         if adapted is not None:  # one of several processes speaks
@@ -254,7 +254,11 @@ def _training_command(name: str) -> Command:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)]
-    parameters = [inspect.Parameter("repo", keyword, annotation=repo), *_parameters(AdaptOptions)]
+    # What a shell makes of --data *.txt: the first file is the option's, the others stand alone.
+    more = Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="More of --data.", show_default=False)]
+    parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
+    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=more))
+    parameters += _parameters(AdaptOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     return _command(name, TRAINING[name], command, parameters)
 

@@ -86,16 +86,16 @@ def attention_loss(pair: Pair, taught: Lesson, scales: Scales | None, tokens: in
     """What each layer's attention adds to the teacher's own input of it: relative squared error, mean over l."""
     assert scales is not None
     losses = []
-    for layer, states, wanted, scale in zip(
-        pair.student_layers(), taught.states, taught.attended, scales.attended, strict=False
+    for layer, given, wanted, scale in zip(
+        pair.student_layers(), taught.inputs, taught.attended, scales.attended, strict=True
     ):
-        got = attended(pair, layer, states)
+        got = attended(pair, layer, given)
         losses.append((got.float() - wanted.float()).square().sum() / (scale * tokens))
     return torch.stack(losses).mean()
 
 
 def attended(pair: Pair, layer: Any, states: Tensor) -> Tensor:
-    """What a student's layer adds by attention to states (b, t, w), after the output projection: (b, t, w)."""
+    """What a student's layer adds by attention of this input (b, t, w), after the output projection: (b, t, w)."""
     assert pair.family is not None
     attention = layer.get_submodule(pair.base.attention_path)
     q, k, v = (

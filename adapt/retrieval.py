@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..calibrate.text import read_text
 from ..convert.errors import BadInputError, UsageError
 from ..convert.manifest import check_hashes, read_manifest
-from ..convert.recheck import dense_source
+from ..convert.recheck import source_of
 from .models import pooling_of
 from .teacher import pooled
 
@@ -176,7 +176,7 @@ def retrieval(
                 where="--tokens",
                 hint="give shorter documents",
             )
-    folder = dense_source(against, manifests[0], token, offline)
+    folder = source_of(against, manifests[0], token, offline)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0], trust_remote_code=True)
     text = read_text([Path(path) for path in data], tokenizer, len(tokenizer))
     reach = min(int(manifest["source_max_length"]) for manifest in manifests)

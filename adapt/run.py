@@ -14,7 +14,7 @@ from ..convert.card_blocks import merged
 from ..convert.errors import EffconvError, StoppedError, UnsupportedError, UsageError
 from ..convert.execute import Progress
 from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
-from ..convert.recheck import dense_source
+from ..convert.recheck import source_of
 from ..convert.staging import Staging, check_apart, check_output, check_room, output_errors
 from ..convert.tensorfile import file_sha256
 from ..convert.verify import require_passed, run_checks
@@ -71,12 +71,18 @@ def adapt_repo(
             where="--teacher",
             hint="give the dense source that the repo was made from, or --objective mlm",
         )
+    if taught and not manifest.get("dense_source", True):
+        raise UnsupportedError(
+            "the repo was made from no dense source that it could be taught by",
+            where=str(folder),
+            hint="train without a teacher: --objective mlm",
+        )
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
     teacher = None
     if taught and options.teacher is not None:
-        teacher = dense_source(options.teacher, manifest, options.token, options.offline)
+        teacher = source_of(options.teacher, manifest, options.token, options.offline)
     with output_errors(output):
         check_apart(folder, output)
         check_apart(teacher, output)

@@ -17,7 +17,8 @@ class Lesson:
 
     Attributes:
         states: (b, t, w) before each layer and after the last.
-        attended: (b, t, w) what each layer's attention adds, after its output projection.
+        inputs: (b, t, w) what each layer's attention gets: the states, or where norms come first, normalised ones.
+        attended: (b, t, w) what it adds, after its output projection.
         logits: of its head, or None.
         embedding: (b, w) of each text: the pooled last states, or the mean of those of its windows, normalised.
 
@@ -25,6 +26,7 @@ class Lesson:
     """
 
     states: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
     attended: list[Tensor] = field(default_factory=list)
     logits: Tensor | None = None
     embedding: Tensor | None = None
@@ -55,14 +57,18 @@ def _whole(pair: Pair, ids: Tensor) -> Lesson:
     assert pair.family is not None
     kept = Lesson()
 
+    def entered(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept.inputs.append(args[0])
+
     def projected(_module: nn.Module, _args: object, output: Tensor) -> None:
         kept.attended.append(output)
 
-    outputs = [layer.get_submodule(pair.family.output_projection) for layer in pair.teacher_layers()]
+    query = f"{pair.family.code.attention_path}.{pair.family.code.projections[0]}"
+    handles = []
     # Once a module: a shared layer (ALBERT's) is heard each time that it runs.
-    handles = [
-        module.register_forward_hook(projected) for module in {id(module): module for module in outputs}.values()
-    ]
+    for layer in {id(layer): layer for layer in pair.teacher_layers()}.values():
+        handles.append(layer.get_submodule(query).register_forward_pre_hook(entered))
+        handles.append(layer.get_submodule(pair.family.output_projection).register_forward_hook(projected))
     try:
         output = pair.teacher(ids, output_hidden_states=True)
     finally:

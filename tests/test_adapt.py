@@ -36,7 +36,7 @@ from effconv.convert.errors import (
 from tiny import save_tiny, wordpiece_vocab
 
 torch.set_num_threads(1)
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "albert")
+FAMILIES = ("bert", "roberta", "electra", "distilbert", "albert", "xlm-roberta-xl", "ernie")
 SMALL = {
     "linformer": {"max_length": 64, "proj_dim": 16},
     "lambda": {"max_length": 64, "key_depth": 4, "local_context": 5},
@@ -97,8 +97,8 @@ def test_a_student_that_equals_its_teacher_has_no_loss(family, text, tmp_path):
     taught = lesson(pair, batch.ids)
     layers = pair.student_layers()
     assert len(taught.states) == len(layers) + 1 == len(taught.attended) + 1 == 3
-    for layer, states, wanted in zip(layers, taught.states, taught.attended, strict=False):
-        torch.testing.assert_close(attended(pair, layer, states), wanted, rtol=1e-5, atol=1e-5)
+    for layer, given, wanted in zip(layers, taught.inputs, taught.attended, strict=True):
+        torch.testing.assert_close(attended(pair, layer, given), wanted, rtol=1e-5, atol=1e-5)
     run = Objective(pair, ("attention", "hidden", "logits"), scales_of([taught]))
     with torch.no_grad():
         losses, longer = run(batch), run(batch_of(pair, text, 48))
@@ -114,7 +114,7 @@ def test_losses_are_the_written_out_formulas(repos, source, text):
     found = Objective(pair, ("attention", "hidden", "logits", "mlm"), scales)(batch)
     with torch.no_grad():
         student = pair.student(batch.ids, output_hidden_states=True)
-        errors = [attended(pair, *parts) for parts in zip(pair.student_layers(), taught.states, strict=False)]
+        errors = [attended(pair, *parts) for parts in zip(pair.student_layers(), taught.inputs, strict=True)]
 
     def relative(a, b):
         a, b = a.double().flatten(0, 1), b.double().flatten(0, 1)
@@ -454,6 +454,7 @@ def bad(name, error, what, **options):
         bad("no head to learn from", BadInputError, "has no ForMaskedLM head", teacher="headless", objective="logits"),
         bad("text too short", BadInputError, "the held-out text is shorter than 64", data="short.txt", lengths="64"),
         bad("beyond the teacher", UsageError, "more than 64", lengths="65", objective="hidden,logits", repo="lsg"),
+        bad("no dense source", UnsupportedError, "no dense source", repo="upgraded"),
         bad("beyond the repo", UsageError, "more than 128", lengths="129", repo="lsg"),
         bad("globals without a teacher", UnsupportedError, "global tokens", objective="attention", repo="lsg"),
         bad("no globals", UsageError, "nothing to train", train="globals"),
@@ -482,6 +483,10 @@ def test_bad_input_is_refused_and_nothing_is_left(error, what, options, repos, s
     if options.pop("full", False):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     repo = options.pop("repo", "linformer")
+    if repo == "upgraded":
+        shutil.copytree(repos["linformer"], tmp_path / repo)
+        manifest = json.loads((tmp_path / repo / "effconv.json").read_text())
+        (tmp_path / repo / "effconv.json").write_text(json.dumps({**manifest, "dense_source": False}))
     output = options.pop("output", "out")
     place = repos["linformer"] / "inside" if output == "inside" else tmp_path / output
     if output == "full":
@@ -496,31 +501,15 @@ def test_bad_input_is_refused_and_nothing_is_left(error, what, options, repos, s
     assert sorted(tmp_path.rglob("*")) == found
 
 
-def test_the_command_prints_the_record_as_json(repos, source, text, tmp_path):
-    command = [
-        Path(sys.executable).with_name("effconv"),
-        "adapt",
-        repos["linformer"],
-        "--teacher",
-        source,
-        "--data",
-        text,
-    ]
-    options = [
-        "--steps",
-        "3",
-        "--batch-tokens",
-        "128",
-        "--evaluate-every",
-        "1",
-        "--no-verify",
-        "-o",
-        tmp_path / "out",
-        "--json",
-    ]
+def test_the_command_takes_files_as_a_shell_lists_them_and_prints_the_record_as_json(repos, source, text, tmp_path):
+    other = write_wiki(tmp_path / "b.txt", count=3, seed=5)
+    command = [Path(sys.executable).with_name("effconv"), "adapt", repos["linformer"], "--teacher", source]
+    command += ["--data", text, other, "-o", tmp_path / "out", "--no-verify", "--json"]
+    options = ["--steps", "3", "--batch-tokens", "128", "--evaluate-every", "1"]
     run = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["steps"] == 3
+    assert json.loads(run.stdout)["data"]["data"] == ["a.txt", "b.txt"]
     assert "step 2: " in run.stderr
 
 
