@@ -13,6 +13,7 @@ from ..convert.card import card_text
 from ..convert.card_blocks import merged
 from ..convert.errors import EffconvError, StoppedError, UnsupportedError, UsageError
 from ..convert.execute import Progress
+from ..convert.families import ENCODER_DECODERS
 from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
 from ..convert.recheck import source_of
 from ..convert.staging import Staging, check_apart, check_output, check_room, output_errors
@@ -64,6 +65,12 @@ def adapt_repo(
     phases = phases_of(recipe.objective)
     if manifest["target"] == "torch2jax":
         raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
+    if manifest["family"] in ENCODER_DECODERS:
+        raise UnsupportedError(
+            "models of an encoder and a decoder cannot be trained here",
+            where=str(folder),
+            hint="train it with transformers' Seq2SeqTrainer, which takes the repo as it is",
+        )
     taught = any(phase.needs_teacher for phase in phases)
     if taught and options.teacher is None:
         raise UsageError(

@@ -455,6 +455,7 @@ def bad(name, error, what, **options):
         bad("text too short", BadInputError, "the held-out text is shorter than 64", data="short.txt", lengths="64"),
         bad("beyond the teacher", UsageError, "more than 64", lengths="65", objective="hidden,logits", repo="lsg"),
         bad("no dense source", UnsupportedError, "no dense source", repo="upgraded"),
+        bad("an encoder and a decoder", UnsupportedError, "an encoder and a decoder", repo="seq2seq"),
         bad("beyond the repo", UsageError, "more than 128", lengths="129", repo="lsg"),
         bad("globals without a teacher", UnsupportedError, "global tokens", objective="attention", repo="lsg"),
         bad("no globals", UsageError, "nothing to train", train="globals"),
@@ -483,10 +484,11 @@ def test_bad_input_is_refused_and_nothing_is_left(error, what, options, repos, s
     if options.pop("full", False):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     repo = options.pop("repo", "linformer")
-    if repo == "upgraded":
+    what_differs = {"upgraded": {"dense_source": False}, "seq2seq": {"family": "bart"}}.get(repo)
+    if what_differs:
         shutil.copytree(repos["linformer"], tmp_path / repo)
         manifest = json.loads((tmp_path / repo / "effconv.json").read_text())
-        (tmp_path / repo / "effconv.json").write_text(json.dumps({**manifest, "dense_source": False}))
+        (tmp_path / repo / "effconv.json").write_text(json.dumps({**manifest, **what_differs}))
     output = options.pop("output", "out")
     place = repos["linformer"] / "inside" if output == "inside" else tmp_path / output
     if output == "full":
