@@ -86,6 +86,7 @@ def make_accelerator(options: AdaptOptions, folder: Path) -> Any:
         AcceleratorState._reset_state()  # of an earlier run in this process: its precision cannot be changed
     accelerator = Accelerator(
         mixed_precision=precision,
+        cpu=not torch.accelerator.is_available(),  # else processes on a machine without one would not find each other
         kwargs_handlers=[unused],
         log_with="tensorboard" if options.tensorboard else None,
         project_dir=folder,
