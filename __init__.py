@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import convert, fidelity, load, plan, push_to_hub, verify
+    from .api import adapt, convert, fidelity, load, plan, push_to_hub, verify
     from .convert.errors import EffconvError
     from .hub.refresh import refresh
     from .inmemory import lsgify
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "EffconvError",
+    "adapt",
     "convert",
     "fidelity",
     "layers",
@@ -42,7 +43,7 @@ _HOMES = {
     "refresh": "hub.refresh",
     "verify": "api",
 }
-_MODULES = ("convert", "layers", "lsgify")  # two of them can be called as well: see callable_package
+_MODULES = ("adapt", "convert", "layers", "lsgify")  # three of them can be called as well: see callable_package
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The public Python API: convert, plan, verify, fidelity, load. All but load do what the command of that name does."""
+"""The public Python API: convert, plan, verify, fidelity, adapt, load. All but load do what their commands do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
 from .targets import TARGETS, target_named
 
-__all__ = ["convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
+__all__ = ["adapt", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -95,6 +95,48 @@ def verify(
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
+
+
+def adapt(
+    repo: str | os.PathLike[str],
+    *,
+    progress: Progress = _quiet,
+    watch: Callable[[Any], None] = lambda tick: None,
+    **options: Any,
+) -> Any:
+    """Trains a repo against the source that it was made from, and writes the result as a new one.
+
+    Args:
+        repo: folder of the repo; it stays as it is.
+        progress: called with each step of the work around the training.
+        watch: called with an `effconv.adapt.trainer.Tick` after each step of the training.
+        options: by the names of the command's flags with underscores (`teacher`, `data`, `output`, `steps`, ...).
+
+    Returns:
+        An `effconv.adapt.results.Adapted`: the folder, what was measured before and after, the checks. None in
+        processes other than the first.
+
+    Raises:
+        EffconvError: each kind with its exit code; there is no output then.
+    """
+    from .adapt.options import AdaptOptions
+    from .adapt.run import adapt_repo
+
+    known = {field.name for field in dataclasses.fields(AdaptOptions)}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise UsageError(
+            f"adapt takes no option {', '.join(unknown)}",
+            where="adapt(...)",
+            hint="it takes " + ", ".join(sorted(known)),
+        )
+    for name in ("data", "heldout"):
+        value = options.get(name, ())
+        options[name] = tuple(str(v) for v in ([value] if isinstance(value, (str, os.PathLike)) else value))
+    for name, kind in (("output", Path), ("teacher", str)):
+        if options.get(name) is not None:
+            options[name] = kind(options[name])
+    return adapt_repo(repo, AdaptOptions(**options), progress=progress, watch=watch)
 
 
 def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:

@@ -50,26 +50,30 @@ CONVERTING = {  # command: its target's options, what it says of itself
     "torch2jax": ("convert.bigs_options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
     "bigs": ("convert.bigs_options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
 }
+TRAINING = {"adapt": "Train a repo against the source that it was made from; the result is a new repo."}
 
 
 class Commands(PlainGroup):
-    """All commands; a converting one is made when it is asked for, for most runs ask for one or none."""
+    """All commands; one that converts or trains is made when it is asked for, for most runs ask for one or none."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
-        return [*CONVERTING, *(name for name in super().list_commands(ctx) if name not in CONVERTING)]
+        made_later = [*CONVERTING, *TRAINING]
+        return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None:
         found = super().get_command(ctx, cmd_name)
         if found is None:
             # Of a name that is none, all of them: the suggestion for it is made from these.
-            for name in (cmd_name,) if cmd_name in CONVERTING else CONVERTING:
-                self.commands[name] = _converting_command(name)
+            makers = dict.fromkeys(CONVERTING, _converting_command) | dict.fromkeys(TRAINING, _training_command)
+            for name in (cmd_name,) if cmd_name in makers else makers:
+                self.commands[name] = makers[name](name)
             found = super().get_command(ctx, cmd_name)
         return found
 
     def listed(self) -> Iterator[tuple[str, str, str]]:
         yield from (("Convert", name, help) for name, (_, help) in CONVERTING.items())
-        yield from (row for row in super().listed() if row[1] not in CONVERTING)
+        yield from (("Train", name, help) for name, help in TRAINING.items())
+        yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING))
 
 
 app = typer.Typer(
@@ -229,6 +233,37 @@ def _converting_command(name: str) -> Command:
     plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    return _command(name, help, command, parameters)
+
+
+def _training_command(name: str) -> Command:
+    """`effconv adapt REPO`, whose options are the fields of `AdaptOptions`."""
+    from .adapt.options import AdaptOptions
+
+    def command(**values: Any) -> None:
+        from .api import adapt
+        from .report import Progress, TrainingProgress, show_adapted
+
+        repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
+        values["data"] = (*(values["data"] or ()), *(more or ()))
+        values["heldout"] = tuple(values["heldout"] or ())
+        with Progress() as progress, TrainingProgress() as watch:
+            adapted = adapt(repo, progress=progress, watch=watch, **values)
+        if adapted is not None:  # one of several processes speaks
+            show_adapted(adapted, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    repo = Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)]
+    # What a shell makes of --data *.txt: the first file is the option's, the others stand alone.
+    more = Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="More of --data.", show_default=False)]
+    parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
+    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=more))
+    parameters += _parameters(AdaptOptions)
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    return _command(name, TRAINING[name], command, parameters)
+
+
+def _command(name: str, help: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> Command:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -335,6 +370,43 @@ def fidelity(
             progress=progress,
         )
     show_fidelity(rows, as_json=json)
+
+
+@app.command(cls=PlainCommand, rich_help_panel="Look")
+def retrieval(
+    repos: Annotated[list[Path], typer.Argument(metavar="REPO...", help="Repos of one source.", show_default=False)],
+    against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
+    data: Annotated[list[Path], typer.Option(help="Text file; several are joined.", show_default=False)],
+    documents: Annotated[int, typer.Option(help="Documents at most.", min=2)] = 50,
+    tokens: Annotated[int, typer.Option(help="Tokens of a document.", min=64)] = 2048,
+    queries: Annotated[int, typer.Option(help="Queries a document.", min=1)] = 4,
+    query_tokens: Annotated[int, typer.Option(help="Tokens of a query.", min=4)] = 32,
+    token: Token = None,
+    offline: Offline = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Find long documents by pieces of their later parts: the source in three ways, and repos."""
+    from .adapt.retrieval import retrieval as measure
+    from .report import Progress, show_retrieval
+
+    with Progress() as progress:
+        found = measure(
+            repos,
+            against=against,
+            data=data,
+            documents=documents,
+            tokens=tokens,
+            queries=queries,
+            query_tokens=query_tokens,
+            token=token,
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    show_retrieval(found, as_json=json)
 
 
 @app.command(cls=PlainCommand, rich_help_panel="Look")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .hub.refresh import Refreshed
     from .inspection import Inspection
 
+if TYPE_CHECKING:  # they bring torch along
+    from .adapt.results import Adapted
+    from .adapt.trainer import Tick
+
 NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -71,6 +75,90 @@ class Progress:
             with contextlib.suppress(OSError):  # nobody reads stderr any more: no reason to stop
                 print(f"{step}: {total:,} bytes" if step == "weights" else step, file=sys.stderr, flush=True)
         self._step = step
+
+
+class TrainingProgress:
+    """A training run on stderr: a bar with losses, score, tokens a second and time left, or a line an evaluation."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, tick: Tick) -> None:
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in tick.losses.items())
+        said = f"step {tick.step}: {losses}; held-out score {tick.score:.4f}; {tick.rate:,.0f} tokens/s"
+        if not sys.stderr.isatty():
+            if tick.evaluated:
+                with contextlib.suppress(OSError):
+                    print(said, file=sys.stderr, flush=True)
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1.0, left="")
+        left = "" if tick.left is None else f"{tick.left / 60:.0f} min left"
+        self._bar.update(self._task, completed=tick.share, description=said, left=left)
+
+
+def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
+    if as_json:
+        return _json(adapted.described())
+    console, record = _console(), adapted.record
+    console.print(f"[bold]{escape(str(adapted.output))}[/bold]", soft_wrap=True)
+    table = Table(title="held-out text, before and after", title_justify="left")
+    names = [name for name in record["after"][0] if name not in ("tokens", "texts")]
+    for column in (
+        "tokens",
+        "texts",
+        *(f"{name.replace('_', ' ')}, {when}" for name in names for when in ("before", "after")),
+    ):
+        table.add_column(column, justify="right")
+    for before, after in zip(record["before"], record["after"], strict=True):
+        cells = [f"{row[name]:.4f}" for name in names for row in (before, after)]
+        table.add_row(str(after["tokens"]), str(after["texts"]), *cells)
+    console.print(table)
+    for finding in adapted.findings:
+        console.print(f"[yellow]found:[/yellow] {escape(finding)}", soft_wrap=True)
+    if adapted.measured is None:
+        console.print("[yellow]not verified[/yellow] (--no-verify)")
+    else:
+        _checks(console, adapted.measured)
+    spent = record["spent"]
+    console.print(
+        f"{record['steps']:,} steps, {record['tokens']:,} tokens, {spent['wall_seconds']:,.0f} s "
+        f"({spent['cpu_seconds']:,.0f} s of CPU time); the state of step {record['best_step']:,} was kept"
+    )
+    return None
+
+
+def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        return _json(found)
+    task = found["task"]
+    title = "{documents} documents of {tokens} tokens, {queries} queries of {query_tokens} tokens".format(**task)
+    table = Table("documents embedded by", "R@1", "MRR", title=title, title_justify="left")
+    for row in found["rows"]:
+        table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}")
+    _console().print(table)
+    return None
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

@@ -59,26 +59,8 @@ def read_text(files: Sequence[Path], tokenizer: Any, rows: int) -> CalibrationTe
         text = fitting_text()
         name = "the built-in English text"
     tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    prefix, suffix = _around(tokenizer)
-    largest = max((*tokens, *prefix, *suffix), default=0)
-    if largest >= rows:
-        raise BadInputError(
-            f"the tokenizer gives the id {largest}, and the source's table of words has {rows} rows",
-            where="the source's tokenizer files",
-            hint="use the tokenizer that belongs to the weights",
-        )
-    unknown = sum(token == tokenizer.unk_token_id for token in tokens) / max(len(tokens), 1)
-    if unknown > UNKNOWN_REFUSED:
-        raise BadInputError(
-            f"the source's tokenizer does not know {unknown:.0%} of the calibration text's tokens",
-            where=name,
-            hint="give text in the language of the source with --calibrate",
-        )
-    findings = []
-    if unknown > UNKNOWN_FINDING:
-        findings.append(
-            f"{unknown:.0%} of the calibration text's tokens are unknown to the tokenizer: is it the right language?"
-        )
+    prefix, suffix = special_ends(tokenizer)
+    unknown, findings = check_tokens([*tokens, *prefix, *suffix], tokenizer, rows, name)
     record = {
         "text": name,
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -88,7 +70,32 @@ def read_text(files: Sequence[Path], tokenizer: Any, rows: int) -> CalibrationTe
     return CalibrationText(list(tokens), prefix, suffix, record, findings)
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) -> tuple[float, list[str]]:
+    """The share of tokens that the tokenizer does not know, and what is worth telling of it.
+
+    Raises:
+        BadInputError: an id beyond the model's table of words, or a text that the tokenizer mostly does not know.
+    """
+    largest = max(tokens, default=0)
+    if largest >= rows:
+        raise BadInputError(
+            f"the tokenizer gives the id {largest}, and the source's table of words has {rows} rows",
+            where="the source's tokenizer files",
+            hint="use the tokenizer that belongs to the weights",
+        )
+    unknown = sum(token == tokenizer.unk_token_id for token in tokens) / max(len(tokens), 1)
+    if unknown > UNKNOWN_REFUSED:
+        raise BadInputError(
+            f"the source's tokenizer does not know {unknown:.0%} of the text's tokens",
+            where=name,
+            hint="give text in the language of the source",
+        )
+    if unknown <= UNKNOWN_FINDING:
+        return unknown, []
+    return unknown, [f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: is it the right language?"]
+
+
+def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
     probe = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
     whole = (

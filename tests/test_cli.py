@@ -56,8 +56,8 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
 def test_help_stands_under_headings_with_every_default_to_be_read():
     """As plain text, in which [default: ...] is no markup."""
     lines = effconv_("--help").stdout.splitlines()
-    assert [line for line in lines if line.endswith(":")] == ["Options:", "Convert:", "Look:", "Share:"]
-    for command in (*CONVERTING, "push-to-hub", "refresh"):
+    assert [line for line in lines if line.endswith(":")] == ["Options:", "Convert:", "Train:", "Look:", "Share:"]
+    for command in (*CONVERTING, "adapt", "push-to-hub", "refresh"):
         assert any(line.startswith(f"  {command} ") for line in lines), command
     lines = effconv_("lsg", "--help", COLUMNS="120").stdout.splitlines()
     headings = [line for line in lines if re.match(r"\S.*:$", line)]

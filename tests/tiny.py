@@ -117,7 +117,7 @@ def save_tiny(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = save_tokenizer(folder, family, positions) if tokenizer else len(_wordpiece_vocab())
+    vocab_size = save_tokenizer(folder, family, positions) if tokenizer else len(wordpiece_vocab())
     prefix = CLASS_PREFIXES[family]
     settings = {**tiny_config(family, positions), "vocab_size": vocab_size, **config}
     model_config = getattr(transformers, f"{prefix}Config")(**settings)
@@ -213,7 +213,7 @@ def save_tokenizer(folder: Path, family: str, positions: int) -> int:
 def _save_wordpiece(folder: Path) -> int:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    vocab = _wordpiece_vocab()
+    vocab = wordpiece_vocab()
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -227,7 +227,7 @@ def _save_wordpiece(folder: Path) -> int:
     return len(vocab)
 
 
-def _wordpiece_vocab() -> list[str]:
+def wordpiece_vocab() -> list[str]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     punctuation = list(".,;:!?'\"()-0123456789")
     words = [word for word in WORDS if word != "a"]

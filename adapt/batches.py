@@ -1,0 +1,166 @@
+"""Batches: a step's number → the same global batch on any number of processes, without padding.
+
+Text is packed: the documents of an epoch follow each other, and each text of a batch is the next stretch of them
+between special tokens. A batch holds texts of one length; lengths alternate from step to step, with about as many
+tokens a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..convert.errors import BadInputError
+from .documents import Corpus, Tokens
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts of one length.
+
+    Attributes:
+        ids: (b, t) int64. special: (t,) bool, True at special tokens. begins: (b, t) bool, True where a word begins.
+        rows: of the global batch that this one is a part of.
+        masked_ids: (b, t) with masks, and labels: (b, t), `IGNORED` where nothing was masked; None without mlm.
+        masked: tokens that are masked in the global batch.
+    """
+
+    ids: Tensor
+    special: Tensor
+    begins: Tensor
+    rows: int
+    masked_ids: Tensor | None = None
+    labels: Tensor | None = None
+    masked: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the global batch."""
+        return self.rows * self.ids.shape[1]
+
+    def part(self, index: int, parts: int) -> tuple[Batch, bool]:
+        """One of `parts` nearly equal parts; where it would be empty, the first row, and False: it must not count."""
+        chosen = np.array_split(np.arange(len(self.ids)), parts)[index]
+        counts = bool(len(chosen))
+        return self._map(lambda x: x[torch.from_numpy(chosen if counts else np.arange(1))]), counts
+
+    def to(self, device: torch.device) -> Batch:
+        return self._map(lambda x: x.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tables = {name: getattr(self, name) for name in ("ids", "begins", "masked_ids", "labels")}
+        changed: dict[str, Any] = {name: change(table) for name, table in tables.items() if table is not None}
+        return replace(self, **changed)
+
+
+class TokenStream:
+    """The training text as one endless row of tokens; documents come in another order in every epoch."""
+
+    def __init__(self, documents: Callable[[int], Iterator[Tokens]]) -> None:
+        self._documents = documents
+        self._epoch = 0
+        self._open = documents(0)
+        self._rest: Tokens = np.empty((0, 2), np.int32)
+
+    def take(self, count: int) -> Tokens:
+        """The next `count` tokens (count, 2)."""
+        parts, size, empty_epochs = [self._rest], len(self._rest), 0
+        while size < count:
+            document = next(self._open, None)
+            if document is None:
+                self._epoch += 1
+                empty_epochs += 1
+                if empty_epochs > 1 and not size:
+                    raise BadInputError("the training text is empty", where="--data", hint="give more text")
+                self._open = self._documents(self._epoch)
+                continue
+            parts.append(document)
+            size += len(document)
+        joined = np.concatenate(parts)
+        self._rest = joined[count:]
+        return joined[:count]
+
+
+def batches(corpus: Corpus, lengths: Sequence[int], tokens: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+    """The global batches of a run, from step `skip` on.
+
+    Args:
+        lengths: of texts, special tokens included. tokens: of a batch, about.
+        seed: of the order of lengths.
+    """
+    around = len(corpus.prefix) + len(corpus.suffix)
+    stream, random = TokenStream(corpus.train), np.random.default_rng([seed, 1])
+    head, tail = np.array(corpus.prefix, np.int64), np.array(corpus.suffix, np.int64)
+    turn: list[int] = []
+    step = 0
+    while True:
+        turn = turn or list(random.permutation(lengths))
+        length = int(turn.pop())
+        rows, body = max(1, round(tokens / length)), length - around
+        taken = stream.take(rows * body).reshape(rows, body, 2)
+        step += 1
+        if step <= skip:
+            continue
+        ids = np.empty((rows, length), np.int64)
+        ids[:, : len(head)], ids[:, length - len(tail) :] = head, tail
+        ids[:, len(head) : length - len(tail)] = taken[..., 0]
+        special = np.ones(length, bool)
+        special[len(head) : length - len(tail)] = False
+        begins = np.ones((rows, length), bool)
+        begins[:, len(head) : length - len(tail)] = taken[..., 1] > 0
+        yield Batch(torch.from_numpy(ids), torch.from_numpy(special), torch.from_numpy(begins), rows)
+
+
+def check_enough(corpus: Corpus, lengths: Sequence[int]) -> None:
+    """Raises BadInputError where the training text is shorter than one text of a batch."""
+    tokens = corpus.record.get("tokens")  # unknown of a stream
+    if tokens is not None and tokens + len(corpus.prefix) + len(corpus.suffix) < max(lengths):
+        raise BadInputError(
+            f"the training text has {tokens} tokens, and a text of a batch {max(lengths)}",
+            where="--data",
+            hint="give more text, or shorter --lengths",
+        )
+
+
+def masked(batch: Batch, share: float, mask_id: int, vocabulary: int, whole_words: bool, seed: Sequence[int]) -> Batch:
+    """The batch with tokens masked, anew for each seed.
+
+    Of the chosen tokens 80 % become the mask, 10 % any token, and 10 % stay (BERT, arXiv 1810.04805).
+
+    Args:
+        share: of the tokens of each text that are chosen, at least one token or word.
+        whole_words: choose all tokens of a word or none.
+        seed: the same gives the same masks.
+    """
+    random = np.random.default_rng(list(seed))
+    ids, labels = batch.ids.numpy().copy(), np.full(batch.ids.shape, IGNORED)
+    body = np.flatnonzero(~batch.special.numpy())
+    for row in range(len(ids)):
+        if whole_words:
+            starts = batch.begins[row].numpy()[body].copy()
+            starts[0] = True
+            words = np.cumsum(starts) - 1
+        else:
+            words = np.arange(len(body))
+        count = words[-1] + 1
+        chosen = np.zeros(count, bool)
+        chosen[random.permutation(count)[: max(1, round(share * count))]] = True
+        places = body[chosen[words]]
+        labels[row, places] = ids[row, places]
+        kind = random.random(len(places))
+        ids[row, places[kind < 0.8]] = mask_id
+        swapped = places[(kind >= 0.8) & (kind < 0.9)]
+        ids[row, swapped] = random.integers(0, vocabulary, len(swapped))
+    return replace(
+        batch,
+        masked_ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        masked=int((labels != IGNORED).sum()),
+    )

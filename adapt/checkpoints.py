@@ -1,0 +1,143 @@
+"""Checkpoints of a run: what a kill must not lose, and what `--resume` reads.
+
+    FOLDER/run.json            what the run was started with, and hashes of repo, teacher and data
+    FOLDER/step-000100/        accelerate's state, the best state so far, and how far the run was
+
+A checkpoint is written under another name and renamed when it is whole; the one before goes after that. So a kill at
+any moment leaves one that is whole, and loses what was trained since.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..convert.errors import BadInputError, OutputError, UsageError, listing
+from ..convert.staging import output_errors
+
+RUN, PLACE, BEST = "run.json", "place.json", "best.safetensors"
+STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass
+class Place:
+    """How far a run is.
+
+    Attributes:
+        phase, phase_step: of the next step. step: all steps so far. tokens: trained on so far.
+        wall, cpu: seconds spent. share: of the phase that is done, 0 to 1.
+        score, best_step: of the best state. history: one entry an evaluation.
+    """
+
+    phase: int = 0
+    phase_step: int = 0
+    step: int = 0
+    tokens: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+    share: float = 0.0
+    score: float = float("-inf")
+    best_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints.
+
+    Args:
+        folder: beside the output. started_with: what must be the same for a run to be continued.
+    """
+
+    def __init__(self, folder: Path, started_with: Mapping[str, Any]) -> None:
+        self.folder, self._started_with = folder, json.loads(json.dumps(started_with))
+
+    def begin(self, *, resume: bool, overwrite: bool) -> None:
+        """Makes the folder, or finds it as the same run left it.
+
+        Raises:
+            OutputError: another run's checkpoints stand there. UsageError: there is nothing to resume.
+            BadInputError: the run to be continued was started with something else.
+        """
+        stated = self.folder / RUN
+        if resume:
+            if self.last() is None:
+                raise UsageError("no checkpoint to continue from", where=str(self.folder), hint="leave out --resume")
+            try:
+                other = json.loads(stated.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise BadInputError(f"{RUN} cannot be read ({error})", where=str(stated), hint="start anew") from None
+            differ = sorted(k for k in {*other, *self._started_with} if other.get(k) != self._started_with.get(k))
+            if differ:
+                lines = [f"{key}: {other.get(key)!r} then, {self._started_with.get(key)!r} now" for key in differ]
+                raise BadInputError(
+                    f"the run to be continued was started with something else:\n{listing(lines)}",
+                    where=str(stated),
+                    hint="give the same again, or start anew with --overwrite instead of --resume",
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()) and not overwrite:
+            raise OutputError(
+                "checkpoints of a run stand beside the output",
+                where=str(self.folder),
+                hint="--resume continues it, --overwrite gives it up",
+            )
+        with output_errors(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            stated.write_text(json.dumps(self._started_with, indent=2) + "\n", encoding="utf-8")
+
+    def last(self) -> Path | None:
+        """The newest checkpoint that is whole."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return max(
+            (path for path in found if STEP.fullmatch(path.name)), default=None, key=lambda path: int(path.name[5:])
+        )
+
+    def save(self, accelerator: Any, place: Place, best: Mapping[str, Tensor]) -> None:
+        """Writes a checkpoint; called by every process."""
+        from safetensors.torch import save_file
+
+        whole = self.folder / f"step-{place.step:06d}"
+        unfinished = whole.with_name(whole.name + ".unfinished")
+        with output_errors(self.folder):
+            if accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.rmtree(whole, ignore_errors=True)
+                unfinished.mkdir()
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(unfinished))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                save_file(dict(best), unfinished / BEST)
+                (unfinished / PLACE).write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
+                unfinished.rename(whole)
+                for path in self.folder.glob("step-*"):
+                    if path != whole:
+                        shutil.rmtree(path, ignore_errors=True)
+            accelerator.wait_for_everyone()
+
+    def place(self) -> Place:
+        """Where the last checkpoint was made."""
+        found = self.last()
+        assert found is not None
+        return Place(**json.loads((found / PLACE).read_text(encoding="utf-8")))
+
+    def restore(self, accelerator: Any) -> dict[str, Tensor]:
+        """Loads what `accelerator` prepared from the last checkpoint; returns the best state so far."""
+        from safetensors.torch import load_file
+
+        found = self.last()
+        assert found is not None
+        accelerator.load_state(str(found))
+        return load_file(found / BEST)
+
+    def clear(self) -> None:
+        """Removes the folder: the run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,277 @@
+"""Student and teacher: loaded for training, where their attention sits, and which parameters are trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibrate.text import special_ends
+from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.families import FAMILIES
+from ..convert.family import Family
+from ..convert.loaded import Loaded
+from ..convert.source import TOKENIZER_FILES
+from .recipes import Phase
+
+
+@dataclass
+class Pair:
+    """A student and its teacher, in float32, the teacher without gradients.
+
+    Attributes:
+        student, teacher: transformers models; teacher None where nothing is taught.
+        family: of the teacher; None where the repo's own model is no stock encoder (BiGS).
+        auto: the Auto class that both were loaded with.
+        reach: tokens that the teacher takes. ends: how many special tokens stand before and after a text.
+        pooling: how states become a text's embedding, "mean" or "cls".
+    """
+
+    student: Any
+    teacher: Any
+    tokenizer: Any
+    family: Family | None
+    auto: str
+    manifest: Mapping[str, Any]
+    reach: int
+    ends: tuple[int, int]
+    pooling: str = "mean"
+
+    @property
+    def base(self) -> Any:
+        return self.student.base_model
+
+    def student_layers(self) -> list[nn.Module]:
+        """The student's layers as they run."""
+        return list(self.base.order())
+
+    def teacher_layers(self) -> list[nn.Module]:
+        """The teacher's layers as they run."""
+        assert self.family is not None
+        return [
+            self.teacher.base_model.get_submodule(path) for path in self.family.run_paths(self.base.config.to_dict())
+        ]
+
+    @property
+    def global_tokens(self) -> int:
+        """Rows that the student's target puts in front of a text."""
+        return int(getattr(self.base.config, "num_global_tokens", 0))
+
+
+def load_pair(
+    repo: Path, teacher: Path | None, manifest: Mapping[str, Any], phases: tuple[Phase, ...], *, trust_remote_code: bool
+) -> Pair:
+    """Loads what the phases need; the repo's files have been compared with its manifest before.
+
+    Raises:
+        BadInputError: no tokenizer, another one than the teacher's, a teacher without the head.
+        UnsupportedError: an objective that this repo cannot have.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not any((repo / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer_config.json"):
+        raise BadInputError(
+            "the repo has no tokenizer", where=str(repo), hint="convert a source that has its tokenizer"
+        )
+    loaded = Loaded(repo, teacher, manifest, trust_remote_code)
+    objectives = {objective for phase in phases for objective in phase.objectives}
+    head = bool(objectives & {"logits", "mlm"})
+    auto = _head_auto(loaded, objectives) if head else loaded.auto
+    student = loaded.model(auto)
+    tokenizer = loaded.tokenizer
+    if "mlm" in objectives and tokenizer.mask_token_id is None:
+        raise BadInputError("the tokenizer has no mask token", where=str(repo), hint="train another objective")
+    source = None
+    if teacher is not None:
+        _check_tokenizers(tokenizer, teacher)
+        source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code)
+    family = FAMILIES.get(manifest["family"])
+    first, last = special_ends(tokenizer)
+    reach = int(manifest["source_max_length"])
+    pooling = pooling_of(repo) if "sentence" in objectives else "mean"
+    pair = Pair(student, source, tokenizer, family, auto, manifest, reach, (len(first), len(last)), pooling)
+    if "attention" in objectives:
+        if pair.global_tokens:
+            raise UnsupportedError(
+                "its global tokens take part in every layer's attention, and the teacher has none to force on them",
+                where="--objective attention",
+                hint="train hidden, which compares the tokens that both have",
+            )
+        if family is None or not hasattr(student.base_model, "attention_path"):
+            raise UnsupportedError(
+                f"a {manifest['target']} has no attention to compare",
+                where="--objective attention",
+                hint="train hidden",
+            )
+    without_dropout(student)
+    student.train()
+    for module in student.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # its statistics stay: a process's share of a batch must not move them
+            module.train = partial(_stay, module)  # type: ignore[method-assign, assignment]
+    return pair
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def pooling_of(repo: Path) -> str:
+    """How a sentence-transformers repo pools: "cls" or "mean"; "mean" too where it is no such repo.
+
+    Raises:
+        UnsupportedError: another pooling.
+    """
+    try:
+        fields = json.loads((repo / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "mean"
+    # Older files have a flag a mode, newer ones a name.
+    chosen = {name for name in ("cls", "mean") if fields.get(f"pooling_mode_{name}_token{'s' * (name == 'mean')}")}
+    chosen |= {fields["pooling_mode"]} if isinstance(fields.get("pooling_mode"), str) else set()
+    if chosen not in ({"cls"}, {"mean"}):
+        raise UnsupportedError(
+            f"it pools in another way than mean or cls ({', '.join(sorted(chosen)) or 'none of them'})",
+            where=str(repo / "1_Pooling" / "config.json"),
+            hint="train hidden, which pools nothing",
+        )
+    return chosen.pop()
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0: a teacher's outputs are matched, and batches alone decide what a step does."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+            if getattr(config, name, None) is not None:
+                setattr(config, name, 0.0)
+
+
+def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[str, bool]:
+    """Sets `requires_grad` for a phase and returns the trained parameters by name: whether each is the target's own.
+
+    Args:
+        train: new, globals, attention or all.
+        new: names of the tensors that the source did not have.
+
+    Raises:
+        UsageError: nothing is left to train.
+    """
+    family = pair.family
+    attention = tuple(_attention_prefixes(pair)) if family else ()
+    local = phase.objectives == ("attention",)  # it reaches nothing else
+    chosen: dict[str, bool] = {}
+    for name, parameter in pair.student.named_parameters():
+        own = name in new or ".mix." in name
+        inside = name.startswith(attention) if attention else False
+        wanted = {
+            "new": own,
+            "globals": "global_embeddings" in name,
+            "attention": inside or "global_embeddings" in name,
+            "all": not name.endswith("urpe.v"),
+        }[train]
+        wanted = wanted and (inside or not local)
+        parameter.requires_grad_(wanted)
+        if wanted:
+            chosen[name] = own
+    if not chosen:
+        what = {"new": "no tensors of its own", "globals": "no global tokens"}.get(train, "no attention")
+        raise UsageError(
+            f"nothing to train: a {pair.manifest['target']} repo has {what}" + (" inside its attention" * local),
+            where=f"--train {train}, --objective {phase.name}",
+            hint="--train attention, or all",
+        )
+    return chosen
+
+
+def new_tensors(pair: Pair) -> frozenset[str]:
+    """Parameters that came with the target: they are no parameters of the stock model."""
+    return frozenset(name for name, _ in pair.student.named_parameters() if ".mix." in name or "global_emb" in name)
+
+
+def state_of(student: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """A copy of parameters of these names, whole and on the CPU."""
+    found = {}
+    for name, parameter in student.named_parameters():
+        if name in names:
+            whole = parameter.detach()
+            whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole  # sharded over processes
+            found[name] = whole.to("cpu", copy=True)
+    return found
+
+
+@torch.no_grad()
+def load_state(student: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts values into parameters of these names."""
+    parameters = dict(student.named_parameters())
+    for name, value in state.items():
+        parameters[name].copy_(value)
+
+
+def _attention_prefixes(pair: Pair) -> Iterator[str]:
+    """Prefixes of the parameters of every attention, its output projection included."""
+    assert pair.family is not None
+    modules = {id(module): name for name, module in pair.student.named_modules()}
+    for layer in {id(layer): layer for layer in pair.student_layers()}.values():
+        for path in (pair.base.attention_path, pair.family.output_projection):
+            yield modules[id(layer.get_submodule(path))] + "."
+
+
+def _head_auto(loaded: Loaded, objectives: set[str]) -> str:
+    if "mlm" in objectives:
+        if "AutoModelForMaskedLM" in (loaded.auto, *loaded.autos):
+            return "AutoModelForMaskedLM"
+        raise UnsupportedError(
+            "the repo has no masked-LM head", where="--objective mlm", hint="convert with --architecture ForMaskedLM"
+        )
+    if loaded.auto == "AutoModel":
+        raise UnsupportedError(
+            "the repo is a base model: it has no logits", where="--objective logits", hint="train hidden"
+        )
+    return loaded.auto
+
+
+def _load_teacher(folder: Path, auto: str, trust_remote_code: bool) -> Any:
+    import transformers
+
+    model, info = getattr(transformers, auto).from_pretrained(
+        folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or "pooler" not in name)
+    if missing:
+        raise BadInputError(
+            f"the teacher has no {auto.removeprefix('AutoModel')} head: {', '.join(missing[:3])} would be random",
+            where=str(folder),
+            hint="give a teacher with the repo's head, or train hidden",
+        )
+    unsound = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if unsound:
+        raise BadInputError(f"{unsound[0]} holds NaN or infinite values", where=str(folder), hint="use a sound teacher")
+    return model.eval().requires_grad_(False)
+
+
+def _check_tokenizers(tokenizer: Any, teacher: Path) -> None:
+    import transformers
+
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(teacher)
+    except Exception:  # a teacher without tokenizer files: then the repo's own, which came from it, must do
+        return
+    ours, others = tokenizer.get_vocab(), theirs.get_vocab()
+    if others and ours != others:
+        odd = ", ".join(f"{word!r} is {i}" for word, i in sorted(set(ours.items()) ^ set(others.items()))[:3])
+        raise BadInputError(
+            f"the teacher has another tokenizer: {odd} in one of them only",
+            where=str(teacher),
+            hint="give the checkpoint that the repo was made from",
+        )

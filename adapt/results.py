@@ -1,0 +1,159 @@
+"""The new repo: the old one's files with trained weights, and what was measured: manifest, card, plot."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..convert.card_blocks import with_block
+from ..convert.dtypes import from_float32
+from ..convert.manifest import Measured
+from ..convert.reader import open_checkpoint
+from ..convert.source import resolve
+from ..convert.tensorfile import TensorFile
+
+PLOT = "adapt.svg"
+BLOCK, HEADING = "adapt", "Trained after the conversion"
+FIGURES = {
+    "token_cosine": "token cosine",
+    "sentence_cosine": "sentence cosine",
+    "mlm_loss": "masked-LM loss (nats)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A finished run.
+
+    Attributes:
+        output: the folder. record: as the manifest has it. measured: the checks of the new repo, None if they were off.
+    """
+
+    output: Path
+    record: Mapping[str, Any]
+    measured: list[Measured] | None
+    findings: list[str]
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "output": str(self.output),
+            **self.record,
+            "checks": None if self.measured is None else [asdict(result) for result in self.measured],
+            "findings": self.findings,
+        }
+
+
+def copy_repo(repo: Path, folder: Path, manifest: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Puts every file of the repo into `folder`, these values into its weights; returns sha256 of the files it wrote.
+
+    A tensor keeps its place, its file and its dtype; one that was not trained keeps its bytes.
+    """
+    checkpoint = open_checkpoint(resolve(repo, offline=True))
+    unused = state.keys() - checkpoint.tensors.keys()
+    if unused:
+        raise ValueError(f"trained, and in no file of the repo: {sorted(unused)[:4]}")
+    hashes, weights = {}, checkpoint.files()
+    try:
+        for name in weights:
+            tensors = sorted((t for t in checkpoint.tensors.values() if t.file == name), key=lambda t: t.start)
+            file = TensorFile(folder / name, [(t.name, t.dtype, t.shape, t.nbytes) for t in tensors])
+            for tensor in tensors:
+                if tensor.name in state:
+                    values = state[tensor.name].float().contiguous().numpy()
+                    file.append(memoryview(from_float32(values, tensor.dtype).data).cast("B"))
+                else:
+                    for chunk in checkpoint.chunks(tensor.name):
+                        file.append(chunk)
+            hashes[name] = file.finish()
+    finally:
+        checkpoint.close()
+    for name in manifest["files"]:
+        if name not in weights:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repo / name, folder / name)
+    return hashes
+
+
+def with_record(
+    manifest: Mapping[str, Any], record: Mapping[str, Any], made: str, trained: Collection[str]
+) -> dict[str, Any]:
+    """The manifest of the new repo: one more entry under `adapted`, and what it measured under `measurements`."""
+    before = manifest["measurements"] if isinstance(manifest.get("measurements"), dict) else {}
+    entry = {"effconv": made, **{key: record[key] for key in ("teacher", "objective", "train", "options", "data")}}
+    return {
+        **manifest,
+        "new": [name for name in manifest.get("new", ()) if name not in trained],
+        "adapted": [*manifest.get("adapted", ()), entry],
+        "measurements": {**before, "adapt": [*before.get("adapt", ()), dict(record)]},
+    }
+
+
+def write_results(folder: Path, record: Mapping[str, Any]) -> None:
+    """The plot, and the card's block."""
+    plotted = draw(folder / PLOT, record)
+    card = folder / "README.md"
+    text = card.read_bytes().decode("utf-8", "replace") if card.is_file() else ""
+    card.write_bytes(with_block(text, BLOCK, block(record, plotted), heading=HEADING).encode("utf-8"))
+
+
+def block(record: Mapping[str, Any], plotted: bool) -> str:
+    """What the card says of a run."""
+    figures = [name for name in FIGURES if name in record["after"][0]]
+    rows = [
+        "| tokens | texts | " + " | ".join(f"{FIGURES[name]}, before | after" for name in figures) + " |",
+        "|---|---|" + "---|---|" * len(figures),
+    ]
+    for before, after in zip(record["before"], record["after"], strict=True):
+        cells = " | ".join(f"{before[name]:.4f} | {after[name]:.4f}" for name in figures)
+        rows.append(f"| {after['tokens']} | {after['texts']} | {cells} |")
+    data, spent = record["data"], record["spent"]
+    teacher = f" against its source (`{record['teacher']}`)" if record["teacher"] else ""
+    digest = f", sha256 `{data['sha256'][:12]}`" if "sha256" in data else ""
+    how = (
+        f"Trained{teacher} with the objective `{record['objective']}` (`--train {record['train']}`): "
+        f"{record['steps']:,} steps, {record['tokens']:,} tokens of {', '.join(data['data'])}{digest}, "
+        f"{spent['wall_seconds']:,.0f} s ({spent['cpu_seconds']:,.0f} s of CPU time a process, "
+        f"{spent['processes']} process{'es' if spent['processes'] > 1 else ''}). "
+        f"The state of step {record['best_step']:,} was kept."
+    )
+    where = (
+        f"Measured on {data['heldout_documents']} documents that training never saw "
+        f"({data['heldout_tokens']:,} tokens, sha256 `{data['heldout_sha256'][:12]}`)."
+    )
+    picture = [f"![loss and score by step]({PLOT})", ""] if plotted else []
+    return "\n".join([how, "", where, "", *rows, "", *picture])
+
+
+def draw(path: Path, record: Mapping[str, Any]) -> bool:
+    """Writes loss and held-out score by step as SVG; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    from matplotlib.figure import Figure
+
+    history: Sequence[Mapping[str, Any]] = record["history"]
+    with matplotlib.rc_context({"svg.hashsalt": "effconv", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        fidelity, losses = figure.subplots(1, 2)
+        steps = [entry["step"] for entry in history]
+        for i, row in enumerate(history[0]["rows"]):
+            for name in FIGURES:
+                if name in row:
+                    values = [entry["rows"][i][name] for entry in history]
+                    fidelity.plot(steps, values, label=f"{FIGURES[name]}, {row['tokens']} tokens", linewidth=1)
+        fidelity.set(xlabel="step", title="held-out text")
+        fidelity.legend(fontsize=6)
+        for name in dict.fromkeys(name for entry in history for name in entry["losses"]):
+            points = [(entry["step"], entry["losses"][name]) for entry in history if name in entry["losses"]]
+            losses.plot(*zip(*points, strict=True), label=name, marker=".", linewidth=1)
+        losses.set(xlabel="step", title="loss", yscale="log")
+        losses.legend(fontsize=6)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    return True

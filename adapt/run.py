@@ -1,0 +1,240 @@
+"""One adaptation from end to end: open, read, train, measure, verify, publish. All or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..convert.card import card_text
+from ..convert.card_blocks import merged
+from ..convert.errors import EffconvError, StoppedError, UnsupportedError, UsageError
+from ..convert.execute import Progress
+from ..convert.families import ENCODER_DECODERS
+from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
+from ..convert.recheck import source_of
+from ..convert.staging import Staging, check_apart, check_output, check_room, output_errors
+from ..convert.tensorfile import file_sha256
+from ..convert.verify import require_passed, run_checks
+from ..targets import target_named
+from .options import AdaptOptions
+from .recipes import phases_of, recipe_of, training_lengths
+
+if TYPE_CHECKING:  # what trains brings torch along
+    from .checkpoints import Checkpoints
+
+CHANGEABLE = (
+    "resume",
+    "overwrite",
+    "output",
+    "verify",
+    "token",
+    "offline",
+    "tensorboard",
+)  # from a run to its --resume
+
+
+def adapt_repo(
+    repo: str | os.PathLike[str],
+    options: AdaptOptions,
+    *,
+    progress: Progress = lambda step, done, total: None,
+    watch: Any = lambda tick: None,
+) -> Any:
+    """Trains a repo and writes the result as a new one.
+
+    Args:
+        progress: called with each step of the work around the training.
+        watch: called with a `Tick` after each step of the training.
+
+    Returns:
+        The `Adapted`; None in processes other than the first.
+
+    Raises:
+        EffconvError: for any fault of repo, teacher, text or options; no output is made then.
+    """
+    folder = Path(os.path.expanduser(repo)).absolute()
+    if not folder.is_dir():
+        raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
+    manifest = read_manifest(folder)
+    target = target_named(manifest["target"])
+    recipe = recipe_of(manifest["target"], options)
+    phases = phases_of(recipe.objective)
+    if manifest["target"] == "torch2jax":
+        raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
+    if manifest["family"] in ENCODER_DECODERS:
+        raise UnsupportedError(
+            "models of an encoder and a decoder cannot be trained here",
+            where=str(folder),
+            hint="train it with transformers' Seq2SeqTrainer, which takes the repo as it is",
+        )
+    taught = any(phase.needs_teacher for phase in phases)
+    if taught and options.teacher is None:
+        raise UsageError(
+            f"the objective {recipe.objective} needs a teacher",
+            where="--teacher",
+            hint="give the dense source that the repo was made from, or --objective mlm",
+        )
+    if taught and not manifest.get("dense_source", True):
+        raise UnsupportedError(
+            "the repo was made from no dense source that it could be taught by",
+            where=str(folder),
+            hint="train without a teacher: --objective mlm",
+        )
+    output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
+    progress("compare every file with the manifest", 0, 0)
+    check_hashes(folder, manifest)
+    teacher = None
+    if taught and options.teacher is not None:
+        teacher = source_of(options.teacher, manifest, options.token, options.offline)
+    with output_errors(output):
+        check_apart(folder, output)
+        check_apart(teacher, output)
+        check_output(output, overwrite=options.overwrite)
+        size = sum((folder / name).stat().st_size for name in manifest["files"])
+        check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
+
+    lengths = training_lengths(manifest, options.training_lengths(), phases)
+
+    from .checkpoints import Checkpoints
+    from .documents import read_corpus
+    from .heldout import HeldOut
+    from .models import load_pair
+    from .results import Adapted, copy_repo, with_record, write_results
+    from .trainer import Run, make_accelerator
+
+    beside = output.with_name(output.name + ".checkpoints")
+    accelerator = make_accelerator(options, output.with_name(output.name + ".tensorboard"))
+    if not accelerator.is_main_process:  # one of several processes speaks
+        progress, watch = lambda step, done, total: None, lambda tick: None
+    progress("models", 0, 0)
+    pair = load_pair(folder, teacher, manifest, phases, trust_remote_code=options.trust_remote_code)
+    progress("text", 0, 0)
+    corpus = read_corpus(
+        options.data,
+        options.heldout,
+        pair.tokenizer,
+        pair.student.get_input_embeddings().num_embeddings,
+        seed=options.seed,
+        column=options.text_column,
+        streaming=options.streaming,
+        token=options.token,
+    )
+    progress("training", 0, 0)
+    checkpoints = Checkpoints(beside, _started_with(folder, manifest, options, recipe, corpus.record))
+    pair.student.to(accelerator.device)
+    if pair.teacher is not None:
+        pair.teacher.to(accelerator.device)
+    # What is reported is measured at short texts too, not only at those that were trained on.
+    shown = sorted({*lengths, *(n for n in (128, 512) if n <= max(lengths))})
+    heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device)
+    before = heldout.measure(pair.student)
+    run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
+    _first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
+    try:
+        trained = run.train()
+    except KeyboardInterrupt:
+        raise _stopped(checkpoints) from None
+    if not accelerator.is_main_process:
+        return None
+    progress("measure", 0, 0)
+    place = trained.place
+    record = {
+        "objective": recipe.objective,
+        "train": recipe.train,
+        "teacher": None if teacher is None else manifest["source"].get("hub_id") or manifest["source"]["name"],
+        "options": _stated(options),
+        "lengths": list(lengths),
+        "learning_rates": {phase.name: [recipe.rate(phase, own) for own in (False, True)] for phase in phases},
+        "data": corpus.record,
+        "steps": place.step,
+        "best_step": place.best_step,
+        "tokens": place.tokens,
+        "spent": {"wall_seconds": place.wall, "cpu_seconds": place.cpu, "processes": trained.processes},
+        "before": before,
+        "after": heldout.measure(pair.student),
+        "history": place.history,
+    }
+    findings = list(corpus.findings)
+    if not place.best_step:
+        findings.append(
+            "no state on the way was closer on held-out text than the repo as it was: its weights are unchanged"
+        )
+    with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
+        hashes = copy_repo(folder, staging.folder, manifest, trained.state)
+        new = with_record(manifest, record, __version__, trained.state)
+        measured = None
+        if options.verify:
+            progress("verify", 0, 0)
+            measured, others = run_checks(
+                staging.folder,
+                target,
+                new,
+                source=teacher,
+                progress=lambda name: progress(f"verify: {name}", 0, 0),
+                trust_remote_code=options.trust_remote_code,
+            )
+            require_passed(staging.folder, measured)
+            kept = others if teacher is not None else {**others, "fidelity": []}
+            new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
+        else:
+            new["measurements"] |= {"checks": "not run", "fidelity": []}
+        progress("publish", 0, 0)
+        card = staging.folder / "README.md"
+        generated = card_text(target, new, {}, sentence=(folder / "modules.json").is_file())
+        card.write_text(merged(card.read_text(encoding="utf-8"), generated) if card.is_file() else generated, "utf-8")
+        write_results(staging.folder, record)
+        new["files"] = hash_files(staging.folder, known=hashes)
+        write_manifest(staging.folder, new)
+        staging.publish()
+    checkpoints.clear()
+    progress("done", 0, 0)
+    return Adapted(output, record, measured, findings)
+
+
+def _first_alone(accelerator: Any, work: Callable[[], None]) -> None:
+    """Lets the first process work; all of them raise what it raised."""
+    from accelerate.utils import broadcast_object_list
+
+    raised: list[EffconvError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            work()
+        except EffconvError as error:
+            raised = [error]
+    broadcast_object_list(raised)
+    if raised[0] is not None:
+        raise raised[0]
+
+
+def _stopped(checkpoints: Checkpoints) -> StoppedError:
+    last = checkpoints.last()
+    if last is None:
+        checkpoints.clear()
+        return StoppedError("interrupted before the first checkpoint; nothing was left behind")
+    return StoppedError(
+        f"interrupted; the state of {last.name.replace('-', ' ')} is kept", where=str(last), hint="--resume continues"
+    )
+
+
+def _stated(options: AdaptOptions) -> dict[str, Any]:
+    """The options as the manifest states them: files by name, nothing secret."""
+    values = {name: value for name, value in asdict(options).items() if name not in (*CHANGEABLE, "teacher")}
+    for name in ("data", "heldout"):
+        values[name] = [Path(item).name if Path(item).exists() else item for item in values[name]]
+    return values
+
+
+def _started_with(
+    folder: Path, manifest: Mapping[str, Any], options: AdaptOptions, recipe: Any, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for a run to be continued."""
+    return {
+        **_stated(options),
+        "repo": file_sha256(folder / "effconv.json"),
+        "recipe": asdict(recipe),
+        "text": {key: data[key] for key in ("sha256", "heldout_sha256") if key in data},
+    }

@@ -1,0 +1,75 @@
+"""The retrieval task: how it is cut, how it is ranked, and what it says of tiny models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from adapt_text import documents
+
+import effconv
+from effconv.adapt.retrieval import Encoder, chunk_embeddings, make_task, ranked, retrieval
+from effconv.convert.errors import BadInputError, UsageError
+from tiny import save_tiny
+
+torch.set_num_threads(1)
+
+
+def test_queries_are_pieces_of_their_document_beyond_the_sources_length():
+    task = make_task(range(1000), documents=7, length=130, queries=3, size=10, beyond=50)
+    assert task.documents.shape == (7, 130)
+    assert task.queries.shape == (21, 10)
+    assert task.documents.flatten().tolist() == list(range(910))
+    for query, answer in zip(task.queries.tolist(), task.answers.tolist(), strict=True):
+        start = query[0] - 130 * answer
+        assert query == list(range(query[0], query[0] + 10))
+        assert 50 <= start <= 120
+    assert sorted({query[0] % 130 for query in task.queries.tolist()}) == [50, 85, 120]
+
+
+@pytest.mark.parametrize("values", [{"length": 600}, {"length": 60}, {"documents": 1}])
+def test_a_text_that_gives_no_task_is_refused(values):
+    with pytest.raises(BadInputError, match="documents of"):
+        make_task(range(1000), **{"documents": 7, "length": 130, "queries": 3, "size": 10, "beyond": 50, **values})
+
+
+def test_ranks_are_counted_by_hand():
+    similarity = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]])
+    found = ranked(similarity, torch.tensor([0, 1, 0, 0]))  # ranks 1, 2, 3 (ties are lost), 3
+    assert found == {"r@1": 0.25, "mrr": pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 3) / 4)}
+
+
+def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is_truncated(tmp_path):
+    """And `effconv retrieval` measures the source in all three ways."""
+    save_tiny(tmp_path / "source", "bert", "Model", positions=64)
+    effconv.convert(
+        tmp_path / "source", "lsg", max_length=256, block_size=128, sparse_block_size=128, num_global_tokens=0,
+        output=tmp_path / "lsg", verify=False,
+    )  # fmt: skip
+    text = tmp_path / "a.txt"
+    text.write_text(" ".join(documents(6, words=300)))
+    found = retrieval([tmp_path / "lsg"], against=tmp_path / "source", data=[text], tokens=144, query_tokens=16)
+    assert [row["documents"] for row in found["rows"]] == ["truncation", "chunk average", "chunk maximum", "lsg"]
+    assert found["task"]["documents"] == 12
+    assert found["task"]["queries"] == 48
+    assert all(0 <= row["r@1"] <= row["mrr"] <= 1 for row in found["rows"])
+    with pytest.raises(UsageError, match="takes 256 tokens, and a document has 512"):
+        retrieval([tmp_path / "lsg"], against=tmp_path / "source", data=[text], tokens=512)
+
+    stock = transformers.AutoModel.from_pretrained(tmp_path / "source").eval()
+    emitted = effconv.load(tmp_path / "lsg", auto="AutoModel").eval()
+    body = torch.randint(5, 60, (3, 60))
+    one, other = (Encoder(model, [2], [3])(body) for model in (stock, emitted))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    chunks = chunk_embeddings(Encoder(stock, [2], [3]), body, 25)
+    assert chunks.shape == (3, 3, 32)
+    torch.testing.assert_close(chunks[:, 1], Encoder(stock, [2], [3])(body[:, 20:40]), rtol=1e-6, atol=1e-6)
+
+
+def test_the_task_is_written_as_json(capsys):
+    from effconv.report import show_retrieval
+
+    show_retrieval({"task": {}, "rows": [{"documents": "lsg", "r@1": 0.5, "mrr": 0.75}]}, as_json=True)
+    assert json.loads(capsys.readouterr().out)["rows"][0]["r@1"] == 0.5
