@@ -147,5 +147,5 @@ def text_batches(
         phase = (i + 0.5) / len(lengths)
         starts = [int((k + phase) * room / count) for k in range(count)]
         texts = torch.stack([torch.cat([head, stream[s : s + body], tail]) for s in starts])
-        out += texts.split(max(1, batch_tokens // n))
+        out += torch.split(texts, max(1, batch_tokens // n))
     return out
