@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,12 @@ from effconv.convert import verify
 # Before torch is imported, and for every process that a test starts: the models are tiny, and the threads of two pytest
 # workers on two cores wait for each other in busy loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What runs in the background is often started with these ignored, and hands that on to every process that a test starts
+# and interrupts; effconv leaves ignored signals alone.
+for ending in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(ending) is signal.SIG_IGN:
+        signal.signal(ending, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -86,8 +86,10 @@ def test_the_copy_holds_the_same_recordings():
 
 @each_family
 def test_an_upgrade_keeps_every_tensor_every_field_and_the_length(family, tmp_path):
-    source = published(family, tmp_path / "source")
-    edit_config(source, sparsity_type="stride", block_size=32, num_global_tokens=3, id2label={"0": "no", "1": "yes"})
+    case = read_cases(golden_folder(family))[0]
+    source = published(family, tmp_path / "source", case["expected"], case["source"])
+    labels = {key: f"class {key}" for key in read_json(source / "config.json").get("id2label", "01")}
+    edit_config(source, sparsity_type="stride", block_size=32, num_global_tokens=3, id2label=labels)
     result = upgrade(source, tmp_path / "out")
     stored, out = read(source), read(tmp_path / "out")
     assert out.keys() == stored.keys()

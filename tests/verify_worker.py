@@ -94,8 +94,10 @@ def trains(loaded):
         unused.append("embed_positions.")
     if loaded.auto == "AutoModelForMultipleChoice":
         unused.append("classifier.bias")  # which adds the same to every choice
+    if loaded.auto == "AutoModelForQuestionAnswering":
+        unused.append("qa_outputs.bias")  # and this one to every token
     if not getattr(loaded.config, "tie_word_embeddings", True):
-        unused.append("predictions.bias")  # ALBERT's: its decoder then has another
+        unused += ["predictions.bias", "shared."]  # ALBERT's decoder then has another; BART's embeddings are their own
     assert all(any(part in name for part in unused) for name in still), still
     torch.optim.AdamW(model.parameters(), lr=1e-2).step()
     assert loss_of(model, loaded.auto, inputs).isfinite()
