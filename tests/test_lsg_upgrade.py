@@ -137,9 +137,11 @@ def upgraded_results(request, upgraded_jobs, tmp_path_factory):
 
 @pytest.mark.xdist_group("upgrade")
 @each_family
-def test_an_upgraded_repo_gives_the_published_numbers(family, upgraded_results):
+def test_an_upgraded_repo_gives_the_published_numbers(family, upgraded_jobs, upgraded_results):
     found = {name: result for name, result in upgraded_results.items() if name.startswith(f"{family}/")}
+    asked = {case["name"] for job in upgraded_jobs for case in job["cases"]}
     assert found
+    assert found.keys() == {name for name in asked if name.startswith(f"{family}/")}
     assert not faults(found), "\n".join(faults(found))
 
 
