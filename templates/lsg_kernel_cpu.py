@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
@@ -31,7 +32,7 @@ HEADS_IN_SCRATCH = 4  # times the heads that are multiplied at once; fewer cost 
 class Ring:
     """Slots for the keys of one kind: block i sees rows [first + i * step, + size) of their list.
 
-    Row r of the list stands in slot r mod size, so that of two rows in sight none shares a slot.
+    Row r of the list stands in slot (r - origin) mod size, so that of two rows in sight none shares a slot.
     """
 
     first: int
@@ -39,6 +40,7 @@ class Ring:
     step: int
     length: int  # rows of the list; a window may reach beyond either end
     slot: int  # the first of the ring's slots in the scratch
+    origin: int = 0
 
     def entering(self, block: int) -> Iterator[tuple[slice, slice]]:
         """(slots, rows) of what `block` sees and the block before did not."""
@@ -53,7 +55,7 @@ class Ring:
     def pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         row, stop = max(start, 0), min(stop, self.length)
         while row < stop:
-            place = row % self.size
+            place = (row - self.origin) % self.size
             count = min(stop - row, self.size - place)
             yield slice(self.slot + place, self.slot + place + count), slice(row, row + count)
             row += count
@@ -61,7 +63,12 @@ class Ring:
     def rows(self, blocks: int) -> Tensor:
         """The row that each slot is meant for at each block (blocks, size), also where the list has no such row."""
         start = self.first + torch.arange(blocks)[:, None] * self.step
-        return start + (torch.arange(self.size) - start) % self.size
+        return start + (torch.arange(self.size) - start + self.origin) % self.size
+
+    def empty(self, block: int) -> int:
+        """How many of the rows that `block` would see lie beyond the list's ends."""
+        start = self.first + block * self.step
+        return self.size - max(0, min(start + self.size, self.length) - max(start, 0))
 
     def enter(self, block: int, rows: Tensor, scratch: Tensor) -> None:
         """Copy what comes into sight from its list (heads, l, d) to the scratch (heads, w, d)."""
@@ -178,30 +185,48 @@ class Plan:
         self.length = rows - global_count
         self.blocks = -(-self.length // block)
         self.dtype = compute_dtype(q.dtype)
-        # The slots: globals, local keys, sparse keys on the left, on the right.
-        self.local = Ring(-block, (2 if causal else 3) * block, block, self.length, global_count)
-        self.slots = global_count + self.local.size
+        # The slots: sparse keys on the right, globals, local keys, sparse keys on the left. The keys on the left come in
+        # from their first slot on and those on the right go out up to their last one, so that what is empty near the
+        # ends of the text lies at the ends of the scratch, and is left out: see `window`.
+        entries = 0 if sparse_visible is None else sparse_visible.shape[2]
+        left, *right = sparse_starts(sparse_size, sparse_step, causal)
+        before = sparse_size if entries and right else 0
+        self.globals = slice(before, before + global_count)
+        self.local = Ring(-block, (2 if causal else 3) * block, block, self.length, self.globals.stop)
+        self.slots = self.globals.stop + self.local.size
         self.sparse: list[Ring] = []
-        if sparse_visible is not None:
-            for start in sparse_starts(sparse_size, sparse_step, causal):
-                self.sparse.append(Ring(start, sparse_size, sparse_step, sparse_visible.shape[2], self.slots))
-                self.slots += sparse_size
+        if entries:
+            self.sparse.append(Ring(left, sparse_size, sparse_step, entries, self.slots))
+            self.sparse += [Ring(start, sparse_size, sparse_step, entries, 0, origin=entries) for start in right]
+            self.slots += sparse_size
         self.key_visible = visible
         self.slot_visible = self.visible_slots(visible, sparse_visible)
-        self.hides = (~self.slot_visible).any(-1).any(1).tolist()  # b, blocks: whether some head hides some slot
+        hidden = (~self.slot_visible).any(1)  # b, blocks, w: whether for some head
+        for block in range(self.blocks):
+            window = self.window(block)
+            hidden[:, block, : window.start] = hidden[:, block, window.stop :] = False
+        self.hides = hidden.any(-1).tolist()  # b, blocks
 
     def visible_slots(self, visible: Tensor | None, sparse_visible: Tensor | None) -> Tensor:
         """Which slots hold a key that may be seen: bool (b, h or 1, blocks, w)."""
         if visible is None:
             visible = torch.ones((self.batch, self.global_count + self.length), dtype=torch.bool)
         global_keys, tokens = visible[:, None].split([self.global_count, self.length], dim=2)  # b 1 t
-        parts = [global_keys[:, :, None].expand(-1, -1, self.blocks, -1), at(tokens, self.local.rows(self.blocks))]
-        if sparse_visible is not None:
-            if bool((sparse_visible == sparse_visible[:, :1]).all()):
-                sparse_visible = sparse_visible[:, :1]  # mostly: one mask serves all heads
-            parts += [at(sparse_visible, ring.rows(self.blocks)) for ring in self.sparse]
-        heads = parts[-1].shape[1]
-        return torch.cat([part.expand(-1, heads, -1, -1) for part in parts], dim=-1)
+        if sparse_visible is not None and bool((sparse_visible == sparse_visible[:, :1]).all()):
+            sparse_visible = sparse_visible[:, :1]  # mostly: one mask serves all heads
+        heads = sparse_visible.shape[1] if self.sparse else 1
+        found = torch.empty((self.batch, heads, self.blocks, self.slots), dtype=torch.bool)
+        found[..., self.globals] = global_keys[:, :, None]
+        for ring, seen in [(self.local, tokens), *((ring, sparse_visible) for ring in self.sparse)]:
+            found[..., ring.slot : ring.slot + ring.size] = at(seen, ring.rows(self.blocks))
+        return found
+
+    def window(self, block: int) -> slice:
+        """The slots that a block sees, without those of sparse keys that are empty there."""
+        if not self.sparse:
+            return slice(0, self.slots)
+        left, *right = (ring.empty(block) for ring in self.sparse)
+        return slice(sum(right), self.slots - left)
 
     def tiles(self, at_once: int) -> Iterator[tuple[int, slice]]:
         """(item of the batch, heads) whose keys are in the scratch together."""
@@ -233,7 +258,7 @@ class Plan:
             later = self.local.rows(self.blocks)[block] > own
             visible = visible.expand(-1, len(own), -1).clone()
             visible[..., first : first + self.local.size].masked_fill_(later, False)
-        return self.as_bias(visible)
+        return self.as_bias(visible[..., self.window(block)])
 
     def global_bias(self, item: int) -> Tensor | None:
         """The same for the rows of globals, (1, 1, keys)."""
@@ -324,26 +349,30 @@ def attention(
     """
     plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
     context = rows_first(torch.empty, q)
-    weights = Weights(plan, at_once, dropout, seed)
+    weights = Weights(plan, at_once, dropout, seed) if dropout > 0 else None
     scratches = plan.scratches(2, at_once)
 
     def write(item: int, heads: slice, rows: slice, bias: Tensor | None, keys: Tensor, values: Tensor) -> None:
         queries, written = q[item, heads, rows].to(plan.dtype), context[item, heads, rows]
+        if weights is None:
+            mask = None if bias is None else bias.expand(len(queries), queries.shape[1], -1)[None]
+            written[:] = F.scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask)[0]
+            return
         for few in parts(len(queries), at_once):
             shares = weights.of(queries[few], keys[few], bias_of(bias, few))
-            factors = weights.factors(shares)
-            written[few] = (shares if factors is None else shares.mul_(factors)) @ values[few]
+            written[few] = shares.mul_(weights.factors(shares)) @ values[few]
 
     for item, heads in plan.tiles(at_once):
-        window = [scratch[: heads.stop - heads.start].zero_() for scratch in scratches]
+        scratch = [x[: heads.stop - heads.start].zero_() for x in scratches]
         sources = plan.lists(k, sparse_keys, item, heads), plan.lists(v, sparse_values, item, heads)
-        for scratch, x in zip(window, (k, v), strict=True):
-            scratch[:, :global_count] = x[item, heads, :global_count]
+        for held, x in zip(scratch, (k, v), strict=True):
+            held[:, plan.globals] = x[item, heads, :global_count]
         for number in range(plan.blocks):
-            for scratch, lists in zip(window, sources, strict=True):
+            for held, lists in zip(scratch, sources, strict=True):
                 for ring, rows in lists:
-                    ring.enter(number, rows, scratch)
-            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *window)
+                    ring.enter(number, rows, held)
+            window = plan.window(number)
+            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *(x[:, window] for x in scratch))
         keys, values = (x[item, heads, plan.seen_by_globals()].to(plan.dtype) for x in (k, v))
         for rows in plan.global_rows():
             write(item, heads, rows, plan.global_bias(item), keys, values)
@@ -398,23 +427,23 @@ def attention_backward(
             add_product(to_keys, change.transpose(1, 2), queries[few], scale)
 
     for item, heads in plan.tiles(at_once):
-        window = [scratch[: heads.stop - heads.start].zero_() for scratch in scratches]
+        scratch = [x[: heads.stop - heads.start].zero_() for x in scratches]
         sources = plan.lists(k, sparse_keys, item, heads), plan.lists(v, sparse_values, item, heads)
         targets = plan.lists(dk, dsk, item, heads), plan.lists(dv, dsv, item, heads)
-        own = slice(0, global_count)
-        for scratch, x in zip(window, (k, v), strict=False):
-            scratch[:, own] = x[item, heads, own]
+        for held, x in zip(scratch, (k, v), strict=False):
+            held[:, plan.globals] = x[item, heads, :global_count]
         for number in range(plan.blocks):
-            for scratch, total, lists in zip(window[:2], window[2:], sources, strict=True):
+            for held, total, lists in zip(scratch[:2], scratch[2:], sources, strict=True):
                 for ring, rows in lists:
-                    ring.enter(number, rows, scratch)
+                    ring.enter(number, rows, held)
                     ring.clear(number, total)
-            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *window)
-            for total, lists in zip(window[2:], targets, strict=True):
+            window = plan.window(number)
+            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *(x[:, window] for x in scratch))
+            for total, lists in zip(scratch[2:], targets, strict=True):
                 for ring, rows in lists:
                     ring.leave(number, rows, total, last=number == plan.blocks - 1)
-        for total, x in zip(window[2:], (dk, dv), strict=True):
-            x[item, heads, own] += total[:, own]
+        for total, x in zip(scratch[2:], (dk, dv), strict=True):
+            x[item, heads, :global_count] += total[:, plan.globals]
         seen = plan.seen_by_globals()
         keys, values = (x[item, heads, seen].to(plan.dtype) for x in (k, v))
         for rows in plan.global_rows():
