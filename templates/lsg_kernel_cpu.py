@@ -80,10 +80,13 @@ class Ring:
         for slots, _ in self.entering(block):
             scratch[:, slots] = 0
 
-    def leave(self, block: int, rows: Tensor, scratch: Tensor, last: bool) -> None:
-        """Add the sums of what goes out of sight to their list."""
+    def leave(self, block: int, rows: Tensor, scratch: Tensor, last: bool, add: bool) -> None:
+        """Write the sums of what goes out of sight to their list, or add them to what is there."""
         for slots, leaving in self.leaving(block, last):
-            rows[:, leaving] += scratch[:, slots]
+            if add:
+                rows[:, leaving] += scratch[:, slots]
+            else:
+                rows[:, leaving] = scratch[:, slots]
 
 
 def cpu_attention(
@@ -185,9 +188,9 @@ class Plan:
         self.length = rows - global_count
         self.blocks = -(-self.length // block)
         self.dtype = compute_dtype(q.dtype)
-        # The slots: sparse keys on the right, globals, local keys, sparse keys on the left. The keys on the left come in
-        # from their first slot on and those on the right go out up to their last one, so that what is empty near the
-        # ends of the text lies at the ends of the scratch, and is left out: see `window`.
+        # The slots: sparse keys on the right, globals, local keys, sparse keys on the left. Those on the
+        # left come in from their first slot on and those on the right go out up to their last one, so that what is
+        # empty near the ends of the text lies at the ends of the scratch, and is left out: see `window`.
         entries = 0 if sparse_visible is None else sparse_visible.shape[2]
         left, *right = sparse_starts(sparse_size, sparse_step, causal)
         before = sparse_size if entries and right else 0
@@ -403,9 +406,8 @@ def attention_backward(
     dP = M (G V^T), dS = P (dP - sum(P dP)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
     """
     plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
-    inputs = (q, k, v) if sparse_keys is None else (q, k, v, sparse_keys, sparse_values)
-    found = [rows_first(torch.zeros, x) for x in inputs]
-    dq, dk, dv, dsk, dsv = found if len(found) == 5 else (*found, None, None)
+    dq, dk, dv = (rows_first(torch.empty, x) for x in (q, k, v))
+    dsk, dsv = (None if x is None else rows_first(torch.zeros, x) for x in (sparse_keys, sparse_values))
     weights, changes = Weights(plan, at_once, dropout, seed), Weights(plan, at_once)
     scratches = plan.scratches(4, at_once)
     scale = plan.size**-0.5
@@ -440,15 +442,15 @@ def attention_backward(
             window = plan.window(number)
             write(item, heads, plan.rows(number), plan.bias(item, heads, number), *(x[:, window] for x in scratch))
             for total, lists in zip(scratch[2:], targets, strict=True):
-                for ring, rows in lists:
-                    ring.leave(number, rows, total, last=number == plan.blocks - 1)
+                for ring, rows in lists:  # a local key goes once, a sparse one from each side
+                    ring.leave(number, rows, total, last=number == plan.blocks - 1, add=ring is not plan.local)
         for total, x in zip(scratch[2:], (dk, dv), strict=True):
-            x[item, heads, :global_count] += total[:, plan.globals]
+            x[item, heads, :global_count] = total[:, plan.globals]
         seen = plan.seen_by_globals()
         keys, values = (x[item, heads, seen].to(plan.dtype) for x in (k, v))
         for rows in plan.global_rows():
             write(item, heads, rows, plan.global_bias(item), keys, values, dk[item, heads, seen], dv[item, heads, seen])
-    return found
+    return [x for x in (dq, dk, dv, dsk, dsv) if x is not None]
 
 
 def rows_first(make: Callable[..., Tensor], like: Tensor) -> Tensor:
