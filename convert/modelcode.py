@@ -10,6 +10,12 @@ from dataclasses import dataclass, replace
 from importlib import resources
 
 CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
+# What every repo needs beside these, each with a name to import from it.
+CORE_OTHERS = (
+    ("efficient_configuration", "EfficientConfigMixin"),
+    ("fp32_precision", "fp32_precision"),
+    ("unpadding", "Unpadded"),
+)
 BASE_SUFFIX = "Model"
 
 
@@ -89,7 +95,7 @@ class TargetCode:
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
-        parts = (self.mix, self.encoder_mixin, self.config_mixin, *self.others)
+        parts = (self.mix, self.encoder_mixin, self.config_mixin, *CORE_OTHERS, *self.others)
         return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
 
     def for_family(self, family: FamilyCode) -> TargetCode:
@@ -281,6 +287,7 @@ def _imports(family: FamilyCode, target: TargetCode) -> list[tuple[str, str, boo
     found: dict[str, list[str]] = {}
     for module, name in used:
         found.setdefault(module, []).append(name)
-    copied = [(module, name) for module, name in (target.config_mixin, *target.others) if module not in found]
+    others = (target.config_mixin, *CORE_OTHERS, *target.others)
+    copied = [(module, name, True) for module, name in others if module not in found]
     rows = [(module, ", ".join(sorted(imported)), False) for module, imported in found.items()]
-    return sorted(rows + [(module, name, True) for module, name in copied])
+    return sorted(rows + copied)

@@ -9,8 +9,11 @@ signatures and masks are not. Three pieces rely on the paths alone:
   the padding mask handed to the attention as it came, so that nothing of size T * T is ever made;
 * `HeadMixin` gives a stock task class that base.
 
+A padded batch is unpadded in front of the layers, where that gives real tokens the same and saves enough: unpadding.py.
+
 What the outputs hold: `hidden_states` has one entry a layer and one for the embeddings, each cut to the tokens that
-came in; `attentions` is always None, because no matrix of attention weights is ever formed; `past_key_values` is always
+came in; what they and `last_hidden_state` hold for padding has no meaning (zeros, where the batch was unpadded);
+`attentions` is always None, because no matrix of attention weights is ever formed; `past_key_values` is always
 None. Of the `attn_implementation` values, "eager" and "sdpa" run the same code here (they differ only in a decoder's
 stock cross-attention; transformers 4 has no "sdpa" for ELECTRA); the others are refused.
 """
@@ -26,6 +29,9 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils import logging
+
+from .fp32_precision import fp32_precision
+from .unpadding import Unpadded, unpadded, values_are_at_hand
 
 logger = logging.get_logger(__name__)
 
@@ -60,18 +66,21 @@ class EfficientAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Unpadded | None = None,
         *_: Any,
         query: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Unpadded | None = None,
         **__: Any,
     ) -> tuple[Tensor, None]:
         """Layers call this in several ways, by family and by version; all of them hand over a state and a mask."""
         x = query if hidden_states is None else hidden_states
         visible = mask if attention_mask is None else attention_mask
-        q, k, v = (getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in self.projections)
-        context = self.mix(q, k, v, visible).transpose(1, 2).flatten(2)  # b h t d -> b t (h d)
-        return self.tail(context, x), None
+        q, k, v = (getattr(self, name)(x).unflatten(-1, (self.heads, -1)) for name in self.projections)  # b t h d
+        if isinstance(visible, Unpadded):
+            context = visible.attend(self.mix, q, k, v)
+        else:
+            context = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible).transpose(1, 2)
+        return self.tail(context.flatten(2), x), None
 
 
 class EncoderMixin:
@@ -100,6 +109,7 @@ class EncoderMixin:
 
     def adapt(self) -> None:
         """Put the efficient attention into every layer; called once, on the finished stock model."""
+        self.config.validate_running()
         if getattr(self.config, "position_embedding_type", "absolute") != "absolute":
             raise ValueError(
                 f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
@@ -153,7 +163,36 @@ class EncoderMixin:
         """From the embeddings to what the layers take: projected, and with the rows that the target adds."""
         return self.project(x), mask
 
-    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | None, *cross: Tensor | None) -> Tensor:
+    def padding_counts(self) -> bool:
+        """Whether a real token's output depends on how much padding there is, as in some published forms."""
+        return False
+
+    def kept(self, mask: Tensor | None, cross: tuple[Tensor | None, ...]) -> Unpadded | None:
+        """What the layers get of a padded batch; None for all of it, as it is."""
+        # Cross-attention pairs the rows of two batches, so there every item keeps its row.
+        if mask is None or cross or not self.config.unpad_inputs or self.padding_counts():
+            return None
+        return unpadded(mask) if values_are_at_hand(mask) else None
+
+    def run_layers(
+        self, x: Tensor, mask: Tensor | None, cross: tuple[Tensor | None, ...], length: int, keep_states: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The output (b, t, hidden) for the `length` tokens that came in, and if kept the states before every layer."""
+        kept = self.kept(mask, cross)
+        if kept is not None:
+            x, mask = kept.unpad(x), kept
+
+        def returned(x: Tensor) -> Tensor:
+            return self.end(x if kept is None else kept.pad(x), length)
+
+        states = []
+        for layer in self.order():
+            if keep_states:
+                states.append(returned(x))
+            x = self.run(layer, x, mask, *cross)
+        return returned(self.final(x)), states
+
+    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *cross: Tensor | None) -> Tensor:
         """One layer of `order()`, checkpointed here where the stock layer does not do it by itself (ALBERT's)."""
         if self.gradient_checkpointing and self.training and not isinstance(layer, GradientCheckpointingLayer):
             return self._gradient_checkpointing_func(run_layer, layer, x, mask, *cross)
@@ -224,12 +263,8 @@ class EncoderMixin:
         x, mask = self.begin(x, mask)
         cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
 
-        states = []
-        for layer in self.order():
-            if output_hidden_states:
-                states.append(self.end(x, length))
-            x = self.run(layer, x, mask, *cross)
-        last = self.end(self.final(x), length)
+        with fp32_precision(config.mkldnn_fp32_precision):
+            last, states = self.run_layers(x, mask, cross, length, output_hidden_states)
         if output_hidden_states:
             states.append(last)
 
@@ -292,7 +327,7 @@ class HeadMixin:
         self.post_init()
 
 
-def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None, *cross: Tensor | None) -> Tensor:
+def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *cross: Tensor | None) -> Tensor:
     """One stock layer; x and all else that may need a gradient go by position, as reentrant checkpointing asks."""
     # transformers 4 has a head mask in third place, which some layers require; 5 has no such argument.
     masked = any(name.endswith("head_mask") for name in inspect.signature(layer.forward).parameters)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .efficient_configuration import EfficientConfigMixin
 
-class LambdaConfigMixin:
+
+class LambdaConfigMixin(EfficientConfigMixin):
     """Goes before a stock config class in the bases.
 
     Args:

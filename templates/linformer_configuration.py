@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from .efficient_configuration import EfficientConfigMixin
+
 SHARING = ("heads", "kv", "layers", "none")
 MASK_MODES = ("masked", "published")
 WEIGHTINGS = ("none", "salience")
 
 
-class LinformerConfigMixin:
+class LinformerConfigMixin(EfficientConfigMixin):
     """Goes before a stock config class in the bases.
 
     Args:

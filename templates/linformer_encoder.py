@@ -17,3 +17,6 @@ class LinformerEncoderMixin(EncoderMixin):
             )
         super().adapt()
         LinformerMix.link([layer.get_submodule(self.attention_path).mix for layer in self.unique_layers()])
+
+    def padding_counts(self) -> bool:
+        return self.config.mask_mode == "published"

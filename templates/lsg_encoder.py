@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .efficient_encoder import EncoderMixin
-from .lsg_configuration import MAX_GLOBAL_TOKENS, uses_sparse_keys
+from .lsg_configuration import MAX_GLOBAL_TOKENS, sparse_chunk_size, uses_sparse_keys
 
 
 class LSGEncoderMixin(EncoderMixin):
@@ -54,7 +54,7 @@ class LSGEncoderMixin(EncoderMixin):
 
     def add_padding(self, x: Tensor, rows: int) -> Tensor:
         """Rows of padding behind the projected embeddings, as the published model has them."""
-        return F.pad(x, (0, 0, 0, rows))
+        return F.pad(x, (0, 0, 0, rows)) if rows else x
 
     def visible_padding(self, length: int) -> int:
         """Rows of padding that the layers themselves must see.
@@ -73,6 +73,25 @@ class LSGEncoderMixin(EncoderMixin):
             and length > 2 * config.block_size
         )
         return -length % config.block_size if seen else 0
+
+    def padding_counts(self) -> bool:
+        """Whether padding changes what a real token gets; the attention's own padding to whole blocks never does.
+
+        A text of up to two blocks has full attention by itself, and blocks in a longer batch. Both see the same, but
+        where the sparse list shows a block some keys a second time: with one entry a block (`sparse_starts`), and where
+        chunks reach across the end of the second block.
+        """
+        config = self.config
+        if not config.adaptive:
+            return True  # then lengths are whole blocks
+        if not uses_sparse_keys(config):
+            return False
+        chosen_in_chunks = config.sparsity_type in ("norm", "lsh") and config.sparsity_factor > 1
+        return (
+            config.sparsity_factor == config.block_size
+            or (chosen_in_chunks and config.block_size % sparse_chunk_size(config) != 0)
+            or (config.bos_pooling_padding == "published" and config.sparsity_type in ("bos_pooling", "lsh"))
+        )
 
     def end(self, x: Tensor, length: int) -> Tensor:
         first = self.config.num_global_tokens

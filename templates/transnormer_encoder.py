@@ -17,3 +17,6 @@ class TransNormerEncoderMixin(EncoderMixin):
         if self.config.feed_forward == "glu":
             config = self.config  # DistilBERT names the inner size its own way
             add_gate(layer, config.hidden_size, getattr(config, "intermediate_size", None) or config.hidden_dim)
+
+    def padding_counts(self) -> bool:
+        return self.config.mask_mode == "published"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from unpadding_checks import compare_unpadded
 
 SPARSITY_TYPES = ("none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling")
 
@@ -119,6 +120,15 @@ def check_padding_and_batch_mates_change_no_real_token(job):
                 together = model(**inputs).last_hidden_state[1, :length]
                 alone = model(input_ids=inputs["input_ids"][1:, :length]).last_hidden_state[0]
             close(together, alone)
+
+
+def check_unpadding_changes_no_real_token(job):
+    for options in ({}, {"num_global_tokens": 0}, {"mask_first_token": True}):
+        model = load(job, "Model", **options)
+        inputs = ids(model, 100, 9, 33, 0)
+        inputs["attention_mask"][0, 20:40] = 0
+        inputs["attention_mask"][2, :10] = 0
+        compare_unpadded(model, inputs)
 
 
 def check_options_are_overridden_at_loading(job):
@@ -244,9 +254,10 @@ def check_checkpointing_gives_the_same_gradients(job):
                 module.register_forward_hook(lambda *_: calls.append(1))
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-        inputs = ids(model, 40, 30)
+        inputs = ids(model, 40, 10)
+        groups = 2  # the batch is unpadded, and attention takes one text after the other
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
-        assert len(calls) == len(layers) * (2 if checkpointing else 1)
+        assert len(calls) == groups * len(layers) * (2 if checkpointing else 1)
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     expected = gradients()

@@ -16,6 +16,7 @@ import repo_worker
 import torch
 import transformers
 from repo_worker import SPARSITY_TYPES, close, ids, main, raises
+from unpadding_checks import compare_unpadded
 
 CG = "ForConditionalGeneration"
 check_nothing_loads_without_trust_remote_code = repo_worker.check_nothing_loads_without_trust_remote_code
@@ -89,6 +90,14 @@ def check_padding_and_batch_mates_change_nothing(job):
                 del inputs["attention_mask"]
                 inputs = {name: tensor[1:, :length] for name, tensor in inputs.items()}
                 close(model(**inputs).logits, together)
+
+
+def check_unpadding_changes_no_real_token(job):
+    for passed in (True, False):
+        model = load(job, num_global_tokens=3, pass_global_tokens_to_decoder=passed)
+        inputs = both_inputs(model, 100, 33, 9)
+        compare_unpadded(model, inputs, "encoder_hidden_states")
+        compare_unpadded(model, inputs, "decoder_hidden_states")
 
 
 def check_global_tokens_reach_the_decoder_if_they_are_passed(job):
@@ -225,9 +234,10 @@ def check_checkpointing_gives_the_same_gradients(job):
                 module.register_forward_hook(lambda *_: calls.append(1))
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-        inputs = ids(model, 40, 30)
+        inputs = ids(model, 40, 10)
+        groups = 2  # the batch is unpadded, and attention takes one text after the other
         model(**inputs, labels=inputs["input_ids"][:, :9].clone()).loss.backward()
-        assert len(calls) == model.config.encoder_layers * (2 if checkpointing else 1)
+        assert len(calls) == groups * model.config.encoder_layers * (2 if checkpointing else 1)
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     expected = gradients()
