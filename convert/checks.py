@@ -15,7 +15,7 @@ from .loaded import Loaded, difference, outputs
 
 
 def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
-    """A text alone, and the same text padded beside a longer one, short and long ones."""
+    """A text alone, and the same text padded beside a longer one: short and long ones, with and without unpadding."""
     model = loaded.model("AutoModel") if "AutoModel" in loaded.autos else loaded.model()
     auto = "AutoModel" if "AutoModel" in loaded.autos else loaded.auto
     found = []
@@ -23,11 +23,12 @@ def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     for real, mate in pairs or [(max(loaded.max_length // 3, 2), loaded.max_length)]:
         ids, mask = padded_ids(loaded, (real, mate))
         alone = outputs(model, auto, ids[:1, :real], None)
-        beside = outputs(model, auto, ids, mask)
-        for name, value in alone.items():
-            row = beside[name][:1]
-            rows_of_tokens = row.dim() > 2 or row.shape[-1] == mate  # an encoder's may have global ones in front
-            found.append(difference(row[:, : value.shape[1]] if rows_of_tokens else row, value))
+        for model.config.unpad_inputs in (True, False):
+            beside = outputs(model, auto, ids, mask)
+            for name, value in alone.items():
+                row = beside[name][:1]
+                rows_of_tokens = row.dim() > 2 or row.shape[-1] == mate  # an encoder's may have global ones in front
+                found.append(difference(row[:, : value.shape[1]] if rows_of_tokens else row, value))
     return worst_of(found), {"lengths": [list(pair) for pair in pairs]}
 
 

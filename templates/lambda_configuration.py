@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .efficient_configuration import EfficientConfigMixin
 
-
-class LambdaConfigMixin(EfficientConfigMixin):
+class LambdaConfigMixin:
     """Goes before a stock config class in the bases.
 
     Args:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .efficient_configuration import EfficientConfigMixin
-
 SHARING = ("heads", "kv", "layers", "none")
 MASK_MODES = ("masked", "published")
 WEIGHTINGS = ("none", "salience")
 
 
-class LinformerConfigMixin(EfficientConfigMixin):
+class LinformerConfigMixin:
     """Goes before a stock config class in the bases.
 
     Args:

@@ -6,13 +6,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from .efficient_configuration import EfficientConfigMixin
-
 MAX_GLOBAL_TOKENS = 512  # rows of the table of global embeddings
 SPARSITY_TYPES = ("none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling")
 
 
-class LSGConfigMixin(EfficientConfigMixin):
+class LSGConfigMixin:
     """Goes before a stock config class in the bases.
 
     Args:

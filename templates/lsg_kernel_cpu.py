@@ -127,8 +127,13 @@ def cpu_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         causal,
         dropout,
-        max(2, torch.get_num_threads()),
+        max(2, threads()),
     )
+
+
+@torch.compiler.assume_constant_result  # else a graph would have to be broken in every layer, to ask
+def threads() -> int:
+    return torch.get_num_threads()
 
 
 def sparse_starts(size: int, step: int, causal: bool) -> list[int]:

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .efficient_configuration import EfficientConfigMixin
-
 VARIANTS = ("t1", "t2")
 NORMS = ("simplermsnorm", "rmsnorm", "gatedrmsnorm", "layernorm")
 POSITIONS = ("none", "lrpe", "rotary")
@@ -15,7 +13,7 @@ FEED_FORWARDS = ("dense", "glu")
 MASK_MODES = ("masked", "published")
 
 
-class TransNormerConfigMixin(EfficientConfigMixin):
+class TransNormerConfigMixin:
     """Goes before a stock config class in the bases.
 
     Args:

@@ -21,6 +21,7 @@ sys.modules["effconv"] = None  # wherever it is installed: an emitted repo must 
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from unpadding_checks import compare_unpadded  # noqa: E402
 
 
 def load(job, auto=None, folder=None, **options):
@@ -106,6 +107,14 @@ def check_padding_and_batch_mates_change_nothing(job):
         for name, alone in outputs(model, input_ids=inputs["input_ids"][1:, :length]).items():
             row = together[name][1:]
             close(row[:, :length] if by_token(name, row, job["tokens"]) else row, alone)
+
+
+def check_unpadding_changes_no_real_token(job):
+    model = load(job).eval()
+    if not hasattr(model.config, "unpad_inputs"):  # published models are left as they are
+        return
+    states = "encoder_hidden_states" if model.config.is_encoder_decoder else "hidden_states"
+    compare_unpadded(model, ids(model, job["tokens"], job["tokens"] // 4, 3), states)
 
 
 def check_a_step_of_training_changes_what_is_new(job):

@@ -92,9 +92,12 @@ def test_compiled_it_gives_the_same_states_and_gradients(model, backend):
             model.zero_grad()
             (form(**inputs).last_hidden_state * inputs["attention_mask"][..., None]).square().mean().backward()
             found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-        assert found[0].keys() == found[1].keys()
-        for name, gradient in found[1].items():
-            torch.testing.assert_close(found[0][name], gradient, rtol=1e-4, atol=1e-6)
+        assert found[0].keys() >= found[1].keys()
+        for name, gradient in found[
+            0
+        ].items():  # one graph gives the pooler, which was not asked for, gradients of zero
+            expected = found[1].get(name, torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 # One that gathers by a mask of its own in every head, one that hashes, one that pools: the others do less.
