@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from . import bigs, conversion, layers, lsg, startup
+from . import bigs, conversion, layers, lsg, mixed, startup
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     startup.main()
     layers.main()
     lsg.main([])
+    mixed.main()
     bigs.main()
     conversion.main()
 
