@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import adapt, convert, fidelity, load, plan, push_to_hub, verify
+    from .api import adapt, bench, convert, fidelity, load, plan, push_to_hub, verify
     from .convert.errors import EffconvError
     from .hub.refresh import refresh
     from .inmemory import lsgify
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EffconvError",
     "adapt",
+    "bench",
     "convert",
     "fidelity",
     "layers",
@@ -43,7 +44,7 @@ _HOMES = {
     "refresh": "hub.refresh",
     "verify": "api",
 }
-_MODULES = ("adapt", "convert", "layers", "lsgify")  # three of them can be called as well: see callable_package
+_MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them can be called as well: see callable_package
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,10 @@
-"""The public Python API: convert, plan, verify, fidelity, adapt, load. All but load do what their commands do."""
+"""The public Python API: convert, plan, verify, fidelity, bench, adapt, load. All but load do what their commands do."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
 from .targets import TARGETS, target_named
 
-__all__ = ["adapt", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
+__all__ = ["adapt", "bench", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -122,14 +122,7 @@ def adapt(
     from .adapt.options import AdaptOptions
     from .adapt.run import adapt_repo
 
-    known = {field.name for field in dataclasses.fields(AdaptOptions)}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise UsageError(
-            f"adapt takes no option {', '.join(unknown)}",
-            where="adapt(...)",
-            hint="it takes " + ", ".join(sorted(known)),
-        )
+    _refuse_unknown("adapt", options.keys(), {field.name for field in dataclasses.fields(AdaptOptions)})
     for name in ("data", "heldout"):
         value = options.get(name, ())
         options[name] = tuple(str(v) for v in ([value] if isinstance(value, (str, os.PathLike)) else value))
@@ -137,6 +130,44 @@ def adapt(
         if options.get(name) is not None:
             options[name] = kind(options[name])
     return adapt_repo(repo, AdaptOptions(**options), progress=progress, watch=watch)
+
+
+def bench(
+    models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, progress: Progress = _quiet, **options: Any
+) -> Any:
+    """Measures time and memory of models side by side; with `data`, advises on a conversion for these texts.
+
+    Args:
+        models: folders or Hub ids; one of them for advice.
+        progress: called with each step.
+        options: by the names of the command's flags with underscores (`lengths=[512, 4096]`, `batch`, `dtype`, `train`,
+            `with_`, `threads`, `plot`, `data`, `memory`, ...).
+
+    Returns:
+        An `effconv.bench.run.BenchReport`, or with `data` an `effconv.bench.advice.Advice`; `described()` gives JSON
+        values. Ctrl-C ends the measurement, not the call: `interrupted` says so.
+
+    Raises:
+        EffconvError: each kind with its exit code.
+    """
+    from .bench.options import BenchOptions, bench_options
+
+    known = {field.name for field in dataclasses.fields(BenchOptions)}
+    _refuse_unknown("bench", options.keys(), known)
+    chosen = bench_options(dict(options))
+    names = [os.fspath(model) for model in ([models] if isinstance(models, (str, os.PathLike)) else models)]
+    if chosen.data:
+        from .bench.advice import advise
+
+        return advise(names, chosen, progress)
+    from .bench.picture import draw, require_drawable
+    from .bench.run import bench_models
+
+    require_drawable(chosen.plot)
+    report = bench_models(names, chosen, progress)
+    for path in chosen.plot:
+        draw(path, report)
+    return report
 
 
 def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:
@@ -156,6 +187,16 @@ def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: 
     import transformers
 
     return getattr(transformers, auto or manifest["auto"]).from_pretrained(folder, trust_remote_code=True, **overrides)
+
+
+def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UsageError(
+            f"{function} takes no option {', '.join(unknown)}",
+            where=f"{function}(...)",
+            hint="it takes " + ", ".join(sorted(known)),
+        )
 
 
 def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:

@@ -50,6 +50,9 @@ CONVERTING = {  # command: its target's options, what it says of itself
     "torch2jax": ("convert.bigs_options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
     "bigs": ("convert.bigs_options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
 }
+MEASURING = {
+    "bench": "Measure time and memory of models side by side; with --data, advise on length, block, sparsity and batch."
+}
 TRAINING = {"adapt": "Train a repo against the source that it was made from; the result is a new repo."}
 
 
@@ -57,7 +60,7 @@ class Commands(PlainGroup):
     """All commands; one that converts or trains is made when it is asked for, for most runs ask for one or none."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
-        made_later = [*CONVERTING, *TRAINING]
+        made_later = [*CONVERTING, *TRAINING, *MEASURING]
         return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None:
@@ -65,6 +68,7 @@ class Commands(PlainGroup):
         if found is None:
             # Of a name that is none, all of them: the suggestion for it is made from these.
             makers = dict.fromkeys(CONVERTING, _converting_command) | dict.fromkeys(TRAINING, _training_command)
+            makers |= dict.fromkeys(MEASURING, _measuring_command)
             for name in (cmd_name,) if cmd_name in makers else makers:
                 self.commands[name] = makers[name](name)
             found = super().get_command(ctx, cmd_name)
@@ -73,7 +77,8 @@ class Commands(PlainGroup):
     def listed(self) -> Iterator[tuple[str, str, str]]:
         yield from (("Convert", name, help) for name, (_, help) in CONVERTING.items())
         yield from (("Train", name, help) for name, help in TRAINING.items())
-        yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING))
+        yield from (("Look", name, help) for name, help in MEASURING.items())
+        yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING, *MEASURING))
 
 
 app = typer.Typer(
@@ -261,6 +266,33 @@ def _training_command(name: str) -> Command:
     parameters += _parameters(AdaptOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     return _command(name, TRAINING[name], command, parameters)
+
+
+def _measuring_command(name: str) -> Command:
+    """`effconv bench MODEL...`, whose options are the fields of `BenchOptions`."""
+    from .bench.options import BenchOptions
+
+    def command(**values: Any) -> None:
+        from .api import bench
+        from .convert.errors import StoppedError
+        from .report import Progress, show_advice, show_bench
+
+        models, as_json = values.pop("models"), values.pop("json")
+        if values["data"]:  # what a shell makes of --data *.txt: the first file is the option's, the others stand alone
+            values["data"], models = (*values["data"], *models[1:]), models[:1]
+        with Progress() as progress:
+            found = bench(models, progress=progress, **values)
+        show = show_advice if values["data"] else show_bench
+        show(found, as_json=as_json)
+        if found.interrupted:
+            raise StoppedError("interrupted; what was measured until then is above")
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    model = typer.Argument(metavar="MODEL...", help="Repos, folders or Hub ids.", show_default=False)
+    parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
+    parameters += _parameters(BenchOptions)
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    return _command(name, MEASURING[name], command, parameters)
 
 
 def _command(name: str, help: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> Command:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:  # they bring torch along
     from .adapt.results import Adapted
     from .adapt.trainer import Tick
+    from .bench.advice import Advice
+    from .bench.run import BenchReport
+    from .bench.whole import Row as Timed
 
 NUMBER = re.compile(r"\.\d+\.")
 
@@ -159,6 +162,90 @@ def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
         table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}")
     _console().print(table)
     return None
+
+
+def show_bench(report: BenchReport, *, as_json: bool) -> None:
+    if as_json:
+        return _json(report.described())
+    from .bench.machine import described
+
+    console, settings = _console(), report.settings
+    if settings["device"] == "cpu":
+        clock = "CPU time of one thread" if settings["threads"] == 1 else f"wall time, {settings['threads']} threads"
+    else:
+        clock = f"wall time on {settings['device']}"
+    console.print(escape(described(report.machine)), soft_wrap=True, highlight=False)
+    console.print(f"{settings['run']}, {clock}, median of {settings['rounds']} rounds in turn (least to most)")
+    _timings(console, report.rows)
+    console.print()
+    for found in report.fastest:
+        case = _case(found.case, report.rows)
+        if found.model is None:
+            console.print(f"{case}: no model can do it", highlight=False)
+        elif found.than is None:
+            console.print(f"{case}: only {escape(found.model)} can do it", highlight=False)
+        else:
+            near = "" if found.clear else ", within the spread"
+            says = f"{escape(found.model)} is fastest, {found.times:.2f} × {escape(found.than)}{near}"
+            console.print(f"{case}: {says}", highlight=False, soft_wrap=True)
+    for crossing in report.crossovers:
+        several = len({(c.case.batch, c.case.dtype) for c in report.crossovers}) > 1
+        kind = f" (batch {crossing.case.batch}, {crossing.case.dtype})" if several else ""
+        console.print(escape(crossing.says + kind), highlight=False, soft_wrap=True)
+    for name, cost in report.conversion.items():
+        _conversion_cost(console, name, cost)
+    return None
+
+
+def _timings(console: Console, rows: Sequence[Timed]) -> None:
+    table = Table()
+    several = len({(row.case.batch, row.case.dtype) for row in rows}) > 1
+    for column in ("tokens", *(("batch", "type") if several else ()), "model", "what it is"):
+        table.add_column(column, justify="left" if column in ("model", "what it is", "type") else "right")
+    for column in ("seconds", "tokens/s", "peak memory"):
+        table.add_column(column, justify="right")
+    length = None
+    for row in rows:
+        if length not in (None, row.case.length):
+            table.add_section()
+        length = row.case.length
+        cells = [f"{length:,}", *((str(row.case.batch), row.case.dtype) if several else ())]
+        cells += [escape(row.model), escape(row.what)]
+        if row.spread is None:
+            table.add_row(*cells, f"[yellow]{escape(row.failed)}[/yellow]", "–", "–")
+            continue
+        middle, low, high = row.spread
+        taken = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+        table.add_row(*cells, taken, f"{row.tokens_per_second:,.0f}", "–" if row.peak is None else _bytes(row.peak))
+    console.print(table)
+
+
+def _case(case: Any, rows: Sequence[Timed]) -> str:
+    """A case in words: what of it varies."""
+    words = [f"{case.length:,} tokens"]
+    if len({row.case.batch for row in rows}) > 1:
+        words.append(f"batch {case.batch}")
+    if len({row.case.dtype for row in rows}) > 1:
+        words.append(case.dtype)
+    return ", ".join(words)
+
+
+def _conversion_cost(console: Console, name: str, cost: Mapping[str, Any]) -> None:
+    if "why" in cost:
+        return console.print(f"conversion of {escape(name)}: not measured: {escape(cost['why'])}", soft_wrap=True)
+    ratio, seconds = cost["ratio"], cost["seconds"]
+    console.print(
+        f"conversion of {escape(name)} ({_bytes(cost['weights_bytes'])}): {seconds['median']:.2f} s, "
+        f"{ratio['median']:.2f} × cp + sync + sha256sum ({ratio['low']:.2f} to {ratio['high']:.2f}), "
+        f"peak memory {_bytes(cost['peak_bytes'])}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return None
+
+
+def show_advice(a, *, as_json):
+    pass
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

@@ -1,13 +1,13 @@
-"""BiGS against the naive form of its formula: convolution and layer, of the published size, forward, CPU.
+"""BiGS against the naive form of its formula: convolution and layer, of the published size, forward, on the CPU.
 
-`python -m effconv.bench.bigs` prints CPU milliseconds of one thread and ratios from one run. The naive form is the
-formula as it stands: kernels built at each call, FFTs along the axis of positions, flips; no caching.
+The naive form is the formula as it stands: kernels built at each call, FFTs along the axis of positions, flips; no
+caching.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,31 +17,34 @@ from torch import Tensor
 from ..templates.bigs_ssm import S4D, convolve_both, plain_convolution
 from ..templates.configuration_bigs import BiGSConfig
 from ..templates.modeling_bigs import BiGSLayer, BiGSPreTrainedModel
-from .timing import interleaved, median, ratio
+from .bars import Section, faster
+from .timing import clock_name, interleaved
 
-LENGTH, WIDTH, INNER, MODES = 4096, 1024, 3072, 64
+WIDTH, INNER, MODES = 1024, 3072, 64
+NAIVE, NAIVE_LAST, CONVOLUTION = "naive convolution", "naive convolution, positions last", "convolution"
+NAIVE_LAYER, LAYER, HALF = "naive layer", "layer", "layer, bfloat16 dense"
 
 
-def main() -> None:
-    """Prints one line a form and one a ratio."""
+def sections(threads: int, rounds: int, length: int) -> Iterator[Section]:
+    """Convolution and layer at one length."""
     torch.manual_seed(0)
     with torch.inference_mode():
-        times = interleaved(forms())
-    print(f"BiGS at {LENGTH:,} tokens, {WIDTH} channels, {MODES} modes, CPU ms of one thread (median of 7)")
-    for name in times:
-        print(f"  {name:52s} {median(times, name):8.1f}")
-    for what, slow, fast, least in (
-        ("convolution, both directions", "naive convolution", "convolution", "6"),
-        ("convolution, naive form on (b, d, l)", "naive convolution, positions last", "convolution", "6"),
-        ("layer, float32", "naive layer", "layer", "1.2"),
-        ("layer, bfloat16 dense layers", "naive layer", "layer, bfloat16 dense", "2.5"),
-    ):
-        middle, low, high = ratio(times, slow, fast)
-        print(f"  {what:52s} {middle:5.2f} x ({low:.2f} to {high:.2f}), bar {least}")
+        times = interleaved(forms(length), rounds, threads)
+    at = f"{length:,}"
+    yield Section(
+        f"BiGS at {at} tokens, {WIDTH:,} channels, {MODES} modes, forward, {clock_name(threads)} ms",
+        times,
+        [
+            *faster(f"BiGS layer, float32, against its naive form, {at}", times, NAIVE_LAYER, LAYER, 1.2),
+            *faster(f"BiGS layer, bfloat16 dense layers, against the naive form, {at}", times, NAIVE_LAYER, HALF, 2.5),
+            *faster(f"BiGS convolution, both directions, against the naive form, {at}", times, NAIVE, CONVOLUTION, 6),
+            *faster(f"the same against the naive form on (b, d, l), {at}", times, NAIVE_LAST, CONVOLUTION, 6),
+        ],
+    )
 
 
-def forms() -> dict[str, Callable[[], Any]]:
-    """Each form as a call without arguments, on the same random states (1, 4096, 1024)."""
+def forms(length: int) -> dict[str, Callable[[], Any]]:
+    """Each form as a call without arguments, on the same random states (1, t, 1024)."""
     config = BiGSConfig(hidden_size=WIDTH, intermediate_size=INNER, num_ssm=MODES, num_hidden_layers=1)
     layer = BiGSLayer(config).eval()
     start = BiGSPreTrainedModel(config)
@@ -49,18 +52,18 @@ def forms() -> dict[str, Callable[[], Any]]:
     half = copy.deepcopy(layer).bfloat16()
     for part in ("fs4", "bs4"):
         setattr(half, part, copy.deepcopy(getattr(layer, part)))  # as from_pretrained(dtype=torch.bfloat16) leaves them
-    x = torch.randn(1, LENGTH, WIDTH)
-    one, other = torch.randn(2, 1, LENGTH, WIDTH)
+    x = torch.randn(1, length, WIDTH)
+    one, other = torch.randn(2, 1, length, WIDTH)
     return {
-        "naive convolution": lambda: (naive(layer.fs4, one), naive(layer.bs4, other.flip(1)).flip(1)),
-        "naive convolution, positions last": lambda: (
-            plain_convolution(one, layer.fs4.filter(LENGTH), backward=False),
-            plain_convolution(other.flip(1), layer.bs4.filter(LENGTH), backward=False).flip(1),
+        NAIVE: lambda: (naive(layer.fs4, one), naive(layer.bs4, other.flip(1)).flip(1)),
+        NAIVE_LAST: lambda: (
+            plain_convolution(one, layer.fs4.filter(length), backward=False),
+            plain_convolution(other.flip(1), layer.bs4.filter(length), backward=False).flip(1),
         ),
-        "convolution": lambda: convolve_both(layer.fs4, layer.bs4, one, other),
-        "naive layer": lambda: naive_layer(layer, x),
-        "layer": lambda: layer(x),
-        "layer, bfloat16 dense": lambda: half(x.bfloat16()),
+        CONVOLUTION: lambda: convolve_both(layer.fs4, layer.bs4, one, other),
+        NAIVE_LAYER: lambda: naive_layer(layer, x),
+        LAYER: lambda: layer(x),
+        HALF: lambda: half(x.bfloat16()),
     }
 
 
@@ -85,7 +88,3 @@ def naive_layer(layer: BiGSLayer, x: Tensor) -> Tensor:
     forward, backward = naive(layer.fs4, forward), naive(layer.bs4, backward)
     context = layer.duc_forward(forward) * layer.duc_backward(backward).flip(1)
     return x + layer.do(F.gelu(layer.dol(context), approximate="tanh") * v)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,33 +1,49 @@
-"""A whole conversion against what it cannot avoid: `cp`, `sync` and `sha256sum` of the same file.
+"""A whole conversion against what it cannot avoid: `cp`, `sync` and `sha256sum` of the same weights.
 
-Wall time of whole processes, interleaved, median of five, with the spread; peak memory of the conversion. The source is
-a random checkpoint of BERT's size, made once in a temporary folder.
+Wall time of whole processes in turn, medians and spread; peak memory of the conversion. Verify is not counted: it runs
+the models. `make bench` makes a random checkpoint of BERT's size; `effconv bench` measures a model's own source.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..convert.errors import BadInputError
 from ..convert.families import BERT
 from ..convert.family import shape_of
 from ..convert.tensorfile import TensorFile
+from .bars import Bar, Section
+from .timing import Spread, ratio
 
 SHAPES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096, "num_attention_heads": 16},
 }
-PIECE = 1 << 20  # bytes made at a time: a child's peak memory counts what its parent held when it was started
+PIECE = 1 << 20  # bytes made at a time
+# A process's peak memory counts what its parent held when it was started: hence a small process between.
+WATCH = """
+import os, subprocess, sys, time
+begin = time.monotonic()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+status, usage = os.wait4(process.pid, 0)[1:]
+print(time.monotonic() - begin, usage.ru_maxrss)
+sys.exit(bool(status))
+"""
 COMMON = {
     "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522, "max_position_embeddings": 512,
     "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "pad_token_id": 0,
@@ -58,66 +74,95 @@ def make_source(folder: Path, size: str) -> Path:
     return folder
 
 
-def measure(size: str, runs: int) -> dict[str, Any]:
-    """Medians and ranges of both, their ratio pair by pair, and the conversion's peak memory in bytes."""
-    with tempfile.TemporaryDirectory(prefix="effconv-bench-", dir=os.environ.get("TMPDIR") or ".") as name:
-        folder = Path(name)
-        source = make_source(folder / "source", size)
-        weights = source / "model.safetensors"
-        command = [sys.executable, "-m", "effconv.cli", "lsg", str(source), "-o", str(folder / "out"), "--no-verify"]
-        plain = f"cp {weights} {folder}/copy && sync {folder}/copy && sha256sum {folder}/copy"
-        ours, theirs, peaks = [], [], []
-        for turn in range(runs + 1):
-            begin = time.monotonic()
-            peaks.append(_peak(command))
-            between = time.monotonic()
-            subprocess.run(["sh", "-c", plain], check=True, capture_output=True)
-            ours.append(between - begin)
-            theirs.append(time.monotonic() - between)
-            shutil.rmtree(folder / "out")
-            (folder / "copy").unlink()
-            if turn == 0:  # the warm-up
-                ours, theirs, peaks = [], [], []
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a conversion took: wall seconds of every round, ours and that of the copy, and peak memory in bytes."""
+
+    bytes: int
+    seconds: list[float]
+    copy_seconds: list[float]
+    peak_bytes: int
+
+    @property
+    def ratio(self) -> Spread:
+        return ratio(self.seconds, self.copy_seconds)
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
         return {
-            "what": f"conversion, {size} ({weights.stat().st_size / 1e6:.0f} MB)",
-            "seconds": _spread(ours),
-            "cp + sync + sha256sum": _spread(theirs),
-            "ratio": _spread(ratios),
-            "peak_rss_mb": max(peaks) / 1e6,
+            "weights_bytes": self.bytes,
+            "seconds": Spread.of(self.seconds)._asdict(),
+            "cp_sync_sha256sum_seconds": Spread.of(self.copy_seconds)._asdict(),
+            "ratio": self.ratio._asdict(),
+            "peak_bytes": self.peak_bytes,
         }
 
 
-def main() -> None:
-    """Prints one line a size; sizes and runs may be given: `python -m effconv.bench.conversion base large 5`."""
-    sizes = [word for word in sys.argv[1:] if word in SHAPES] or ["base"]
-    runs = next((int(word) for word in sys.argv[1:] if word.isdigit()), 5)
+def measure(source: Path, weights: Sequence[Path], command: Sequence[str], runs: int, folder: Path) -> Cost:
+    """The cost of `effconv COMMAND[0] SOURCE COMMAND[1:]`, after a warm-up of both.
+
+    Args:
+        weights: the files that the comparison copies, one after the other. folder: where outputs go, and are removed.
+    """
+    name, *options = command
+    ours = [sys.executable, "-m", "effconv.cli", name, str(source), "-o", str(folder / "out"), "--no-verify", *options]
+    copies = [(shlex.quote(str(path)), shlex.quote(str(folder / f"copy-{i}"))) for i, path in enumerate(weights)]
+    plain = " && ".join(f"cp {path} {copy} && sync {copy} && sha256sum {copy}" for path, copy in copies)
+    seconds, copied, peaks = [], [], []
+    for turn in range(runs + 1):
+        taken, peak = _run(ours)
+        begin = time.monotonic()
+        subprocess.run(["sh", "-c", plain], check=True, capture_output=True)
+        end = time.monotonic()
+        shutil.rmtree(folder / "out")
+        for i in range(len(weights)):
+            (folder / f"copy-{i}").unlink()
+        if turn:  # the first one warms up
+            seconds.append(taken)
+            copied.append(end - begin)
+            peaks.append(peak)
+    return Cost(sum(path.stat().st_size for path in weights), seconds, copied, max(peaks))
+
+
+def sections(runs: int, sizes: Sequence[str] = ("base", "large")) -> Iterator[Section]:
+    """The bars: base and large."""
     for size in sizes:
-        found = measure(size, runs)
-        print(
-            f"{found['what']}: {_text(found['seconds'])} s, "
-            f"cp + sync + sha256sum {_text(found['cp + sync + sha256sum'])} s, "
-            f"ratio {_text(found['ratio'])}, peak {found['peak_rss_mb']:.0f} MB"
+        with tempfile.TemporaryDirectory(prefix="effconv-bench-", dir=os.environ.get("TMPDIR") or ".") as name:
+            folder = Path(name)
+            source = make_source(folder / "source", size)
+            cost = measure(source, [source / "model.safetensors"], ["lsg"], runs, folder)
+        what = f"conversion, {size} ({cost.bytes / 1e6:,.0f} MB), against cp + sync + sha256sum"
+        peak = Spread.of([cost.peak_bytes / 1e6])
+        yield Section(
+            f"Conversion of BERT-{size}, {cost.bytes / 1e6:,.0f} MB, whole processes, wall s",
+            {"effconv lsg --no-verify": cost.seconds, "cp + sync + sha256sum": cost.copy_seconds},
+            [
+                Bar(what, cost.ratio, 1.2 if size == "base" else 1.0, at_most=True),
+                Bar(f"conversion, {size}, peak memory", peak, 80, at_most=True, unit="MB"),
+            ],
+            unit="s",
         )
 
 
-def _peak(command: list[str]) -> int:
-    """Peak resident memory of a finished command, in bytes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read() if process.stderr else b""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(errors.decode())
-    return int(usage.ru_maxrss * 1024)
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
-
-
-def _text(spread: tuple[float, float, float]) -> str:
-    return f"{spread[0]:.2f} ({spread[1]:.2f} to {spread[2]:.2f})"
-
-
-if __name__ == "__main__":
-    main()
+def _run(command: list[str]) -> tuple[float, int]:
+    """Wall seconds and peak resident memory, in bytes, of a command that must succeed."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", WATCH, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, errors = process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # a conversion cleans up after itself
+        process.wait()
+        raise
+    if process.returncode:
+        reason = errors.strip().splitlines() or ["no reason given"]
+        raise BadInputError(
+            f"the conversion failed: {reason[0].removeprefix('error: ')}",
+            where=shlex.join(command[3:]),
+            hint="run that command by itself",
+        )
+    seconds, peak = said.split()
+    return float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024)

@@ -79,23 +79,15 @@ def require_sound(command: str, faults: Sequence[str]) -> None:
         )
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes of a size such as 5GB, 500MB, 2GiB or 1000000.
+def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = "5GB or 500MB") -> int:
+    """Bytes of a size such as 5GB, 500MB, 16G, 2GiB or 1000000.
 
     Raises:
         UsageError: for anything else.
     """
-    units = {
-        "": 1,
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-    }
+    decimal = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    units = {"": 1, "B": 1, **decimal, **{f"{letter}B": size for letter, size in decimal.items()}}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
     number = str(text).strip()
     unit = number.lstrip("0123456789.").strip().upper()
     amount = number[: len(number) - len(unit)].strip() if unit else number
@@ -104,7 +96,7 @@ def parse_size(text: str | int) -> int:
     except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise UsageError(f"{text!r} is no size", where="--max-shard-size", hint="give a size such as 5GB or 500MB")
+        raise UsageError(f"{text!r} is no size", where=where, hint=f"give a size such as {such_as}")
     return size
 
 

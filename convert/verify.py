@@ -89,6 +89,18 @@ def require_passed(repo: Path, measured: list[Measured]) -> None:
         )
 
 
+def strangers_environment(modules: str) -> dict[str, str]:
+    """Variables of a process that loads a repo: offline, quiet, the repo's code copied to the folder `modules` only."""
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": modules,  # the repo's code is copied there: nothing of it stays behind
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
 def _job(repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_remote_code: bool) -> dict[str, Any]:
     return {
         "repo": str(repo),
@@ -101,21 +113,13 @@ def _job(repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_rem
 def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     # Errors go to a file: a pipe that nobody reads until the end would stop a process that says much.
     with tempfile.TemporaryDirectory(prefix="effconv-") as modules, tempfile.TemporaryFile("w+") as errors:
-        environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": modules,  # the repo's code is copied there: nothing of it stays behind
-            "TRANSFORMERS_VERBOSITY": "error",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
         process = subprocess.Popen(
             [*PYTHON, "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment,
+            env=strangers_environment(modules),
             cwd=modules,
         )
         assert process.stdin is not None

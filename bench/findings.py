@@ -1,0 +1,157 @@
+"""What measured rows say: which model is fastest at each length, and from which length on a converted one wins.
+
+Pure functions on rows; the same for a user's run and for tests on made-up timings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .whole import Case, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Fastest:
+    """The fastest model of a case.
+
+    Attributes:
+        model: None where every one failed. times: how many times faster than `than`, the next; None if it is alone.
+        clear: whether even its slowest round is faster than the quickest of the next.
+    """
+
+    case: Case
+    model: str | None
+    than: str | None = None
+    times: float | None = None
+    clear: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
+        found = _named(self.case) | {"length": self.case.length}
+        return found | {"model": self.model, "than": self.than, "times": self.times, "clear": self.clear}
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """Where a converted model starts to win against a dense one.
+
+    Attributes:
+        case: what was run; its length means nothing here. measured: the lengths at which both were.
+        length: from which on the converted one is faster, up to the longest measured; interpolated between two measured
+            lengths. None where it is slower at the longest.
+        from_start: it wins from the shortest measured length on: where exactly below that, was not measured.
+        wins: the measured lengths at which it is faster.
+    """
+
+    model: str
+    against: str
+    case: Case
+    measured: tuple[int, ...]
+    length: int | None
+    from_start: bool
+    wins: tuple[int, ...]
+
+    @property
+    def says(self) -> str:
+        """One sentence."""
+        name, other = self.model, self.against
+        if not self.measured:
+            return f"{name} and {other} were measured at no common length"
+        if self.from_start:
+            return f"{name} wins against {other} at every measured length, from {self.measured[0]:,} tokens on"
+        if self.length is not None:
+            return f"{name} starts to win against {other} at about {self.length:,} tokens"
+        sentence = f"{name} never wins against {other} within what was measured (up to {self.measured[-1]:,} tokens)"
+        if self.wins:
+            lengths = ", ".join(f"{length:,}" for length in self.wins)
+            sentence = f"{name} wins against {other} at {lengths} tokens, and not at {self.measured[-1]:,}"
+        return sentence
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
+        found = {key: value for key, value in asdict(self).items() if key != "case"}
+        return found | _named(self.case) | {"says": self.says}
+
+
+def fastest(rows: Sequence[Row]) -> list[Fastest]:
+    """One entry a case, in the order of the rows."""
+    found = []
+    for case, group in _by_case(rows):
+        ranked = sorted((row for row in group if row.spread), key=lambda row: row.spread.median if row.spread else 0)
+        if not ranked:
+            found.append(Fastest(case, None))
+        elif len(ranked) == 1:
+            found.append(Fastest(case, ranked[0].model))
+        else:
+            first, second = ranked[0].spread, ranked[1].spread
+            assert first is not None
+            assert second is not None
+            times = second.median / first.median
+            found.append(Fastest(case, ranked[0].model, ranked[1].model, times, first.high < second.low))
+    return found
+
+
+def crossovers(rows: Sequence[Row], converted: Iterable[str], dense: Iterable[str]) -> list[Crossover]:
+    """One entry a kind of run (batch, dtype, forward or training step), converted model and dense model."""
+    dense = list(dense)
+    found = []
+    for model in converted:
+        for against in dense:
+            kinds = dict.fromkeys(_kind(row.case) for row in rows if row.model == model)
+            for kind in kinds:
+                ours, theirs = (_medians(rows, name, kind) for name in (model, against))
+                lengths = tuple(sorted(ours.keys() & theirs.keys()))
+                ratios = [theirs[length] / ours[length] for length in lengths]
+                length = crossing(lengths, ratios)
+                wins = tuple(n for n, r in zip(lengths, ratios, strict=True) if r > 1)
+                case = next(row.case for row in rows if row.model == model and _kind(row.case) == kind)
+                start = bool(lengths) and len(wins) == len(lengths)
+                found.append(Crossover(model, against, case, lengths, length, start, wins))
+    return found
+
+
+def crossing(lengths: Sequence[int], ratios: Sequence[float]) -> int | None:
+    """The length from which on the ratio stays above 1, to the last one measured; None where the last is not.
+
+    Between the last length that loses and the next, the logarithm of the ratio is taken as linear in that of the
+    length: times are near powers of the length.
+
+    Args:
+        lengths: ascending, in tokens. ratios: how many times faster the model is at each.
+    """
+    if not ratios or ratios[-1] <= 1:
+        return None
+    losing = [i for i, value in enumerate(ratios) if value <= 1]
+    if not losing:
+        return lengths[0]
+    i = losing[-1]
+    low, high = math.log(ratios[i]), math.log(ratios[i + 1])
+    begin, end = math.log(lengths[i]), math.log(lengths[i + 1])
+    return round(math.exp(begin + (end - begin) * -low / (high - low)))
+
+
+def _medians(rows: Iterable[Row], model: str, kind: tuple[Any, ...]) -> dict[int, float]:
+    return {
+        row.case.length: row.spread.median
+        for row in rows
+        if row.model == model and _kind(row.case) == kind and row.spread
+    }
+
+
+def _by_case(rows: Sequence[Row]) -> Iterator[tuple[Case, list[Row]]]:
+    cases: list[Case] = []
+    for row in rows:
+        if row.case not in cases:  # which hold a mapping: no set of them
+            cases.append(row.case)
+    return ((case, [row for row in rows if row.case == case]) for case in cases)
+
+
+def _kind(case: Case) -> tuple[Any, ...]:
+    return case.batch, case.dtype, case.train, case.mixed
+
+
+def _named(case: Case) -> dict[str, Any]:
+    return {"batch": case.batch, "dtype": case.dtype, "run": "training step" if case.train else "forward"}

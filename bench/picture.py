@@ -1,0 +1,6 @@
+def require_drawable(p):
+    pass
+
+
+def draw(p, r):
+    pass

@@ -1,0 +1,202 @@
+"""From what a user names (a repo of effconv's, a dense model, another one) to what is measured, and to its source."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..convert import manifest as manifests
+from ..convert.card import command
+from ..convert.converted import converted
+from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
+from ..convert.families import FAMILIES
+from ..convert.reader import open_checkpoint
+from ..convert.run import source_folder
+from ..convert.source import Source, resolve
+from ..convert.tensorfile import file_sha256
+from ..targets import TARGETS, target_named
+from .models import Subject, stretched
+from .options import BenchOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that a user named.
+
+    Attributes:
+        subject: what is measured; None of a dense model of a family that effconv knows, which any length may stretch.
+        dense: config of the dense model behind it, with a stock model_type; None where there is none.
+        had: tokens that the dense model takes as it is.
+        manifest: of a repo that effconv made.
+    """
+
+    name: str
+    source: Source
+    subject: Subject | None
+    dense: Mapping[str, Any] | None
+    had: int
+    manifest: Mapping[str, Any] | None = None
+
+    def at(self, length: int) -> Subject:
+        """What is measured, where texts of up to `length` tokens are."""
+        return self.subject or stretched(self.name, self.dense or {}, length, self.had)
+
+
+def opened(model: str, options: BenchOptions) -> Opened:
+    """Finds a model and says what it is; of a repo that effconv made, every file is compared with its manifest.
+
+    Raises:
+        EffconvError: it cannot be found, or its code may not run.
+    """
+    found = resolve(model, token=options.token, offline=options.offline)
+    name = found.hub_id or found.name
+    if manifests.NAME in found.files:
+        return _emitted(model, name, found, options)
+    family, before = FAMILIES.get(str(found.config.get("model_type"))), converted(found.config)
+    if before is not None:
+        raise UnsupportedError(
+            f"{name} was converted to {before.target} by something else than this effconv, and its code may not load",
+            where=model,
+            hint=f"upgrade it first (effconv {before.target} {model}), or name a repo with its {manifests.NAME}",
+        )
+    if family is not None:
+        had = int(found.config.get("max_position_embeddings", 512)) - family.special_positions
+        return Opened(name, found, None, found.config, had)
+    reach = found.config.get("max_position_embeddings")
+    reach = reach if isinstance(reach, int) else None
+    if found.config.get("auto_map"):
+        if not options.trust_remote_code:
+            raise UsageError(
+                f"{name} has code of its own",
+                where=model,
+                hint="pass --trust-remote-code to let it run, if you trust it",
+            )
+        subject = Subject(name, "its own code", folder=str(_fetched(found)), own_code=True, reach=reach)
+        return Opened(name, found, subject, None, 0)
+    what = f"{found.config.get('model_type')}, random weights"
+    return Opened(name, found, Subject(name, what, config=dict(found.config), reach=reach), None, 0)
+
+
+def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Opened:
+    if found.hub_id is not None and not options.trust_remote_code:
+        raise UsageError(
+            f"{name} is a repo on the Hub, whose code would run here",
+            where=model,
+            hint="pass --trust-remote-code to let it run, if you trust it; or name a folder",
+        )
+    folder = _fetched(found)
+    manifest = manifests.read_manifest(folder)
+    manifests.check_hashes(folder, manifest)
+    target = TARGETS.get(manifest["target"])
+    if target is not None and target.form.library != "transformers":
+        raise UnsupportedError(
+            f"a {manifest['target']} repo is run by {target.form.library}, not by torch",
+            where=model,
+            hint="measure the torch repo that it was made from",
+        )
+    subject = Subject(
+        name, _says(manifest), folder=str(folder), own_code=True, reach=int(manifest["max_length"]), converted=True
+    )
+    dense = None
+    if manifest["family"] in FAMILIES and not manifest.get("part"):
+        dense = {**found.config, "model_type": manifest["family"]}
+    return Opened(name, found, subject, dense, int(manifest["source_max_length"]), manifest)
+
+
+def _says(manifest: Mapping[str, Any]) -> str:
+    options = manifest["options"]
+    if manifest["target"] == "lsg":
+        return lsg_says(options)
+    if "proj_dim" in options:
+        return f"{manifest['target']}, {options['proj_dim']} rows"
+    return str(manifest["target"])
+
+
+def lsg_says(options: Mapping[str, Any]) -> str:
+    """Block and sparse keys in a few words."""
+    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
+    if not sparse:
+        return f"LSG, block {options['block_size']}, no sparse keys"
+    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
+    return f"LSG, block {options['block_size']}, sparse {kind}"
+
+
+def _fetched(found: Source) -> Path:
+    for name in found.files:
+        if Path(name).suffix in (".json", ".py", ".safetensors", ".txt", ".md", ".model", ".bin"):
+            found.path(name.removeprefix(found.root))
+    return source_folder(found)
+
+
+def source_name(manifest: Mapping[str, Any]) -> str:
+    """What the manifest calls the source."""
+    return str(manifest["source"].get("hub_id") or manifest["source"].get("name") or "its source")
+
+
+def conversion_of(model: Opened, options: BenchOptions) -> tuple[Source, list[str]]:
+    """The local source of a model, and the words of its conversion: `[target, option, ...]`.
+
+    Raises:
+        EffconvError: why it cannot be measured: the source is not at hand, or the target is fitted on text.
+    """
+    if model.manifest is None:
+        if model.dense is None:
+            raise UnsupportedError(f"{model.name} is not converted by effconv", where=model.name)
+        return _weights_at_hand(model.source), ["lsg"]
+    manifest, stated = model.manifest, model.manifest["source"]
+    target = TARGETS.get(manifest["target"])
+    if target is None:
+        raise UnsupportedError(f"the target {manifest['target']!r} is unknown to this effconv", where=model.name)
+    target = target_named(manifest["target"], target.options(**_known(target.options, manifest["options"])))
+    if target.calibration:
+        raise UnsupportedError(f"{target.name} is fitted on text, which takes longer than any copy", where=model.name)
+    words = shlex.split(command(target, {**manifest, "source": {"name": "source"}}))
+    return _weights_at_hand(_find_source(model, stated, options)), [words[1], *words[3:]]
+
+
+def _known(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    fields = getattr(kind, "__dataclass_fields__", {})
+    return {name: value for name, value in options.items() if name in fields and not isinstance(value, list)}
+
+
+def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions) -> Source:
+    if options.against is not None:
+        return resolve(options.against, token=options.token, offline=options.offline)
+    missing = BadInputError(
+        f"the source {stated.get('hub_id') or stated['name']} is not at hand",
+        where=model.name,
+        hint="name it with --against SOURCE",
+    )
+    if stated.get("hub_id"):
+        try:
+            return resolve(stated["hub_id"], revision=stated.get("commit"), offline=True)
+        except EffconvError:
+            raise missing from None
+    beside = [model.source.folder.parent] if model.source.folder else []
+    for folder in dict.fromkeys([*beside, Path.cwd()]):
+        place = folder / stated["name"]
+        config = place / "config.json"
+        if config.is_file() and file_sha256(config) == stated.get("sha256", {}).get("config.json"):
+            return resolve(place, offline=True)
+    raise missing
+
+
+def _weights_at_hand(source: Source) -> Source:
+    """The source, if all of its weights are local."""
+    if source.folder is None:
+        raise BadInputError(
+            "the source's weights are on the Hub", where=source.where(), hint="name a local source with --against"
+        )
+    return source
+
+
+def weights_of(source: Source) -> list[Path]:
+    """The weight files of a local source."""
+    checkpoint = open_checkpoint(source)
+    try:
+        return [source.path(name) for name in checkpoint.files()]
+    finally:
+        checkpoint.close()
