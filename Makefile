@@ -6,6 +6,7 @@ VENV := .venv
 COMPAT := .venv-compat
 BIN := $(VENV)/bin
 TESTS ?=
+BENCH ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -39,8 +40,8 @@ format: venv  ## let ruff mend what it can
 matrix: venv  ## run every family with every head on tiny models, and write the table of the README
 	$(BIN)/python tests/matrix.py
 
-bench: venv  ## measure layers, BiGS, and the conversion against cp + sync + sha256sum
-	$(BIN)/python -m effconv.bench
+bench: venv  ## every bar of the project in one table, on one thread and on all (BENCH="--quick", "--only lsg", ...)
+	$(BIN)/python -m effconv.bench $(BENCH)
 
 wheel: venv  ## build dist/effconv-*.whl
 	rm -rf build/lib build/bdist.*

@@ -1,4 +1,4 @@
-"""The public Python API: convert, plan, verify, fidelity, bench, adapt, load. All but load do what their commands do."""
+"""The public Python API: convert, plan, verify, fidelity, bench, adapt, load. But for load, commands do the same."""
 
 from __future__ import annotations
 

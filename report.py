@@ -244,8 +244,54 @@ def _conversion_cost(console: Console, name: str, cost: Mapping[str, Any]) -> No
     return None
 
 
-def show_advice(a, *, as_json):
-    pass
+def show_advice(advice: Advice, *, as_json: bool) -> None:
+    if as_json:
+        return _json(advice.described())
+    from .bench.choices import PERCENTILES, batch_for
+    from .bench.machine import described
+
+    console, lengths, length = _console(), advice.lengths, advice.length
+    quantiles = ", ".join(f"{share} % up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
+    console.print(
+        f"{len(lengths.counts):,} texts, {lengths.tokens:,} tokens: {quantiles}, the longest {lengths.counts.max():,}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    cut = Table("cut at", title="what is lost", title_justify="left")
+    for column in ("tokens beyond", "texts that are longer"):
+        cut.add_column(column, justify="right")
+    for size in sorted({advice.limit, length // 2, length, 2 * length}):
+        named = {advice.limit: " (the source)", length: " (advised)"}.get(size, "")
+        cut.add_row(f"{size:,}{named}", f"{1 - lengths.covered(size):.1%}", f"{lengths.longer(size):.1%}")
+    console.print(cut)
+    console.print(escape(described(advice.machine)), soft_wrap=True, highlight=False)
+    settings = advice.settings
+    measured = " and ".join(f"{size:,}" for size in advice.chosen.lengths)
+    table = Table(
+        title=f"one text, {settings['dtype']}, {settings['run']}, {settings['threads']} threads, "
+        f"{settings['clock']} time; measured at {measured} tokens",
+        title_justify="left",
+    )
+    for column in ("attention", f"reaches at {length:,}", f"seconds at {length:,}", "memory", "batch", ""):
+        table.add_column(column, justify="left" if column in ("attention", "") else "right")
+    for probe in advice.probes:
+        ours = probe.candidate == advice.chosen.candidate
+        shown = advice.chosen if ours else probe
+        says = "full attention" if probe.candidate.full(length) else probe.candidate.says
+        table.add_row(
+            escape(says),
+            f"{probe.candidate.reach(length):,}",
+            f"{shown.time(length):.3f}",
+            _bytes(round(shown.memory(length))),
+            str(batch_for(shown, length, advice.memory) or "–"),
+            "[green]advised[/green]" if ours else "",
+        )
+    console.print(table)
+    for reason in advice.reasons:
+        console.print(escape(reason), highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(advice.command)}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"then run it on {advice.batch} texts at once", highlight=False)
+    return None
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

@@ -186,7 +186,7 @@ def _documents(name: str, column: str, streaming: bool, token: str | None) -> It
     if path.is_dir():
         raise UsageError(f"{name} is a folder", where="--data", hint="give the files in it, such as folder/*.txt")
     if path.suffix in TABULAR:
-        return _table_rows(path, column, streaming)
+        return table_rows(path, column, streaming)
     try:
         return iter(text_documents(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
@@ -206,7 +206,12 @@ def text_documents(text: str) -> list[str]:
     return parts
 
 
-def _table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
+def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
+    """The rows of a file that has columns, its `column` of them.
+
+    Raises:
+        BadInputError: it cannot be read, or has no such column.
+    """
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)

@@ -1,31 +1,110 @@
-"""`python -m effconv.bench`, which is `make bench`: every measurement, one after the other."""
+"""`python -m effconv.bench`, which is `make bench`: every bar of the project in one table, with the figures behind it.
+
+    python -m effconv.bench [--only SECTION ...] [--threads 1 ...] [--rounds N] [--published FILE] [--quick]
+                            [--json FILE] [--markdown FILE]
+
+Ratios come from one run, the forms in turn; one thread in CPU time, all of them in wall time. Whatever is printed while
+it runs goes to stdout; the table of bars comes last. Ctrl-C shows the table of what was measured.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-from . import bigs, conversion, layers, lsg, mixed, startup
+from ..convert.errors import EffconvError
+from .bars import Section, markdown
+from .machine import cores, described, machine
 
-
-def main() -> None:
-    """Prints the machine, then each measurement as it is made."""
-    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    startup.main()
-    layers.main()
-    lsg.main([])
-    mixed.main()
-    bigs.main()
-    conversion.main()
+SECTIONS = ("startup", "conversion", "layers", "lsg", "bigs", "models")
 
 
-def _processor() -> str:
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the machine, each section as it is made, and the table of bars; returns the exit code."""
+    asked = _arguments(arguments)
+    found: list[tuple[str, Section]] = []
+    stopped = False
+    print(described(machine()), flush=True)
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        for run, sections in _runs(asked):
+            for section in sections():
+                found.append((run, section))
+                print("\n".join(["", *section.lines()]), flush=True)
+    except KeyboardInterrupt:
+        stopped = True
+    except EffconvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    table = markdown(found)
+    print(f"\n{table}")
+    if asked.markdown:
+        asked.markdown.write_text(f"{described(machine())}\n\n{table}\n", encoding="utf-8")
+    if asked.json:
+        sections = [{"run": run, **section.described()} for run, section in found]
+        report: dict[str, Any] = {"machine": machine(), "sections": sections, "interrupted": stopped}
+        asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 130 if stopped else 0
+
+
+def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterator[Section]]]]:
+    """What was asked for, in order: how it is run, and what makes its sections."""
+    quick = asked.quick
+    rounds, few = (asked.rounds or (3 if quick else 7)), (asked.rounds or (1 if quick else 3))
+    if "startup" in asked.only:
+        from . import startup
+
+        yield "whole process", lambda: startup.sections(asked.rounds or (5 if quick else 20))
+    if "conversion" in asked.only:
+        from . import conversion
+
+        yield "whole process", lambda: conversion.sections(asked.rounds or 5, ("base",) if quick else ("base", "large"))
+    for threads in dict.fromkeys(cores() if number == "all" else int(number) for number in asked.threads):
+        run = f"{threads} thread{'s' if threads > 1 else ''}"
+        if "layers" in asked.only:
+            from . import layers
+
+            yield run, lambda n=threads: layers.sections(n, rounds, 1024 if quick else 4096)
+        if "lsg" in asked.only:
+            from . import lsg
+
+            lengths = (1024, 4096) if quick else (1024, 4096, 16384)
+            yield run, lambda n=threads, ls=lengths: lsg.sections(n, few if quick else rounds, ls, asked.published)
+        if "bigs" in asked.only:
+            from . import bigs
+
+            yield run, lambda n=threads: bigs.sections(n, rounds, 1024 if quick else 4096)
+        if "models" in asked.only:
+            from . import shapes
+
+            yield run, lambda n=threads: shapes.sections(n, few, 1024 if quick else 4096, 512 if quick else 4096)
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m effconv.bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=f"{SECTIONS}")
+    parser.add_argument("--threads", nargs="+", type=_threads, default=["1", "all"], help="numbers, or all")
+    parser.add_argument("--rounds", type=int, help="of everything; by default 7 of layers and 3 of models")
+    parser.add_argument("--quick", action="store_true", help="shorter lengths and fewer rounds")
+    parser.add_argument("--published", type=Path, metavar="FILE", help="lsg_self_attention.py of the published package")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of bars there")
+    asked = parser.parse_args(arguments)
+    if asked.rounds is not None and asked.rounds < 1:
+        parser.error("--rounds is at least 1")
+    if asked.published and not asked.published.is_file():
+        parser.error(f"--published {asked.published}: no such file")
+    return asked
+
+
+def _threads(text: str) -> str:
+    if text != "all" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads")
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import UsageError
 from ..convert.options import option, parse_size, require_sound
 
 RUN, BESIDE, ADVICE, HUB = "What is run", "What stands beside", "Advice", "Hub"

@@ -1,6 +1,146 @@
-def require_drawable(p):
-    pass
+"""A report as a picture: FILE.png through matplotlib, FILE.html by itself (see `page`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..convert.errors import OutputError, UsageError
+from .whole import Row
+
+if TYPE_CHECKING:
+    from .run import BenchReport
+
+# Colours that people with any kind of colour vision tell apart (Okabe and Ito), the darker ones of them first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#E69F00", "#6B6B6B")
+MARKS = "osD^vPX*"
 
 
-def draw(p, r):
-    pass
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One model's values over length.
+
+    Attributes:
+        index: of the model, which keeps its colour in every chart. points: (tokens, value), ascending.
+    """
+
+    name: str
+    index: int
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines of one kind of run, both axes logarithmic."""
+
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+
+
+def charts(rows: Sequence[Row]) -> list[Chart]:
+    """Seconds, and memory where it is known, of every batch and dtype."""
+    names = list(dict.fromkeys(row.model for row in rows))
+    kinds = list(dict.fromkeys((row.case.batch, row.case.dtype) for row in rows))
+    found = []
+    for batch, dtype in kinds:
+        own = [row for row in rows if (row.case.batch, row.case.dtype) == (batch, dtype) and row.spread]
+        if not own:
+            continue
+        kind = f"batch {batch}, {dtype}"
+        clock = "CPU seconds of one thread" if own[0].clock == "cpu" else "seconds"
+        what = "training step" if own[0].case.train else "forward"
+        found.append(
+            Chart(f"{what}, {kind}", clock, _lines(names, own, [row.spread.median for row in own if row.spread]))
+        )
+        known = [row for row in own if row.peak]
+        if known:
+            found.append(
+                Chart(f"peak memory, {kind}", "GB", _lines(names, known, [(row.peak or 0) / 1e9 for row in known]))
+            )
+    return found
+
+
+def require_drawable(paths: Iterable[Path]) -> None:
+    """Raises before anything is measured: matplotlib is missing, or there is no such folder."""
+    for path in paths:
+        if path.suffix.lower() == ".png":
+            try:
+                import matplotlib  # noqa: F401
+            except ImportError:
+                raise UsageError(
+                    "the package matplotlib is not installed",
+                    where=f"--plot {path}",
+                    hint="pip install 'effconv[adapt]', or ask for FILE.html, which needs nothing",
+                ) from None
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise OutputError("no such folder", where=f"--plot {path}", hint="name a file in a folder that exists")
+
+
+def draw(path: Path, report: BenchReport) -> None:
+    """Writes the picture.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from .page import page
+
+    try:
+        if path.suffix.lower() == ".html":
+            path.write_text(page(report), encoding="utf-8")
+        else:
+            _png(path, report)
+    except OSError as error:
+        raise OutputError(f"the plot cannot be written ({error})", where=str(path), hint="name another file") from None
+
+
+def ticks(values: Iterable[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten that lie within the values, and one beyond at each end."""
+    steps = [mantissa * 10.0**power for power in range(-6, 7) for mantissa in (1, 2, 5)]
+    found = list(values)
+    low = max((step for step in steps if step <= min(found)), default=steps[0])
+    high = min((step for step in steps if step >= max(found)), default=steps[-1])
+    return [step for step in steps if low <= step <= high]
+
+
+def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -> tuple[Line, ...]:
+    found = []
+    for index, name in enumerate(names):
+        points = sorted((row.case.length, value) for row, value in zip(rows, values, strict=True) if row.model == name)
+        if points:
+            found.append(Line(name, index, tuple(points)))
+    return tuple(found)
+
+
+def _png(path: Path, report: BenchReport) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    drawn = charts(report.rows) or [Chart("nothing was measured", "", ())]
+    figure = Figure(figsize=(5.5 * min(2, len(drawn)), 4 * -(-len(drawn) // 2)), layout="constrained", dpi=150)
+    figure.suptitle(report.machine["processor"], fontsize=9, color="#555")
+    places = figure.subplots(-(-len(drawn) // 2), min(2, len(drawn)), squeeze=False).flatten()
+    for place in places[len(drawn) :]:
+        place.set_visible(False)
+    for chart, place in zip(drawn, places, strict=False):
+        for line in chart.lines:
+            style = {"color": COLOURS[line.index % len(COLOURS)], "marker": MARKS[line.index % len(MARKS)]}
+            place.plot(*zip(*line.points, strict=True), label=line.name, linewidth=1.5, markersize=4, **style)
+        place.set(title=chart.title, xlabel="tokens", ylabel=chart.unit)
+        place.grid(alpha=0.25, linewidth=0.5)
+        place.spines[["top", "right"]].set_visible(False)
+        if chart.lines:
+            lengths = sorted({length for line in chart.lines for length, _ in line.points})
+            values = ticks(value for line in chart.lines for _, value in line.points)
+            place.set(xscale="log", yscale="log", ylim=(values[0], values[-1]))
+            for axis, marks, texts in (
+                (place.xaxis, lengths, [f"{length:,}" for length in lengths]),
+                (place.yaxis, values, [f"{value:g}" for value in values]),
+            ):
+                axis.set_major_locator(FixedLocator(marks))
+                axis.set_minor_formatter(NullFormatter())
+                axis.set_ticks(marks, texts, fontsize=7)
+            place.legend(fontsize=7, frameon=False)
+    figure.savefig(path, format="png")

@@ -1,4 +1,4 @@
-"""Whole models side by side: one process a model, all of them asked in turn, so that every round meets the same machine.
+"""Whole models side by side: one process a model, all asked in turn, so that every round meets the same machine.
 
 What a model cannot do (a length beyond its own, more memory than there is) is a row that says so. Whoever calls gives
 the list that rows go to: an interrupt keeps what was measured until then.
