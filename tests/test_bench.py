@@ -1,0 +1,399 @@
+"""`effconv bench`: what rows say, a repo measured from end to end, pictures, and what cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+
+import effconv
+from effconv.bench import bars, picture, whole, worker
+from effconv.bench.findings import crossing, crossovers, fastest
+from effconv.bench.models import Subject, shape, stretched
+from effconv.bench.options import bench_options
+from effconv.bench.timing import Spread, ratio
+from effconv.bench.whole import Case, Row
+from effconv.cli import app
+from effconv.convert.errors import BadInputError, EffconvError, OutputError, StoppedError, UsageError
+from effconv.convert.options import parse_size
+from tiny import save_tiny
+
+pytestmark = pytest.mark.xdist_group("bench")  # they share a repo and a run
+SMALL = {"max_length": 256, "block_size": 16, "sparse_block_size": 16, "verify": False}
+
+
+def row(model, length, *seconds, failed="", peak=10**9, **case):
+    return Row(model, "made up", Case(length, **case), 1, "cpu", seconds, peak, peak // 2, failed)
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A repo, with its source beside it."""
+    folder = tmp_path_factory.mktemp("bench")
+    source = save_tiny(folder / "source")
+    effconv.convert(source, "lsg", output=folder / "lsg", **SMALL)
+    return folder / "lsg"
+
+
+# What rows say.
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ratios", "expected"),
+    [
+        ((512, 1024, 2048), (0.5, 2.0, 4.0), 724),  # halfway between in logarithms: 512 · √2
+        ((512, 1024, 2048), (0.5, 0.8, 1.25), 1448),
+        ((512, 1024), (1.5, 2.0), 512),
+        ((512, 1024), (0.5, 0.9), None),
+        ((512, 1024, 2048), (2.0, 3.0, 0.5), None),  # it wins, and not in the end
+        ((512, 1024, 2048, 4096), (2.0, 0.5, 2.0, 3.0), 1448),  # from where on it stays ahead
+        ((512,), (1.0,), None),  # as fast is no win
+        ((), (), None),
+    ],
+)
+def test_a_crossover_lies_between_the_last_length_that_loses_and_the_next(lengths, ratios, expected):
+    assert crossing(lengths, ratios) == expected
+
+
+def test_a_crossover_is_said_in_words():
+    rows = [
+        *(row("dense", n, s) for n, s in ((512, 1.0), (1024, 4.0), (2048, 16.0))),
+        *(row("early", n, s) for n, s in ((512, 0.5), (1024, 1.0), (2048, 2.0))),
+        *(row("usual", n, s) for n, s in ((512, 2.0), (1024, 4.0 / 2), (2048, 8.0))),
+        *(row("never", n, 20.0) for n in (512, 1024, 2048)),
+        row("short", 512, 3.0), row("short", 1024, failed="takes 512 tokens"),
+        row("other", 128, 1.0),
+    ]  # fmt: skip
+    found = {c.model: c for c in crossovers(rows, ["early", "usual", "never", "short", "other"], ["dense"])}
+    assert found["early"].says == "early wins against dense at every measured length, from 512 tokens on"
+    assert found["usual"].says == "usual starts to win against dense at about 724 tokens"
+    assert found["never"].says == "never never wins against dense within what was measured (up to 2,048 tokens)"
+    assert found["short"].measured == (512,)
+    assert found["short"].length is None
+    assert "no common length" in found["other"].says
+    rows[6] = row("usual", 512, 0.1)
+    rows[8] = row("usual", 2048, 99.0)
+    (usual,) = crossovers(rows, ["usual"], ["dense"])
+    assert usual.says == "usual wins against dense at 512, 1,024 tokens, and not at 2,048"
+    assert json.loads(json.dumps(usual.described()))["wins"] == [512, 1024]
+
+
+def test_crossovers_are_kept_apart_by_batch_and_dtype():
+    rows = [
+        *(row("dense", n, 1.0, batch=b) for n in (64, 128) for b in (1, 8)),
+        *(row("lsg", n, 2.0 if b == 1 else 0.5, batch=b) for n in (64, 128) for b in (1, 8)),
+    ]
+    one, eight = crossovers(rows, ["lsg"], ["dense"])
+    assert (one.case.batch, one.length, eight.case.batch, eight.length) == (1, None, 8, 64)
+
+
+def test_the_fastest_is_named_with_its_lead_and_whether_the_spread_allows_it():
+    rows = [
+        row("a", 64, 1.0, 1.2, 1.4), row("b", 64, 1.3, 1.8, 2.0), row("c", 64, failed="takes 32 tokens"),
+        row("a", 128, 1.0, 1.0, 1.1), row("b", 128, 2.0, 2.1, 2.2),
+        row("a", 256, failed="out of memory"), row("b", 256, 3.0),
+        row("a", 512, failed="out of memory"),
+    ]  # fmt: skip
+    near, clear, alone, none = fastest(rows)
+    assert (near.model, near.than, near.times, near.clear) == ("a", "b", pytest.approx(1.5), False)
+    assert (clear.model, clear.times, clear.clear) == ("a", pytest.approx(2.1), True)
+    assert (alone.model, alone.than) == ("b", None)
+    assert none.model is None
+
+
+def test_ratios_are_taken_round_by_round():
+    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_a_bar_is_met_or_missed_by_its_median():
+    least = bars.Bar("x", Spread(3.0, 1.0, 9.0), 2.5, aim=3.5)
+    assert (least.met, least.verdict, least.wanted) == (True, "met", "at least 2.5 ×, aim 3.5")
+    assert bars.Bar("x", Spread(4.0, 1.0, 9.0), 2.5, aim=3.5).verdict == "met, and the aim too"
+    assert bars.Bar("x", Spread(2.4, 1.0, 9.0), 2.5).verdict == "missed"
+    assert bars.Bar("x", Spread(0.2, 0.1, 0.9), 0.3, at_most=True).verdict == "met"
+    assert bars.Bar("x", Spread(0.4, 0.1, 0.9), 0.3, at_most=True).verdict == "missed"
+    absent = bars.Bar("x", None, 4.0, why="name the file")
+    assert (absent.met, absent.verdict) == (None, "not measured: name the file")
+    times = {"slow": [4.0, 6.0], "fast": [1.0, 2.0]}
+    section = bars.Section("title", times, [*bars.faster("a against b", times, "slow", "fast", 3), absent])
+    table = bars.markdown([("1 thread", section)]).splitlines()
+    assert table[2] == "| a against b | 1 thread | 3.50 × (3.00 to 4.00) | at least 3 × | met |"
+    assert "not measured" in table[3]
+    assert not list(bars.faster("x", times, "slow", "absent", 3))
+
+
+# Rows from workers, without processes.
+
+
+class Made:
+    """A worker that answers as told, and writes down what it was asked."""
+
+    def __init__(self, subject, log, seconds=1.0, dies_at=None, interrupted_at=None):
+        self.subject, self.log, self.loaded = subject, log, {}
+        self.seconds, self.dies_at, self.interrupted_at, self.length = seconds, dies_at, interrupted_at, 0
+
+    def ask(self, message):
+        if isinstance(message, dict):
+            self.length = message["length"]
+            return {"failed": "out of memory"} if self.length == self.dies_at else {"peak": 7, "working": 3}
+        self.log.append((self.subject.name, message))
+        if message == "go" and self.length == self.interrupted_at:
+            raise KeyboardInterrupt
+        return {"seconds": self.seconds} if message == "go" else {}
+
+    def close(self):
+        self.log.append((self.subject.name, "closed"))
+
+
+def run_made(monkeypatch, workers, lengths, rounds=2):
+    class Group(whole.Workers):
+        def __enter__(self):
+            self._all = workers
+            return workers
+
+    monkeypatch.setattr(whole, "Workers", Group)
+    rows = []
+    cases = [Case(length) for length in lengths]
+    try:
+        whole.measure([w.subject for w in workers], cases, rows, rounds=rounds, threads=1)
+    except KeyboardInterrupt:
+        rows.append("interrupted")
+    return rows
+
+
+def test_models_take_turns_in_every_round(monkeypatch):
+    log = []
+    workers = [Made(Subject(name, ""), log) for name in "ab"]
+    rows = run_made(monkeypatch, workers, [64])
+    assert log == [(n, "go") for n in "abab"] + [(n, "end") for n in "ab"] + [(n, "closed") for n in "ab"]
+    assert [(r.model, r.seconds, r.peak, r.working) for r in rows] == [(n, (1.0, 1.0), 7, 3) for n in "ab"]
+
+
+def test_what_a_model_cannot_do_is_a_row(monkeypatch):
+    workers = [
+        Made(Subject("short", "", reach=64), []),
+        Made(Subject("large", ""), [], dies_at=128),
+        Made(Subject("able", ""), []),
+    ]
+    rows = run_made(monkeypatch, workers, [64, 128, 256])
+    assert {(r.model, r.case.length): r.failed for r in rows} == {
+        ("short", 64): "", ("short", 128): "takes 64 tokens", ("short", 256): "takes 64 tokens",
+        ("large", 64): "", ("large", 128): "out of memory", ("large", 256): "out of memory at 128 tokens already",
+        ("able", 64): "", ("able", 128): "", ("able", 256): "",
+    }  # fmt: skip
+
+
+def test_an_interrupt_keeps_what_was_measured(monkeypatch):
+    log = []
+    workers = [Made(Subject("a", ""), log), Made(Subject("b", ""), log, interrupted_at=128)]
+    rows = run_made(monkeypatch, workers, [64, 128, 256])
+    assert [(r.model, r.case.length) for r in rows[:-1]] == [("a", 64), ("b", 64), ("a", 128)]
+    assert rows[-1] == "interrupted"
+    assert log[-2:] == [("a", "closed"), ("b", "closed")]
+
+
+def test_mixed_lengths_end_with_the_whole_length_and_rise():
+    case = Case(4096, 8, mixed=True)
+    assert case.real == sorted(case.real)
+    assert case.real[-1] == 4096
+    assert 0.3 < sum(case.real) / (8 * 4096) < 0.45
+    assert row("a", 4096, 2.0, batch=8, mixed=True).tokens_per_second == sum(case.real) / 2
+    assert Case(16, 3).real == [16, 16, 16]
+
+
+def test_running_out_of_memory_has_one_name():
+    import torch
+
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 55)
+    assert worker.reason(error.value) == "out of memory"
+    assert worker.reason(MemoryError()) == "out of memory"
+    assert worker.reason(ValueError("no such\nthing")) == "ValueError: no such"
+
+
+# Subjects.
+
+
+def test_a_dense_source_is_stretched_and_peers_have_its_size():
+    roberta = {
+        "model_type": "roberta", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2,
+        "intermediate_size": 64, "vocab_size": 99, "max_position_embeddings": 514, "auto_map": {"AutoModel": "x.Y"},
+    }  # fmt: skip
+    long = stretched("r", roberta, 4096, 512)
+    assert (long.reach, long.dense, long.config["max_position_embeddings"]) == (4096, True, 4098)
+    assert "auto_map" not in long.config
+    assert stretched("r", roberta, 128, 512).reach == 512
+    for kind in ("longformer", "bigbird", "modernbert"):
+        peer = shape(kind, roberta, 1024)
+        assert [peer.config[name] for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")] == [32, 4, 2]
+        assert peer.config["vocab_size"] == 99
+        assert peer.reach >= 1024
+    base = {**roberta, "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12}
+    published = shape("modernbert", base, 1024).config
+    assert (published["num_hidden_layers"], published["intermediate_size"]) == (22, 1152)
+
+
+# From end to end, on tiny models.
+
+
+@pytest.fixture(scope="module")
+def report(repo, verified_in_forks, tmp_path_factory):
+    """The JSON of one run, and the folder of its plots."""
+    import contextlib
+    import io
+
+    folder, said = tmp_path_factory.mktemp("plots"), io.StringIO()
+    words = ["bench", str(repo), "--lengths", "64,128,512", "--rounds", "2", "--threads", "1", "--json"]
+    words += ["--with", "longformer,bigbird,modernbert", "--plot", folder / "r.png", "--plot", folder / "r.html"]
+    with verified_in_forks(), contextlib.redirect_stdout(said):
+        app([str(word) for word in words], standalone_mode=False)
+    return json.loads(said.getvalue()), folder
+
+
+def test_a_repo_is_measured_beside_its_source_and_peers(report):
+    found, _ = report
+    rows = {(r["model"], r["length"]): r for r in found["rows"]}
+    names = ["lsg", "source (source)", "Longformer", "BigBird", "ModernBERT"]
+    assert list(rows) == [(name, length) for length in (64, 128, 512) for name in names]
+    for (name, length), r in rows.items():
+        if (name, length) == ("lsg", 512):
+            assert r["failed"] == "takes 256 tokens"
+            continue
+        assert r["failed"] is None, r
+        assert len(r["seconds"]["rounds"]) == 2
+        assert r["clock"] == "cpu"
+        assert r["tokens_per_second"] == pytest.approx(length / r["seconds"]["median"])
+        if os.path.exists("/proc/self/clear_refs"):
+            assert r["peak_bytes"] > r["working_bytes"] >= 0
+    assert rows["source (source)", 128]["what"] == "dense (SDPA), positions stretched from 64"
+    assert [f["length"] for f in found["fastest"]] == [64, 128, 512]
+    (crossover,) = found["crossovers"]
+    assert (crossover["model"], crossover["against"], crossover["measured"]) == ("lsg", "source (source)", [64, 128])
+    assert found["machine"]["processor"]
+    assert found["interrupted"] is False
+
+
+def test_the_conversions_own_cost_is_in_the_report(report):
+    cost = report[0]["conversion"]["lsg"]
+    assert cost["command"].startswith("effconv lsg source --max-len 256 --block-size 16 --sparse-block-size 16")
+    assert cost["peak_bytes"] > 1 << 20
+    assert cost["ratio"]["low"] <= cost["ratio"]["median"] <= cost["ratio"]["high"]
+
+
+def test_the_pictures_stand_alone(report):
+    _, folder = report
+    assert (folder / "r.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    html = (folder / "r.html").read_text(encoding="utf-8")
+    assert not re.findall(r"https?:|<script|<link|@import|url\(", html)
+    assert html.count("<svg") == 2  # seconds and memory
+    assert "prefers-color-scheme: dark" in html
+    for text in ("source (source)", "takes 256 tokens", "ModernBERT", "Conversion of lsg"):
+        assert text in html
+
+
+def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, verified_in_forks, capsys):
+    words = [
+        "bench",
+        repo,
+        repo.parent / "source",
+        "--lengths",
+        "64,128",
+        "--rounds",
+        "1",
+        "--no-conversion",
+        "--train",
+    ]
+    with verified_in_forks():
+        app([str(word) for word in words], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "training step" in text
+    assert re.search(r"^128 tokens: (lsg|source) is fastest", text, re.MULTILINE)
+    assert re.search(r"^lsg .*win.* against source\b", text, re.MULTILINE)
+    assert text.count("dense (SDPA)") == 2  # the source was named: it stands there once a length
+
+
+def test_an_interrupted_command_shows_its_rows_and_says_so(repo, monkeypatch, capsys):
+    from effconv.bench import run
+
+    def interrupted(subjects, cases, rows, **_):
+        rows.append(row("lsg", 64, 1.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure", interrupted)
+    with pytest.raises(StoppedError) as error:
+        app(["bench", str(repo), "--json"], standalone_mode=False)
+    assert error.value.exit_code == 130
+    found = json.loads(capsys.readouterr().out)
+    assert found["interrupted"] is True
+    assert [r["length"] for r in found["rows"]] == [64]
+
+
+def test_a_model_that_cannot_be_loaded_is_a_clear_error(tmp_path, verified_in_forks):
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with verified_in_forks(), pytest.raises(BadInputError, match="cannot be loaded"):
+        effconv.bench(tmp_path, lengths=[64], rounds=1, conversion=False)
+
+
+def test_a_repo_that_was_changed_is_not_run(repo, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(repo, tmp_path / "copy")
+    code = next(copy.glob("modeling_*.py"))
+    code.write_text(code.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    with pytest.raises(EffconvError) as error:
+        effconv.bench(copy)
+    assert error.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"lengths": "many"}, "--lengths"), ({"lengths": [4]}, "--lengths"), ({"batch": "0"}, "--batch"),
+        ({"dtype": "float8"}, "--dtype"), ({"with_": "reformer"}, "--with"), ({"threads": "some"}, "--threads"),
+        ({"device": "tpu"}, "--device"), ({"rounds": 0}, "--rounds"), ({"mixed": True}, "--mixed"),
+        ({"plot": "x.pdf"}, "--plot"), ({"memory": "16G"}, "--memory"),
+        ({"memory": "plenty", "data": "x"}, "plenty"), ({"colour": "red"}, "colour"),
+    ],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused_before_anything_runs(options, flag):
+    with pytest.raises(UsageError) as error:
+        effconv.bench("nowhere", **options)
+    assert flag in str(error.value)
+
+
+def test_every_fault_of_the_options_is_named_at_once():
+    with pytest.raises(UsageError) as error:
+        bench_options({"lengths": "x", "rounds": 0, "device": "tpu"})
+    assert all(flag in str(error.value) for flag in ("--lengths", "--rounds", "--device"))
+
+
+def test_sizes_of_memory():
+    for text, size in (
+        ("16G", 16 * 10**9),
+        ("16GB", 16 * 10**9),
+        ("2GiB", 2**31),
+        ("500m", 5 * 10**8),
+        ("1.5T", 15 * 10**11),
+    ):
+        assert parse_size(text, "--memory") == size
+    for text in ("", "G", "16X", "-1G", "0"):
+        with pytest.raises(UsageError, match="no size") as error:
+            parse_size(text, "--memory")
+        assert error.value.where == "--memory"
+
+
+def test_a_picture_that_cannot_be_drawn_is_said_before_anything_runs(tmp_path, monkeypatch):
+    with pytest.raises(OutputError):
+        picture.require_drawable([tmp_path / "nowhere" / "x.html"])
+    picture.require_drawable([tmp_path / "x.html"])
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="matplotlib") as error:
+        picture.require_drawable([tmp_path / "x.png"])
+    assert "effconv[adapt]" in error.value.hint
+
+
+def test_ticks_enclose_the_values():
+    assert picture.ticks([0.3, 4.0]) == pytest.approx([0.2, 0.5, 1, 2, 5])
+    assert picture.ticks([1.0]) == pytest.approx([1])
