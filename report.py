@@ -170,12 +170,10 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
     from .bench.machine import described
 
     console, settings = _console(), report.settings
-    if settings["device"] == "cpu":
-        clock = "CPU time of one thread" if settings["threads"] == 1 else f"wall time, {settings['threads']} threads"
-    else:
-        clock = f"wall time on {settings['device']}"
     console.print(escape(described(report.machine)), soft_wrap=True, highlight=False)
-    console.print(f"{settings['run']}, {clock}, median of {settings['rounds']} rounds in turn (least to most)")
+    console.print(
+        f"{settings['run']}, {_clock(settings)}, median of {settings['rounds']} rounds in turn (least to most)"
+    )
     _timings(console, report.rows)
     console.print()
     for found in report.fastest:
@@ -195,6 +193,12 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
     for name, cost in report.conversion.items():
         _conversion_cost(console, name, cost)
     return None
+
+
+def _clock(settings: Mapping[str, Any]) -> str:
+    if settings["device"] != "cpu":
+        return f"wall time on {settings['device']}"
+    return "CPU time of one thread" if settings["threads"] == 1 else f"wall time, {settings['threads']} threads"
 
 
 def _timings(console: Console, rows: Sequence[Timed]) -> None:
@@ -268,8 +272,7 @@ def show_advice(advice: Advice, *, as_json: bool) -> None:
     settings = advice.settings
     measured = " and ".join(f"{size:,}" for size in advice.chosen.lengths)
     table = Table(
-        title=f"one text, {settings['dtype']}, {settings['run']}, {settings['threads']} threads, "
-        f"{settings['clock']} time; measured at {measured} tokens",
+        title=f"one text, {settings['dtype']}, {settings['run']}, {_clock(settings)}; measured at {measured} tokens",
         title_justify="left",
     )
     for column in ("attention", f"reaches at {length:,}", f"seconds at {length:,}", "memory", "batch", ""):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 COVERED = 0.99
-WORTH = 1.25
+WORTH = 2.0
 MOST = 64
 HEADROOM = 0.1
 LENGTHS = tuple(512 << i for i in range(8))  # to 65,536
