@@ -46,6 +46,7 @@ def serve(commands: TextIO, say: Callable[[Mapping[str, Any]], None]) -> None:
         model = build(job["subject"], job["dtype"])
     except Exception as error:
         return say({"failed": reason(error)})
+    read_weights(model)
     held = memory.resident()
     say({"resident": held, "parameters": sum(parameter.numel() for parameter in model.parameters())})
     forks = job["device"] == "cpu" and sys.platform == "linux"
@@ -113,8 +114,7 @@ def prepared(
     if hasattr(model, "set_attention_type"):  # BigBird leaves its sparse attention for good once it met a short text
         model.set_attention_type("block_sparse")
     batch = inputs(model, case["rows"], case["length"], case["real"], device)
-    for parameter in model.parameters():
-        parameter.detach().view(-1)[:: 4096 // parameter.element_size()].sum()  # a file that is mapped counts once read
+    read_weights(model)
     if device == "cpu":
         before = memory.begin()
         step(*batch)
@@ -134,6 +134,12 @@ def prepared(
 
     synchronised()
     return synchronised, {"peak": peak, "working": peak - before}
+
+
+def read_weights(model: Any) -> None:
+    """Reads a value of every page of the weights: those that are mapped from a file count as memory once they are."""
+    for parameter in model.parameters():
+        parameter.detach().flatten()[:: 1024 // parameter.element_size()].sum()
 
 
 def inputs(model: Any, rows: int, length: int, real: list[int], device: str) -> tuple[Tensor, Tensor]:
