@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..convert.card_blocks import with_block
 from ..convert.errors import EffconvError
 from .bars import Section, markdown
 from .machine import cores, described, machine
@@ -40,14 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     table = markdown(found)
+    if asked.quick:
+        table += "\n\nA quick run: some lengths are shorter than those that the bars are for."
     print(f"\n{table}")
     if asked.markdown:
-        asked.markdown.write_text(f"{described(machine())}\n\n{table}\n", encoding="utf-8")
+        write_table(asked.markdown, f"{described(machine())}.\n\n{table}")
     if asked.json:
         sections = [{"run": run, **section.described()} for run, section in found]
         report: dict[str, Any] = {"machine": machine(), "sections": sections, "interrupted": stopped}
         asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 130 if stopped else 0
+
+
+def write_table(path: Path, content: str) -> None:
+    """Puts the table into the block `effconv:bars` of a Markdown file, or at the end of one that has none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    path.write_text(with_block(text, "bars", content), encoding="utf-8")
 
 
 def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterator[Section]]]]:
@@ -91,7 +100,12 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="shorter lengths and fewer rounds")
     parser.add_argument("--published", type=Path, metavar="FILE", help="lsg_self_attention.py of the published package")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of bars there")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="put the table of bars there, in its block effconv:bars if it has one",
+    )
     asked = parser.parse_args(arguments)
     if asked.rounds is not None and asked.rounds < 1:
         parser.error("--rounds is at least 1")

@@ -147,7 +147,7 @@ def tokenizer_of(model: Opened) -> Any:
     """
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     names = [name for name in TOKENIZER_FILES if model.source.has(name)]
     if not names:
         raise BadInputError(

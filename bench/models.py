@@ -119,7 +119,7 @@ def build(subject: Mapping[str, Any], dtype: str) -> Any:
     import transformers
 
     kind = getattr(torch, dtype)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     if subject["folder"]:
         config = transformers.AutoConfig.from_pretrained(subject["folder"], trust_remote_code=subject["own_code"])
@@ -130,7 +130,7 @@ def build(subject: Mapping[str, Any], dtype: str) -> Any:
     else:
         fields = dict(subject["config"])
         config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-        model = transformers.AutoModel.from_config(config, dtype=kind)
+        model = transformers.AutoModel.from_config(config, dtype=kind)  # type: ignore[no-untyped-call]
     if subject["lsg"] is not None:
         from types import SimpleNamespace
 

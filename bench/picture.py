@@ -116,7 +116,7 @@ def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -
 
 def _png(path: Path, report: BenchReport) -> None:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     drawn = charts(report.rows) or [Chart("nothing was measured", "", ())]
     figure = Figure(figsize=(5.5 * min(2, len(drawn)), 4 * -(-len(drawn) // 2)), layout="constrained", dpi=150)
@@ -140,7 +140,7 @@ def _png(path: Path, report: BenchReport) -> None:
                 (place.yaxis, values, [f"{value:g}" for value in values]),
             ):
                 axis.set_major_locator(FixedLocator(marks))
-                axis.set_minor_formatter(NullFormatter())
+                axis.set_minor_locator(NullLocator())
                 axis.set_ticks(marks, texts, fontsize=7)
             place.legend(fontsize=7, frameon=False)
     figure.savefig(path, format="png")

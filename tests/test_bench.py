@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -287,7 +288,11 @@ def test_the_pictures_stand_alone(report):
     assert (folder / "r.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     html = (folder / "r.html").read_text(encoding="utf-8")
     assert not re.findall(r"https?:|<script|<link|@import|url\(", html)
-    assert html.count("<svg") == 2  # seconds and memory
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 2  # seconds and memory
+    for drawing in drawings:  # a line a model, a dot a measured length: 3, and 2 of the repo
+        tags = [element.tag for element in ElementTree.fromstring(drawing).iter()]
+        assert (tags.count("path"), tags.count("circle")) == (5, 14)
     assert "prefers-color-scheme: dark" in html
     for text in ("source (source)", "takes 256 tokens", "ModernBERT", "Conversion of lsg"):
         assert text in html
