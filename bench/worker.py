@@ -120,7 +120,7 @@ def prepared(
         step(*batch)
         if before is None or held is None:
             return lambda: step(*batch), {"peak": None, "working": None}
-        working = memory.peak() - before
+        working = max(0, memory.peak() - before)
         return lambda: step(*batch), {"peak": held + working, "working": working}
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)

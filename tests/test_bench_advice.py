@@ -1,4 +1,4 @@
-"""`effconv bench MODEL --data TEXTS`: lengths are counted right, the rules do what the docs say, commands can be run."""
+"""`effconv bench MODEL --data TEXTS`: lengths are counted right, rules do what the docs say, commands can be run."""
 
 from __future__ import annotations
 
