@@ -10,11 +10,10 @@ from xml.etree import ElementTree
 import pytest
 
 import effconv
-from effconv.bench import bars, picture, whole, worker
+from effconv.bench import picture, whole, worker
 from effconv.bench.findings import crossing, crossovers, fastest
 from effconv.bench.models import Subject, shape, stretched
 from effconv.bench.options import bench_options
-from effconv.bench.timing import Spread, ratio
 from effconv.bench.whole import Case, Row
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, EffconvError, OutputError, StoppedError, UsageError
@@ -102,27 +101,6 @@ def test_the_fastest_is_named_with_its_lead_and_whether_the_spread_allows_it():
     assert (clear.model, clear.times, clear.clear) == ("a", pytest.approx(2.1), True)
     assert (alone.model, alone.than) == ("b", None)
     assert none.model is None
-
-
-def test_ratios_are_taken_round_by_round():
-    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == Spread(2.0, 1.0, 3.0)
-
-
-def test_a_bar_is_met_or_missed_by_its_median():
-    least = bars.Bar("x", Spread(3.0, 1.0, 9.0), 2.5, aim=3.5)
-    assert (least.met, least.verdict, least.wanted) == (True, "met", "at least 2.5 ×, aim 3.5")
-    assert bars.Bar("x", Spread(4.0, 1.0, 9.0), 2.5, aim=3.5).verdict == "met, and the aim too"
-    assert bars.Bar("x", Spread(2.4, 1.0, 9.0), 2.5).verdict == "missed"
-    assert bars.Bar("x", Spread(0.2, 0.1, 0.9), 0.3, at_most=True).verdict == "met"
-    assert bars.Bar("x", Spread(0.4, 0.1, 0.9), 0.3, at_most=True).verdict == "missed"
-    absent = bars.Bar("x", None, 4.0, why="name the file")
-    assert (absent.met, absent.verdict) == (None, "not measured: name the file")
-    times = {"slow": [4.0, 6.0], "fast": [1.0, 2.0]}
-    section = bars.Section("title", times, [*bars.faster("a against b", times, "slow", "fast", 3), absent])
-    table = bars.markdown([("1 thread", section)]).splitlines()
-    assert table[2] == "| a against b | 1 thread | 3.50 × (3.00 to 4.00) | at least 3 × | met |"
-    assert "not measured" in table[3]
-    assert not list(bars.faster("x", times, "slow", "absent", 3))
 
 
 # Rows from workers, without processes.
