@@ -31,7 +31,7 @@ class Advice:
     Attributes:
         lengths: of the texts. limit: tokens that the source takes. length: the advised one.
         chosen: the probe of the advised candidate. probes: all of them. batch: texts at once.
-        memory: bytes there are. command: what to run; "" where nothing needs to be converted.
+        memory: bytes there are. command: what makes the advised model.
         check: predicted and measured bytes and seconds of the chosen candidate at a length beyond its probes.
         reasons: a sentence each.
     """

@@ -15,7 +15,7 @@ from ..convert.errors import BadInputError, EffconvError, UnsupportedError, Usag
 from ..convert.families import FAMILIES
 from ..convert.reader import open_checkpoint
 from ..convert.run import source_folder
-from ..convert.source import Source, resolve
+from ..convert.source import Source, hub_errors, resolve
 from ..convert.tensorfile import file_sha256
 from ..targets import TARGETS, target_named
 from .models import Subject, stretched
@@ -171,8 +171,12 @@ def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions
         hint="name it with --against SOURCE",
     )
     if stated.get("hub_id"):
+        from huggingface_hub import snapshot_download
+
         try:
-            return resolve(stated["hub_id"], revision=stated.get("commit"), offline=True)
+            with hub_errors(stated["hub_id"]):
+                place = snapshot_download(stated["hub_id"], revision=stated.get("commit"), local_files_only=True)
+            return resolve(place, offline=True)
         except EffconvError:
             raise missing from None
     beside = [model.source.folder.parent] if model.source.folder else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +15,7 @@ from effconv.bench import picture, whole, worker
 from effconv.bench.findings import crossing, crossovers, fastest
 from effconv.bench.models import Subject, shape, stretched
 from effconv.bench.options import bench_options
+from effconv.bench.sources import conversion_of, opened, weights_of
 from effconv.bench.whole import Case, Row
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, EffconvError, OutputError, StoppedError, UsageError
@@ -259,6 +261,46 @@ def test_the_conversions_own_cost_is_in_the_report(report):
     assert cost["command"].startswith("effconv lsg source --max-len 256 --block-size 16 --sparse-block-size 16")
     assert cost["peak_bytes"] > 1 << 20
     assert cost["ratio"]["low"] <= cost["ratio"]["median"] <= cost["ratio"]["high"]
+
+
+def test_the_source_of_a_conversion_is_looked_for_in_the_cache_and_beside_the_repo(repo, monkeypatch):
+    import huggingface_hub
+
+    def cached(hub_id, *, revision, local_files_only):
+        assert (hub_id, revision, local_files_only) == ("me/source", "abc", True)
+        if "there" not in asked:
+            raise FileNotFoundError("not in the cache")
+        return str(repo.parent / "source")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    options, asked = bench_options({}), set()
+    model = opened(str(repo), options)
+    assert conversion_of(model, options)[0].folder == (repo.parent / "source").resolve()
+    stated = {"name": "source", "hub_id": "me/source", "commit": "abc"}
+    model = replace(model, manifest={**model.manifest, "source": stated})
+    with pytest.raises(BadInputError, match="not at hand") as error:
+        conversion_of(model, options)
+    assert "--against" in error.value.hint
+    asked.add("there")
+    source, command = conversion_of(model, options)
+    assert [path.name for path in weights_of(source)] == ["model.safetensors"]
+    assert command == ["lsg", "--max-len", "256", "--block-size", "16", "--sparse-block-size", "16"]
+    model = replace(
+        model, manifest={**model.manifest, "source": {"name": "source", "sha256": {"config.json": "other"}}}
+    )
+    with pytest.raises(BadInputError, match="not at hand"):  # a folder of that name that is something else
+        conversion_of(model, options)
+
+
+def test_code_from_the_hub_runs_only_when_asked_for(repo, monkeypatch):
+    from effconv.bench import sources
+
+    found = sources.resolve(repo)
+    monkeypatch.setattr(sources, "resolve", lambda *args, **kwargs: replace(found, hub_id="me/lsg", commit="abc"))
+    with pytest.raises(UsageError, match="code would run") as error:
+        opened("me/lsg", bench_options({}))
+    assert "--trust-remote-code" in error.value.hint
+    assert opened("me/lsg", bench_options({"trust_remote_code": True})).subject.own_code
 
 
 def test_the_pictures_stand_alone(report):
