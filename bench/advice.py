@@ -225,8 +225,13 @@ def reasons(
         + (f"; more than {choices.MOST} is not advised." if batch == choices.MOST else ".")
     )
     if "failed" not in check:
-        off = check["measured_bytes"] / check["predicted_bytes"] - 1
-        found.append(f"Memory at {check['tokens']:,} tokens was {off:+.0%} of what the line through the probes says.")
+        memory_off, time_off = (
+            check[f"measured_{what}"] / check[f"predicted_{what}"] - 1 for what in ("bytes", "seconds")
+        )
+        found.append(
+            f"Checked at {check['tokens']:,} tokens: memory {memory_off:+.0%}, time {time_off:+.0%} against what the "
+            "probes predict."
+        )
     return found
 
 

@@ -128,15 +128,14 @@ class Probe:
     held: int
 
     def time(self, length: int) -> float:
-        """Seconds of one text: a straight line through the two, or for full attention a t + b t²."""
+        """Seconds of one text: as many a token as in the longer of the two, or for full attention a t + b t²."""
         (n, m), (s, t) = self.lengths, self.seconds
         if length in self.lengths:
             return self.seconds[self.lengths.index(length)]
         if self.candidate.full(length):
             square = max(0.0, (t / m - s / n) / (m - n))
             return (t / m - square * m) * length + square * length**2
-        slope = max((t - s) / (m - n), 0.5 * t / m)  # noise, and a form that changes in between, shall not make it fall
-        return t + slope * (length - m)
+        return t / m * length  # a line through both would carry the noise of the shorter one far
 
     def memory(self, tokens: int) -> float:
         """Bytes for so many tokens at once: a straight line through the two."""
