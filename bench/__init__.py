@@ -12,7 +12,7 @@ Every file has one subject, and what one hands to the next is data:
     picture, page                                              PNG and HTML of a report
     texts, choices, advice                                     a user's texts → what to convert to
     bars        what `make bench` shows, section by section
-    layers, lsg, bigs, shapes, conversion, startup             its sections
+    layers, lsg, bigs, mixed, shapes, conversion, startup      its sections
 
 Figures are ratios from one run, the forms in turn, with the machine's name beside them.
 

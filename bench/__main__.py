@@ -21,7 +21,7 @@ from ..convert.errors import EffconvError
 from .bars import Section, markdown
 from .machine import cores, described, machine
 
-SECTIONS = ("startup", "conversion", "layers", "lsg", "bigs", "models")
+SECTIONS = ("startup", "conversion", "layers", "lsg", "bigs", "mixed", "models")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,10 +86,15 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
             from . import bigs
 
             yield run, lambda n=threads: bigs.sections(n, rounds, 1024 if quick else 4096)
+        if "mixed" in asked.only:
+            from . import mixed
+
+            documents = mixed.LENGTHS if not quick else tuple(length // 4 for length in mixed.LENGTHS)
+            yield run, lambda n=threads, ls=documents: mixed.sections(n, few, ls)
         if "models" in asked.only:
             from . import shapes
 
-            yield run, lambda n=threads: shapes.sections(n, few, 1024 if quick else 4096, 512 if quick else 4096)
+            yield run, lambda n=threads: shapes.sections(n, few, 1024 if quick else 4096)
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,56 +1,54 @@
 """A padded batch of documents of mixed length: left padded, unpadded as the models do it, and one document by one.
 
-`python -m effconv.bench.mixed` prints CPU milliseconds of one thread and ratios from one run. Layers of BERT-base's
-shape with LSG attention, float32, forward.
+Layers of BERT-base's shape with LSG attention, float32, forward, on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel
 
 from ..inmemory import lsgify
-from .timing import interleaved, median, ratio
+from .bars import Bar, Section
+from .timing import clock_name, interleaved, ratio
 
 LENGTHS = (4096, 2600, 1900, 1300, 900, 600, 420, 242)
 LAYERS, VOCABULARY = 2, 1000
 PADDED, UNPADDED, ONE_BY_ONE = "padded", "unpadded (as the model does it)", "one document by one"
-ROUNDS = 3
+SHARE = 0.9  # of the token ratio
 
 
-def main() -> None:
-    """Prints one line a form and one a ratio."""
-    times = measure()
-    real, padded = sum(LENGTHS), len(LENGTHS) * max(LENGTHS)
-    print(
-        f"{len(LENGTHS)} documents, {real:,} of {padded:,} tokens real (ratio {padded / real:.2f}), {LAYERS} layers of"
-    )
-    print(f"BERT-base's shape with LSG attention, float32, CPU ms of one thread (median of {ROUNDS})")
-    for name in times:
-        print(f"  {name:36s} {median(times, name):9.0f}")
-    for name in (UNPADDED, ONE_BY_ONE):
-        middle, low, high = ratio(times, PADDED, name)
-        bar = f", bar {0.9 * padded / real:.2f}" if name == UNPADDED else ""
-        print(f"  padded against {name:36s} {middle:5.2f} x ({low:.2f} to {high:.2f}){bar}")
-
-
-def measure() -> dict[str, list[float]]:
-    """CPU milliseconds of each form in every round."""
+def sections(threads: int, rounds: int, lengths: Sequence[int] = LENGTHS) -> Iterator[Section]:
+    """Documents of these lengths."""
     with torch.inference_mode():
-        return interleaved(_forms(), ROUNDS)
+        times = interleaved(_forms(lengths), rounds, threads)
+    real, padded = sum(lengths), len(lengths) * max(lengths)
+    share = padded / real
+    bar = Bar(
+        f"LSG, {len(lengths)} documents of mixed length up to {max(lengths):,}, unpadded against padded",
+        ratio(times[PADDED], times[UNPADDED]).scaled(1 / share),
+        SHARE,
+        unit=f"of the token ratio ({share:.2f})",
+    )
+    title = f"{len(lengths)} documents, {real:,} of {padded:,} tokens real, {LAYERS} LSG layers of BERT-base's shape"
+    notes = [
+        f"padded takes {ratio(times[PADDED], times[name]).median:.2f} × the time of {name}"
+        for name in (UNPADDED, ONE_BY_ONE)
+    ]
+    yield Section(f"{title}, float32, {clock_name(threads)} ms", times, [bar], notes)
 
 
-def _forms() -> dict[str, Callable[[], Any]]:
+def _forms(lengths: Sequence[int]) -> dict[str, Callable[[], Any]]:
     """Each form as a call without arguments, on the same random documents."""
     torch.manual_seed(0)
     # A vocabulary of any size: a look-up costs next to nothing.
     dense = BertModel(BertConfig(num_hidden_layers=LAYERS, vocab_size=VOCABULARY, bos_token_id=2))
-    model = lsgify(dense, max_length=max(LENGTHS), global_init="random").eval()
-    ids = torch.randint(5, VOCABULARY, (len(LENGTHS), max(LENGTHS)))
-    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    model = lsgify(dense, max_length=max(lengths), global_init="random").eval()
+    ids = torch.randint(5, VOCABULARY, (len(lengths), max(lengths)))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
     def batch(unpad: bool) -> Any:
         model.config.unpad_inputs = unpad
@@ -59,9 +57,5 @@ def _forms() -> dict[str, Callable[[], Any]]:
     return {
         PADDED: lambda: batch(unpad=False),
         UNPADDED: lambda: batch(unpad=True),
-        ONE_BY_ONE: lambda: [model(input_ids=row[None, :n]) for row, n in zip(ids, LENGTHS, strict=True)],
+        ONE_BY_ONE: lambda: [model(input_ids=row[None, :n]) for row, n in zip(ids, lengths, strict=True)],
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 LSG has block 128, sparse block 128, factor 2, "norm", one global token; BERT's positions are as many as asked for;
 Longformer has a window of 512, BigBird blocks of 64 and 3 random ones; ModernBERT is ModernBERT-base (22 layers). The
-weights are random. The batch of mixed lengths is run with 4 of the 12 layers, for all layers do the same.
+weights are random.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from .whole import Case, Row, measure
 BASE: Mapping[str, Any] = {**COMMON, **SHAPES["base"]}
 ATTENTION = {"block_size": 128, "sparse_block_size": 128, "sparsity_factor": 2, "sparsity_type": "norm"}
 LIMITS = {"BERT, SDPA": 1.6, "Longformer": 1.8, "BigBird": 2.3, "ModernBERT": 2.7}
-MIXED_LAYERS, MIXED_BATCH, MIXED_SHARE = 4, 8, 0.9
 
 
-def sections(threads: int, rounds: int, length: int, mixed_length: int) -> Iterator[Section]:
-    """The models at one length, then a batch of mixed lengths against the same batch without padding."""
+def sections(threads: int, rounds: int, length: int) -> Iterator[Section]:
+    """The models at one length."""
     lsg = as_lsg("LSG", "", BASE, length, ATTENTION)
     peers = [stretched("BERT, SDPA", BASE, length, 512), *(shape(kind, BASE, length) for kind in PEERS)]
     rows: list[Row] = []
@@ -41,32 +40,6 @@ def sections(threads: int, rounds: int, length: int, mixed_length: int) -> Itera
         )
     title = f"Models of BERT-base's size at {length:,} tokens, batch 1, float32, forward, {clock_name(threads)} ms"
     yield Section(title, times, bars, notes)
-    yield _mixed(threads, rounds, mixed_length)
-
-
-def _mixed(threads: int, rounds: int, length: int) -> Section:
-    config = {**BASE, "num_hidden_layers": MIXED_LAYERS}
-    lsg = as_lsg("LSG", "", config, length, ATTENTION)
-    whole, mixed = Case(length, MIXED_BATCH), Case(length, MIXED_BATCH, mixed=True)
-    rows: list[Row] = []
-    measure([lsg], [whole, mixed], rows, rounds=rounds, threads=threads)
-    found = {row.case.mixed: row for row in rows}
-    share = sum(whole.real) / sum(mixed.real)
-    what = f"LSG, {MIXED_BATCH} texts of mixed lengths up to {length:,}, against as many of that length"
-    times = {
-        f"{MIXED_BATCH} × {length:,} tokens": [1000 * value for value in found[False].seconds],
-        f"{sum(mixed.real):,} real tokens of {sum(whole.real):,}": [1000 * value for value in found[True].seconds],
-    }
-    failed = next((row.failed for row in rows if row.failed), "")
-    if failed:
-        bar = Bar(what, None, MIXED_SHARE, unit="of the token ratio", why=failed)
-    else:
-        measured = ratio(found[False].seconds, found[True].seconds).scaled(1 / share)
-        bar = Bar(what, measured, MIXED_SHARE, unit=f"of the token ratio ({share:.2f})")
-    title = (
-        f"A padded batch of mixed lengths, LSG with {MIXED_LAYERS} layers, float32, forward, {clock_name(threads)} ms"
-    )
-    return Section(title, times if not failed else {}, [bar])
 
 
 def _milliseconds(rows: list[Row]) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from effconv.bench import __main__ as command
-from effconv.bench import bars, bigs, layers, lsg
+from effconv.bench import bars, bigs, layers, lsg, mixed
 from effconv.bench.timing import Spread, interleaved, ratio
 from effconv.convert.card_blocks import blocks
 
@@ -57,6 +57,8 @@ def test_every_form_of_the_layers_can_be_run():
     (section,) = bigs.sections(1, 1, 64)
     assert len(section.bars) == 4
     assert all(value > 0 for values in section.times.values() for value in values)
+    (section,) = mixed.sections(1, 1, (300, 40))
+    assert len(section.times) == 3
     forward, training, half = [s for s in lsg.sections(1, 1, (896,)) if s.unit == "ms"]
     assert set(forward.times) == set(half.times) == {lsg.SDPA, lsg.LSG, lsg.FLOOR}
     assert set(training.times) == {lsg.SDPA, lsg.LSG}
