@@ -47,6 +47,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_SIZE = 128  # of a head: tiles of larger ones do not fit
 LOG2_E = 1.4426950408889634  # softmax is computed in powers of 2
 DROPOUT_STEPS = 1 << 24  # the probability of dropout is rounded to a multiple of 1 / this
+CHUNK = 1024  # keys or rows at least that one program goes over for globals
 
 
 def can_run(q: Tensor) -> bool:
@@ -179,7 +180,7 @@ def plan_of(
         dropout_steps=round(dropout * DROPOUT_STEPS),
         kept_factor=1 / (1 - dropout) if dropout < 1 else 0.0,
         precision=precision,
-        chunk=max(1024, 16 * global_count),  # sums of chunks take a sixteenth of the memory of q at most
+        chunk=max(CHUNK, 16 * global_count),  # sums of chunks take a sixteenth of the memory of q at most
         global_tile=power_of_2(global_count, most=64),
     )
 
