@@ -68,7 +68,7 @@ def test_every_case_of_the_worker_is_looked_at(results):
 @needs_triton
 def test_an_emitted_model_with_the_kernel_gives_the_recorded_outputs(tmp_path, monkeypatch):
     read = lsg_goldens.read_cases
-    wanted = ("norm_100_b16_s16_f4", "causal_norm_70")
+    wanted = ("norm_33_b16",)
     monkeypatch.setattr(lsg_goldens, "read_cases", lambda path: [x for x in read(path) if x["name"] in wanted])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("LSG_FORM", "triton")
@@ -78,43 +78,41 @@ def test_an_emitted_model_with_the_kernel_gives_the_recorded_outputs(tmp_path, m
     assert not lsg_goldens.faults(results), "\n".join(lsg_goldens.faults(results))
 
 
+SM80, SM90 = (80, "mma.sync"), (90, "wgmma.mma_async")  # compute capability, and what multiplies there
 KERNELS = {
-    "token_rows": {},
-    "global_rows": {"rows": 16},
-    "token_rows_backward": {"backward": True},
-    "global_rows_backward": {"backward": True, "rows": 16},
-    "local_keys_backward": {"backward": True},
-    "global_keys_backward": {"backward": True, "keys": 16},
-    "sparse_keys_backward": {"backward": True},
+    "token_rows": (SM90, {}),
+    "global_rows": (SM80, {"rows": 16}),
+    "token_rows_backward": (SM80, {"backward": True}),
+    "global_rows_backward": (SM80, {"backward": True, "rows": 16}),
+    "local_keys_backward": (SM90, {"backward": True}),
+    "global_keys_backward": (SM80, {"backward": True, "keys": 16}),
+    "sparse_keys_backward": (SM80, {"backward": True}),
 }
 
 
 @needs_triton
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_compile_for_gpus_without_one(name, tmp_path, monkeypatch):
-    """For compute capability 8.0 and 9.0, with tensor cores, within the shared memory that every such GPU has."""
+def test_kernels_compile_without_a_gpu(name, tmp_path, monkeypatch):
+    """To products on tensor cores, within the shared memory that every GPU from compute capability 8.0 on has."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled, causal = getattr(kernel, name), name.startswith("token")
-    for capability, product in ((80, "mma.sync"), (90, "wgmma.mma_async")):
-        q, listed = torch.empty(1, 12, 1025, 64, dtype=torch.bfloat16), torch.ones(1, 12, 256, dtype=torch.bool)
-        plan = kernel.plan_of(q, listed, 1, 128, 128, 32, causal, 0.1 if capability == 80 else 0.0, "ieee")
-        plan, launch = kernel.with_tiles(plan, q.dtype, **KERNELS[name])
-        if capability == 90 and "global" in name:
-            continue  # tiles of 16 rows are multiplied as before
-        kinds = {"plan": "constexpr", "visible": "*i1", "sparse_visible": "*i1", "seed": "*i64"}
-        kinds |= dict.fromkeys(("norms", "deltas", "sums", "sum_norms", "key_sums", "value_sums"), "*fp32")
-        kinds |= dict.fromkeys(("rows", "seen_rows", "entries", "batch_stride", "head_stride", "stride"), "i32")
-        signature = {argument: kinds.get(argument, "*bf16") for argument in compiled.arg_names}
-        constants = {(compiled.arg_names.index("plan"),): plan}
-        made = triton.compile(
-            ASTSource(compiled, signature, constants), target=GPUTarget("cuda", capability, 32), options=launch
-        )
-        assert product in made.asm["ptx"]
-        assert made.metadata.shared <= 99 * 1024
+    compiled, ((capability, product), tiles) = getattr(kernel, name), KERNELS[name]
+    q, listed = torch.empty(1, 12, 1025, 64, dtype=torch.bfloat16), torch.ones(1, 12, 256, dtype=torch.bool)
+    dropout = 0.1 if capability == 80 else 0.0
+    plan = kernel.plan_of(q, listed, 1, 128, 128, 32, name.startswith("token"), dropout, "ieee")
+    plan, launch = kernel.with_tiles(plan, q.dtype, **tiles)
+    kinds = {"plan": "constexpr", "visible": "*i1", "sparse_visible": "*i1", "seed": "*i64"}
+    kinds |= dict.fromkeys(("norms", "deltas", "sums", "sum_norms", "key_sums", "value_sums"), "*fp32")
+    kinds |= dict.fromkeys(("rows", "seen_rows", "entries", "batch_stride", "head_stride", "stride"), "i32")
+    signature = {argument: kinds.get(argument, "*bf16") for argument in compiled.arg_names}
+    source = ASTSource(compiled, signature, {(compiled.arg_names.index("plan"),): plan})
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    assert product in made.asm["ptx"]
+    assert made.metadata.shared <= 99 * 1024
 
 
 def test_the_form_is_the_best_that_runs_here(monkeypatch):
