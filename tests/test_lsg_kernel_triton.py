@@ -1,4 +1,4 @@
-"""The GPU kernel of the emitted LSG attention: its numbers under Triton's interpreter, its compilation, when it runs."""
+"""The GPU kernel of the emitted LSG attention: its numbers under Triton's interpreter, how it compiles, when it runs."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_form_can_be_forced(monkeypatch):
     with pytest.raises(ValueError, match="LSG_FORM is 'cuda': set it to auto, plain, cpu, triton"):
         lsg.lsg_attention(*inputs, None, config)
     monkeypatch.setattr(lsg, "FORM", "triton")
-    with pytest.raises(ValueError, match="does not take torch.float64 heads of size 6 on cpu: it needs Triton"):
+    with pytest.raises(ValueError, match=r"does not take torch\.float64 heads of size 6 on cpu: it needs Triton"):
         lsg.lsg_attention(*inputs, None, config)
 
 

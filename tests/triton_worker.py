@@ -248,7 +248,7 @@ def multiply_bfloat16():
 
 
 def prepare_once():
-    """Have the interpreter prepare Triton's language once a module, not at every call of a function: half of the time."""
+    """Have the interpreter prepare the language once a module and not at every call of a function: half of the time."""
 
     def prepare(function):
         if id(function.__globals__) not in prepared:
