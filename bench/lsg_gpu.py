@@ -2,9 +2,9 @@
 
 `python -m effconv.bench.lsg_gpu [LENGTH ...]`: a Markdown table of forward, and forward and backward, batch 1. Products
 are those that the pattern asks for: 2 of (rows, keys) by d forward, 5 more backward, without what a form wastes. The
-roofline is that of this GPU, measured in the same run: the rate of a large matrix product and that of a copy. FlexAttention
-sees the same keys: the tokens, the sparse list and the globals, in this order, each with the mask of the pattern. The
-layers of Longformer and BigBird contain their projections, which the others do not. Needs CUDA and Triton.
+roofline is that of this GPU, measured in the same run: the rate of a large matrix product and that of a copy.
+FlexAttention sees the same keys, laid out as tokens, sparse list and globals. The layers of Longformer and BigBird
+contain their projections, which the others do not. Needs CUDA and Triton.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def options(changes):
 
 
 def keys_by_row(length, config):
-    """What each row sees, tokens first, as sets of ("token" | "sparse" | "global", number): the definition, row by row."""
+    """What each row sees, tokens first, as sets of ("token" | "sparse" | "global", number), one row after the other."""
     block, size, step = config.block_size, config.sparse_block_size, config.block_size // config.sparsity_factor
     entries, global_keys = length // config.sparsity_factor, {("global", i) for i in range(config.num_global_tokens)}
     rows = []

@@ -1,4 +1,4 @@
-"""The GPU kernel of the emitted LSG attention: its numbers under Triton's interpreter, how it compiles, when it runs."""
+"""The GPU kernel of the emitted LSG attention: numbers under Triton's interpreter, compilation, and when it runs."""
 
 from __future__ import annotations
 
