@@ -44,6 +44,7 @@ except ImportError:
 NAMESPACE = re.sub(r"\W", "_", __name__)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs on a CPU, slowly: for tests
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST = (3, 6)  # Triton that compiles these kernels; 3.5 and before fail
 MAX_SIZE = 128  # of a head: tiles of larger ones do not fit
 LOG2_E = 1.4426950408889634  # softmax is computed in powers of 2
 DROPOUT_STEPS = 1 << 24  # the probability of dropout is rounded to a multiple of 1 / this
@@ -60,6 +61,8 @@ def can_run(q: Tensor) -> bool:
 @functools.cache
 def compiles_for(device: int) -> bool:
     """Whether Triton compiles for this GPU: an NVIDIA one of compute capability 8.0 or later, and a C compiler."""
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
+        return False
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
@@ -101,7 +104,7 @@ def triton_attention(
     if not can_run(q):
         raise ValueError(
             f"the Triton form of LSG attention does not take {q.dtype} heads of size {q.shape[-1]} on {q.device.type}: "
-            "it needs Triton, an NVIDIA GPU of compute capability 8.0 or later, float32, float16 or bfloat16, and "
+            f"it needs Triton {'.'.join(map(str, OLDEST))} or later, an NVIDIA GPU of compute capability 8.0 or later, float32, float16 or bfloat16, and "
             f"heads of up to {MAX_SIZE}; use the plain form"
         )
     context, _ = attention_op(
@@ -206,6 +209,13 @@ def store_rows(pointer, tile, first, stop, stride, count: tl.constexpr, plan: tl
     row, column = (first + tl.arange(0, count))[:, None], tl.arange(0, plan.padded)[None, :]
     pointers = pointer + row.to(tl.int64) * stride + column
     tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=(row < stop) & (column < plan.size))
+
+
+@jit
+def zeros(count: tl.constexpr, plan: tl.constexpr):
+    """Sums (count, padded) to begin with."""
+    padded: tl.constexpr = plan.padded
+    return tl.zeros([count, padded], dtype=tl.float32)
 
 
 @jit
@@ -317,9 +327,9 @@ def at_masks(visible, sparse_visible, item, rows, entries, plan: tl.constexpr):
 @jit
 def nothing_seen(plan: tl.constexpr):
     """The state of a softmax to begin with: sums of values, sums of weights, and the highest scores."""
-    total = tl.zeros([plan.rows, plan.padded], dtype=tl.float32)
-    norm = tl.zeros([plan.rows], dtype=tl.float32)
-    return total, norm, tl.full([plan.rows], -1e30, dtype=tl.float32)  # -inf would make NaN of -inf - -inf
+    count: tl.constexpr = plan.rows
+    # Below every score; -inf would make NaN of -inf - -inf.
+    return zeros(count, plan), tl.zeros([count], dtype=tl.float32), tl.full([count], -1e30, dtype=tl.float32)
 
 
 @jit
@@ -472,7 +482,7 @@ def token_rows_backward(
     k, v = at_item(k, item, batch_stride, head_stride, plan), at_item(v, item, batch_stride, head_stride, plan)
     sparse_keys, sparse_values = at_list(sparse_keys, item, entries, plan), at_list(sparse_values, item, entries, plan)
     visible, sparse_visible = at_masks(visible, sparse_visible, item, rows, entries, plan)
-    total = tl.zeros([plan.rows, plan.padded], dtype=tl.float32)
+    total = zeros(plan.rows, plan)
     for piece in range(plan.pieces):
         first_key, stop_key = piece_of(piece, block, first, rows, entries, plan)
         of_k = piece < 2  # else of the sparse list
@@ -497,7 +507,7 @@ def global_rows_backward(
     arriving, norm, delta = row_state(context, norms, gradient, deltas, item, first, stop, rows, plan)
     k, v = at_item(k, item, batch_stride, head_stride, plan), at_item(v, item, batch_stride, head_stride, plan)
     visible, _ = at_masks(visible, visible, item, rows, 0, plan)
-    total = tl.zeros([plan.rows, plan.padded], dtype=tl.float32)
+    total = zeros(plan.rows, plan)
     total = row_changes(
         total, queries, arriving, norm, delta, row, row + rows, k, v, visible, first_key, stop_key, stride, seed, item,
         0, plan
@@ -535,8 +545,8 @@ def local_keys_backward(
     if plan.causal:
         first_row = first
     stop_row = tl.minimum(plan.global_count + (block + 2) * plan.block, rows)
-    to_keys = tl.zeros([plan.keys, plan.padded], dtype=tl.float32)
-    to_values = tl.zeros([plan.keys, plan.padded], dtype=tl.float32)
+    to_keys = zeros(plan.keys, plan)
+    to_values = zeros(plan.keys, plan)
     to_keys, to_values = key_changes(
         to_keys, to_values, keys, values, key, seen, q, gradient, norms, deltas, first_row, stop_row, stride,
         seed, item, 0, 0, False, plan.rows, plan
@@ -565,8 +575,8 @@ def global_keys_backward(
     seen = visible_keys(visible, key, stop)
     q, gradient = at_item(q, item, batch_stride, head_stride, plan), at_result(gradient, item, rows, plan)
     norms, deltas = norms + item.to(tl.int64) * rows, deltas + item.to(tl.int64) * rows
-    to_keys = tl.zeros([plan.keys, plan.padded], dtype=tl.float32)
-    to_values = tl.zeros([plan.keys, plan.padded], dtype=tl.float32)
+    to_keys = zeros(plan.keys, plan)
+    to_values = zeros(plan.keys, plan)
     to_keys, to_values = key_changes(
         to_keys, to_values, keys, values, key, seen, q, gradient, norms, deltas, first_row, stop_row, stride,
         seed, item, 0, 0, False, plan.rows, plan
@@ -591,8 +601,8 @@ def sparse_keys_backward(
     seen = visible_keys(sparse_visible, key, stop)
     q, gradient = at_item(q, item, batch_stride, head_stride, plan), at_result(gradient, item, rows, plan)
     norms, deltas = norms + item.to(tl.int64) * rows, deltas + item.to(tl.int64) * rows
-    to_keys = tl.zeros([plan.keys, plan.padded], dtype=tl.float32)
-    to_values = tl.zeros([plan.keys, plan.padded], dtype=tl.float32)
+    to_keys = zeros(plan.keys, plan)
+    to_values = zeros(plan.keys, plan)
     for side in range(plan.pieces - 2):
         # Block i sees entries [begin + i * step, + size): the first block that sees one of the tile, and past the last.
         begin = plan.left + side * (plan.right - plan.left)

@@ -170,9 +170,14 @@ def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     target = SimpleNamespace(get_current_target=lambda: None)
     monkeypatch.setattr(
-        kernel, "triton", SimpleNamespace(runtime=SimpleNamespace(driver=SimpleNamespace(active=target)))
+        kernel,
+        "triton",
+        SimpleNamespace(__version__="3.10.1", runtime=SimpleNamespace(driver=SimpleNamespace(active=target))),
     )
     assert probe(0)
+    monkeypatch.setattr(kernel.triton, "__version__", "3.5.1")
+    assert not probe(0)
+    monkeypatch.setattr(kernel.triton, "__version__", "3.10.0+git")
 
     def fails():
         raise RuntimeError("Failed to find C compiler")
