@@ -104,8 +104,8 @@ def triton_attention(
     if not can_run(q):
         raise ValueError(
             f"the Triton form of LSG attention does not take {q.dtype} heads of size {q.shape[-1]} on {q.device.type}: "
-            f"it needs Triton {'.'.join(map(str, OLDEST))} or later, an NVIDIA GPU of compute capability 8.0 or later, float32, float16 or bfloat16, and "
-            f"heads of up to {MAX_SIZE}; use the plain form"
+            f"it needs Triton {'.'.join(map(str, OLDEST))} or later, an NVIDIA GPU of compute capability 8.0 or later, "
+            f"float32, float16 or bfloat16, and heads of up to {MAX_SIZE}; use the plain form"
         )
     context, _ = attention_op(
         q,
