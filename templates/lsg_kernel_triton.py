@@ -120,9 +120,16 @@ def triton_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         causal,
         dropout,
-        "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        float32_precision(),
     )
     return context
+
+
+def float32_precision() -> str:
+    """How torch multiplies float32 on a GPU: "tf32" where that is allowed, else "ieee"."""
+    matmul = torch.backends.cuda.matmul  # the older setting raises where the newer one, of torch 2.9, was used
+    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,16 @@ def test_the_file_can_be_imported_without_triton(monkeypatch):
         module.triton_attention(*qkv(options(), 17, dtype=torch.float32), None, None, options(), False, 0.0)
 
 
+def test_float32_is_multiplied_as_torch_is_told_to():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for setting, precision in (("high", "tf32"), ("highest", "ieee")):
+            torch.set_float32_matmul_precision(setting)
+            assert kernel.float32_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_tiles_hold_what_the_block_has():
     q = torch.empty(1, 2, 100, 64, dtype=torch.float16)
     for block, rows in ((1, 16), (16, 16), (17, 32), (100, 128), (1000, 128)):
