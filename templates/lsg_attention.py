@@ -11,6 +11,7 @@ the same formula is run: see `window_attention`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 from .efficient_encoder import attention_dropout
 from .lsg_configuration import sparse_chunk_size, uses_sparse_keys
 from .lsg_kernel_cpu import cpu_attention, sparse_starts
+from .lsg_kernel_triton import can_run, triton_attention
 
 Sparse = tuple[
     Tensor, Tensor, Tensor
 ]  # the sparse list: keys and values (b, h, l, d), and visible, bool (b, h or 1, l)
 FEW_BLOCKS = 6  # up to which the plain form is as fast on a CPU as the kernel, as measured
+FORM = os.environ.get("LSG_FORM", "auto")  # of attention beyond two blocks: "plain", "cpu" or "triton" to force one
 
 
 class LSGMix(nn.Module):
@@ -131,12 +134,21 @@ def window_attention(
     dropout: float,
 ) -> Tensor:
     """Attention beyond two blocks, in the form that is best here; all forms take and return the same."""
+    forms = {"plain": plain_attention, "cpu": cpu_attention, "triton": triton_attention}
+    name = best_form(q, config) if FORM == "auto" else FORM
+    if name not in forms:
+        raise ValueError(f"the environment variable LSG_FORM is {name!r}: set it to auto, {', '.join(forms)}")
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        name = "plain"  # a graph that leaves this process must not hold an operator of its own
+    return forms[name](q, k, v, mask, sparse, config, causal, dropout)
+
+
+def best_form(q: Tensor, config: Any) -> str:
+    """The form of attention beyond two blocks that runs unless another one is forced."""
+    if q.device.type != "cpu":
+        return "triton" if can_run(q) else "plain"
     blocks = (q.shape[2] - config.num_global_tokens) // config.block_size
-    # A graph that leaves this process must not hold an operator of this file's own.
-    leaves = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    plain = leaves or q.device.type != "cpu" or blocks <= FEW_BLOCKS
-    form = plain_attention if plain else cpu_attention
-    return form(q, k, v, mask, sparse, config, causal, dropout)
+    return "cpu" if blocks > FEW_BLOCKS else "plain"
 
 
 def plain_attention(
