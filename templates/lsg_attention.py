@@ -27,7 +27,6 @@ from .lsg_kernel_triton import can_run, triton_attention
 Sparse = tuple[
     Tensor, Tensor, Tensor
 ]  # the sparse list: keys and values (b, h, l, d), and visible, bool (b, h or 1, l)
-FEW_BLOCKS = 6  # up to which the plain form is as fast on a CPU as the kernel, as measured
 FORM = os.environ.get("LSG_FORM", "auto")  # of attention beyond two blocks: "plain", "cpu" or "triton" to force one
 
 
@@ -135,7 +134,7 @@ def window_attention(
 ) -> Tensor:
     """Attention beyond two blocks, in the form that is best here; all forms take and return the same."""
     forms = {"plain": plain_attention, "cpu": cpu_attention, "triton": triton_attention}
-    name = best_form(q, config) if FORM == "auto" else FORM
+    name = best_form(q) if FORM == "auto" else FORM
     if name not in forms:
         raise ValueError(f"the environment variable LSG_FORM is {name!r}: set it to auto, {', '.join(forms)}")
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
@@ -143,12 +142,11 @@ def window_attention(
     return forms[name](q, k, v, mask, sparse, config, causal, dropout)
 
 
-def best_form(q: Tensor, config: Any) -> str:
+def best_form(q: Tensor) -> str:
     """The form of attention beyond two blocks that runs unless another one is forced."""
-    if q.device.type != "cpu":
-        return "triton" if can_run(q) else "plain"
-    blocks = (q.shape[2] - config.num_global_tokens) // config.block_size
-    return "cpu" if blocks > FEW_BLOCKS else "plain"
+    if q.device.type == "cpu":
+        return "cpu"
+    return "triton" if can_run(q) else "plain"
 
 
 def plain_attention(

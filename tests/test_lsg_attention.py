@@ -29,13 +29,12 @@ DEFAULTS = {
     "causal_globals": "globals",
     "bos_pooling_padding": "masked",
 }
-FORMS = {"plain": 10**9, "kernel": 0}  # the fewest blocks from which the CPU kernel runs
 
 
-@pytest.fixture(autouse=True, params=FORMS)
+@pytest.fixture(autouse=True, params=["plain", "cpu"])
 def form(request, monkeypatch):
     """Every promise is kept by every form that runs on a CPU."""
-    monkeypatch.setattr(lsg, "FEW_BLOCKS", FORMS[request.param])
+    monkeypatch.setattr(lsg, "FORM", request.param)
     return request.param
 
 
