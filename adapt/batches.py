@@ -19,6 +19,7 @@ from ..convert.errors import BadInputError
 from .documents import Corpus, Tokens
 
 IGNORED = -100
+BY_TEXT = ("ids", "begins", "masked_ids", "labels", "places")  # tables of a batch, a row a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Batch:
         rows: of the global batch that this one is a part of.
         masked_ids: (b, t) with masks, and labels: (b, t), `IGNORED` where nothing was masked; None without mlm.
         masked: tokens that are masked in the global batch.
+        places: (b,) of these texts in the global batch; pieces: (rows, p, w) embeddings of pieces of all its texts;
+            before: (n, w) of pieces of texts before it. None without contrastive.
     """
 
     ids: Tensor
@@ -39,6 +42,9 @@ class Batch:
     masked_ids: Tensor | None = None
     labels: Tensor | None = None
     masked: int = 0
+    places: Tensor | None = None
+    pieces: Tensor | None = None
+    before: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -49,13 +55,14 @@ class Batch:
         """One of `parts` nearly equal parts; where it would be empty, the first row, and False: it must not count."""
         chosen = np.array_split(np.arange(len(self.ids)), parts)[index]
         counts = bool(len(chosen))
-        return self._map(lambda x: x[torch.from_numpy(chosen if counts else np.arange(1))]), counts
+        rows = torch.from_numpy(chosen if counts else np.arange(1))
+        return self._map(BY_TEXT, lambda x: x[rows]), counts
 
     def to(self, device: torch.device) -> Batch:
-        return self._map(lambda x: x.to(device))
+        return self._map((*BY_TEXT, "pieces", "before"), lambda x: x.to(device))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tables = {name: getattr(self, name) for name in ("ids", "begins", "masked_ids", "labels")}
+    def _map(self, names: Sequence[str], change: Callable[[Tensor], Tensor]) -> Batch:
+        tables = {name: getattr(self, name) for name in names}
         changed: dict[str, Any] = {name: change(table) for name, table in tables.items() if table is not None}
         return replace(self, **changed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..convert.errors import BadInputError
 from .batches import Batch, masked
+from .contrastive import PIECES, cut_pieces, embedded
 from .documents import Corpus
 from .models import Pair
 from .objectives import Scales, scales_of
-from .teacher import lesson
+from .retrieval import ranked
+from .teacher import lesson, pooled
 
 TEXTS = 8  # of each length in the measurement before and after
 WATCHED_TEXTS = 2  # of each length in those during training
@@ -26,11 +28,18 @@ class HeldOut:
 
     Args:
         lengths: of texts, special tokens included. A length that no held-out text fills is left out.
-        teacher: whether there is one; without it masked tokens are predicted.
+        mask_share: of the tokens that are to be predicted, where there is no teacher.
+        piece_tokens: of pieces by which texts beyond the teacher's length are to be found; None where they are not.
     """
 
     def __init__(
-        self, pair: Pair, corpus: Corpus, lengths: Sequence[int], mask_share: float, device: torch.device
+        self,
+        pair: Pair,
+        corpus: Corpus,
+        lengths: Sequence[int],
+        mask_share: float,
+        device: torch.device,
+        piece_tokens: int | None = None,
     ) -> None:
         self._pair, self._device = pair, device
         self._texts = {n: ids for n in sorted(set(lengths)) if (ids := _windows(corpus, n, TEXTS)) is not None}
@@ -42,13 +51,17 @@ class HeldOut:
             )
         self._states: dict[int, Tensor] = {}
         self._masked: dict[int, Batch] = {}
+        self._pieces: dict[int, Tensor] = {}
         for length, ids in self._texts.items():
+            special = torch.zeros(length, dtype=torch.bool)
+            special[: len(corpus.prefix)] = True
+            special[length - len(corpus.suffix) :] = True
             if pair.teacher is not None:
                 self._states[length] = torch.cat([lesson(pair, row[None].to(device)).states[-1] for row in ids])
+                if piece_tokens and length > pair.reach and len(ids) > 1:
+                    cut = cut_pieces(ids, special, PIECES, piece_tokens, (0, length))
+                    self._pieces[length] = embedded(pair, ids, cut, device)
             else:
-                special = torch.zeros(length, dtype=torch.bool)
-                special[: len(corpus.prefix)] = True
-                special[length - len(corpus.suffix) :] = True
                 batch = Batch(ids, special, torch.ones(ids.shape, dtype=torch.bool), len(ids))
                 vocabulary = pair.student.config.vocab_size
                 self._masked[length] = masked(
@@ -66,6 +79,8 @@ class HeldOut:
 
     def measure(self, student: Any, texts: int = TEXTS, lengths: Collection[int] | None = None) -> list[dict[str, Any]]:
         """One entry a length: token and sentence cosine to the teacher, or the loss on masked tokens without one.
+
+        Where pieces find texts, their mean reciprocal rank too, always among all texts of that length.
 
         Args:
             texts: of each length, at most.
@@ -88,20 +103,35 @@ class HeldOut:
             assert batch.labels is not None
             logits = torch.cat([student(batch.masked_ids[i : i + 1]).logits for i in range(texts)])
             return {**row, "mlm_loss": float(F.cross_entropy(logits.flatten(0, 1), batch.labels[:texts].flatten()))}
+        pieces = self._pieces.get(length)
+        texts = texts if pieces is None else len(pieces)
         ids, wanted = self._texts[length][:texts].to(self._device), self._states[length][:texts]
         got = torch.cat([student(ids[i : i + 1], output_hidden_states=True).hidden_states[-1] for i in range(texts)])
-        return {
-            **row,
+        row |= {
+            "texts": texts,
             "token_cosine": float(F.cosine_similarity(got, wanted, dim=-1).mean()),
             "sentence_cosine": float(F.cosine_similarity(got.mean(1), wanted.mean(1), dim=-1).mean()),
         }
+        if pieces is not None:
+            similarity = pieces.flatten(0, 1) @ F.normalize(pooled(got, self._pair.pooling), dim=-1).T
+            answers = torch.arange(texts, device=similarity.device).repeat_interleave(pieces.shape[1])
+            row["piece_mrr"] = ranked(similarity, answers)["mrr"]
+        return row
 
 
-def score(rows: Sequence[dict[str, Any]]) -> float:
-    """One number to keep the best state by, higher is better: the mean cosine, or minus the mean loss."""
-    return float(
-        np.mean([-r["mlm_loss"] if "mlm_loss" in r else (r["token_cosine"] + r["sentence_cosine"]) / 2 for r in rows])
-    )
+def score(rows: Sequence[Mapping[str, Any]]) -> float:
+    """One number to keep the best state by, higher is better: the mean cosine, or minus the mean loss.
+
+    Of a length at which pieces find texts, their rank takes the place of the sentence cosine: beyond its length the
+    teacher has no embedding that a student could be faithful to.
+    """
+
+    def one(row: Mapping[str, Any]) -> float:
+        if "mlm_loss" in row:
+            return -float(row["mlm_loss"])
+        return float(row["token_cosine"] + row.get("piece_mrr", row["sentence_cosine"])) / 2
+
+    return float(np.mean([one(row) for row in rows]))
 
 
 def _windows(corpus: Corpus, length: int, count: int) -> Tensor | None:

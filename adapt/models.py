@@ -96,7 +96,7 @@ def load_pair(
     family = FAMILIES.get(manifest["family"])
     first, last = special_ends(tokenizer)
     reach = int(manifest["source_max_length"])
-    pooling = pooling_of(repo) if "sentence" in objectives else "mean"
+    pooling = pooling_of(repo) if {"sentence", "contrastive"} & objectives else "mean"
     pair = Pair(student, source, tokenizer, family, auto, manifest, reach, (len(first), len(last)), pooling)
     if "attention" in objectives:
         if pair.global_tokens:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import IGNORED, Batch
+from .contrastive import contrastive_loss
 from .models import Pair
 from .teacher import Lesson, lesson, pooled
 
@@ -63,9 +64,9 @@ class Objective(nn.Module):
         """The loss of each objective, whose sum is to be minimised."""
         pair, scales = self._pair[0], self._scales
         losses: dict[str, Tensor] = {}
-        taught: Any = lesson(pair, batch.ids) if set(self._objectives) - {"mlm"} else None
+        taught: Any = lesson(pair, batch.ids) if set(self._objectives) - {"mlm", "contrastive"} else None
         student: Any = None
-        if {"hidden", "logits", "sentence"} & set(self._objectives):
+        if {"hidden", "logits", "sentence", "contrastive"} & set(self._objectives):
             student = self.student(batch.ids, output_hidden_states=True)
         for name in self._objectives:
             if name == "mlm":
@@ -77,6 +78,8 @@ class Objective(nn.Module):
             elif name == "sentence":
                 embedding = pooled(student.hidden_states[-1], pair.pooling)
                 losses[name] = sentence_loss(embedding, taught.embedding, batch.rows)
+            elif name == "contrastive" and batch.pieces is not None:
+                losses[name] = contrastive_loss(pooled(student.hidden_states[-1], pair.pooling), batch)
             elif name == "logits":
                 losses[name] = logit_loss(student.logits, taught.logits, batch)
         return losses

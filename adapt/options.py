@@ -32,7 +32,7 @@ class AdaptOptions:
     lengths: str | None = option(None, "Tokens of training texts, such as 128,512. [default: by the repo]", panel=DATA)
     objective: str | None = option(
         None,
-        "attention, hidden, logits, sentence, mlm; + joins, a comma begins a phase, :.3 is its share. "
+        "attention, hidden, logits, sentence, contrastive, mlm; + joins, a comma begins a phase, :.3 is its share. "
         "[default: by target]",
         panel=TRAINING,
     )
@@ -54,6 +54,7 @@ class AdaptOptions:
     batch_tokens: int = option(2048, "Tokens of a step, over all processes.", panel=TRAINING)
     accumulation: int = option(1, "Parts that a process's share of a step is cut into.", panel=TRAINING)
     mask_share: float = option(0.15, "Share of tokens that mlm masks, anew each time.", panel=TRAINING)
+    piece_tokens: int = option(32, "Tokens of the pieces that contrastive finds a long text by.", panel=TRAINING)
     whole_words: bool = option(False, "Mask whole words.", panel=TRAINING)
     seed: int = option(123, "Of the order of texts and of masks.", panel=TRAINING)
     evaluate_every: int = option(
@@ -73,7 +74,13 @@ class AdaptOptions:
     def __post_init__(self) -> None:
         """Raises UsageError with all values that mean nothing."""
         faults = []
-        for name, least in (("steps", 1), ("batch_tokens", 8), ("accumulation", 1), ("evaluate_every", 1)):
+        for name, least in (
+            ("steps", 1),
+            ("batch_tokens", 8),
+            ("accumulation", 1),
+            ("evaluate_every", 1),
+            ("piece_tokens", 4),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 faults.append(f"--{name.replace('_', '-')} is {value}: at least {least}")

@@ -13,9 +13,9 @@ from typing import Any
 from ..convert.errors import UsageError
 from .options import AdaptOptions
 
-OBJECTIVES = ("attention", "hidden", "logits", "sentence", "mlm")
+OBJECTIVES = ("attention", "hidden", "logits", "sentence", "contrastive", "mlm")
 WITHOUT_TEACHER = ("mlm",)
-ON_WINDOWS = ("hidden", "sentence", "mlm")  # those that go beyond the teacher's length, on its windows
+ON_WINDOWS = ("hidden", "sentence", "contrastive", "mlm")  # those that go beyond the teacher's length, on its windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +142,28 @@ def training_lengths(
                 where="--lengths",
                 hint="shorter texts; beyond the teacher's length hidden and sentence run it on windows",
             )
+        _check_contrastive(phases, asked, int(manifest["source_max_length"]))
         return asked
     exact = int(manifest["options"].get("proj_dim", 0)) if manifest["target"] == "linformer" else 0
+    _check_contrastive(phases, (reach,), int(manifest["source_max_length"]))
     halves = [reach >> i for i in range(4) if reach >> i >= 32]
     return tuple(sorted(length for length in halves or [reach] if length > exact)) or (reach,)
+
+
+def _check_contrastive(phases: tuple[Phase, ...], lengths: tuple[int, ...], reach: int) -> None:
+    found = [phase for phase in phases if "contrastive" in phase.objectives]
+    if found and max(lengths) <= reach:
+        raise UsageError(
+            f"contrastive is for texts that are longer than the {reach} tokens that the teacher takes",
+            where="--lengths",
+            hint=f"such as {reach},{4 * reach}",
+        )
+    if any(len(phase.objectives) == 1 for phase in found) and min(lengths) <= reach:
+        raise UsageError(
+            f"contrastive alone trains nothing on texts of up to {reach} tokens",
+            where="--objective, --lengths",
+            hint="hidden+contrastive, or longer texts",
+        )
 
 
 def _no_objective(objective: str, why: str) -> UsageError:

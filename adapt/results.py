@@ -22,6 +22,7 @@ BLOCK, HEADING = "adapt", "Trained after the conversion"
 FIGURES = {
     "token_cosine": "token cosine",
     "sentence_cosine": "sentence cosine",
+    "piece_mrr": "found by its pieces (MRR)",
     "mlm_loss": "masked-LM loss (nats)",
 }
 
@@ -104,13 +105,13 @@ def write_results(folder: Path, record: Mapping[str, Any]) -> None:
 
 def block(record: Mapping[str, Any], plotted: bool) -> str:
     """What the card says of a run."""
-    figures = [name for name in FIGURES if name in record["after"][0]]
+    figures = [name for name in FIGURES if any(name in row for row in record["after"])]
     rows = [
         "| tokens | texts | " + " | ".join(f"{FIGURES[name]}, before | after" for name in figures) + " |",
         "|---|---|" + "---|---|" * len(figures),
     ]
     for before, after in zip(record["before"], record["after"], strict=True):
-        cells = " | ".join(f"{before[name]:.4f} | {after[name]:.4f}" for name in figures)
+        cells = " | ".join(f"{before[n]:.4f} | {after[n]:.4f}" if n in after else "– | –" for n in figures)
         rows.append(f"| {after['tokens']} | {after['texts']} | {cells} |")
     data, spent = record["data"], record["spent"]
     teacher = f" against its source (`{record['teacher']}`)" if record["teacher"] else ""

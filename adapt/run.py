@@ -130,7 +130,8 @@ def adapt_repo(
         pair.teacher.to(accelerator.device)
     # What is reported is measured at short texts too, not only at those that were trained on.
     shown = sorted({*lengths, *(n for n in (128, 512) if n <= max(lengths))})
-    heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device)
+    pieces = options.piece_tokens if any("contrastive" in phase.objectives for phase in phases) else None
+    heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device, pieces)
     before = heldout.measure(pair.student)
     run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
     _first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..convert.errors import CheckFailedError, UsageError
 from .batches import Batch, batches, check_enough, masked
 from .checkpoints import Checkpoints, Place
+from .contrastive import REMEMBERED, Pieces
 from .documents import Corpus
 from .heldout import WATCHED_TEXTS, HeldOut, score
 from .models import Pair, load_state, new_tensors, select, state_of
@@ -152,8 +153,11 @@ class Run:
         self.continues = self.options.resume
         self.place = self.checkpoints.place() if self.continues else Place()
         self.kept = self.place.step  # the step of the last checkpoint
+        # Steps before the one to continue with, whose texts it is contrasted with.
+        seen = "contrastive" in self.phases[self.place.phase].objectives
+        self.seen = min(REMEMBERED, self.place.phase_step) if seen else 0
         self.batches = batches(
-            self.corpus, self.lengths, self.options.batch_tokens, self.options.seed, skip=self.place.step
+            self.corpus, self.lengths, self.options.batch_tokens, self.options.seed, skip=self.place.step - self.seen
         )
         self._clock = (time.monotonic() - self.place.wall, time.process_time() - self.place.cpu)
         if not self.continues:
@@ -174,6 +178,12 @@ class Run:
         model.train()
         if self.continues:
             self.best, self.continues = self.checkpoints.restore(accelerator), False
+        self.pieces = None
+        if "contrastive" in phase.objectives:
+            self.pieces = Pieces(self.pair, self.options.piece_tokens, self.options.seed, accelerator.device)
+            for step in range(place.step - self.seen, place.step):
+                self.pieces.add(next(self.batches), step)
+            self.seen = 0
         begin = self._spent()
         share_before = place.share
         while place.share < 1 and (not self.total or place.phase_step < self.steps[index]):
@@ -225,6 +235,8 @@ class Run:
 
     def _batch(self, phase: Phase) -> Batch:
         batch = next(self.batches)
+        if self.pieces is not None:
+            batch = self.pieces.add(batch, self.place.step)
         if "mlm" not in phase.objectives:
             return batch
         options, pair = self.options, self.pair
