@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,16 @@ class Checkpoints:
         )
 
     def save(self, accelerator: Any, place: Place, best: Mapping[str, Tensor]) -> None:
-        """Writes a checkpoint; called by every process."""
+        """Writes a checkpoint; called by every process.
+
+        Raises:
+            OutputError: it cannot be written; nothing of it stays, and the one before does.
+        """
         from safetensors.torch import save_file
 
         whole = self.folder / f"step-{place.step:06d}"
         unfinished = whole.with_name(whole.name + ".unfinished")
-        with output_errors(self.folder):
+        with self._writing(unfinished):
             if accelerator.is_main_process:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 shutil.rmtree(whole, ignore_errors=True)
@@ -122,6 +127,25 @@ class Checkpoints:
                     if path != whole:
                         shutil.rmtree(path, ignore_errors=True)
             accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _writing(self, unfinished: Path) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            with output_errors(self.folder):
+                yield
+        except BaseException as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, (RuntimeError, SafetensorError)):  # theirs where a disk is full is no OSError
+                why = str(error).splitlines()[0]
+                last = self.last()
+                raise OutputError(
+                    f"the checkpoint could not be written: is the disk full? ({why})",
+                    where=str(self.folder),
+                    hint="make room" + (f"; --resume continues from {last.name.replace('-', ' ')}" if last else ""),
+                ) from None
+            raise
 
     def place(self) -> Place:
         """Where the last checkpoint was made."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..convert.card import card_text
 from ..convert.card_blocks import merged
-from ..convert.errors import EffconvError, StoppedError, UnsupportedError, UsageError
+from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
 from ..convert.execute import Progress
 from ..convert.families import ENCODER_DECODERS
 from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
@@ -139,6 +139,10 @@ def adapt_repo(
         trained = run.train()
     except KeyboardInterrupt:
         raise _stopped(checkpoints) from None
+    except OutputError:
+        if checkpoints.last() is None:
+            checkpoints.clear()
+        raise
     if not accelerator.is_main_process:
         return None
     progress("measure", 0, 0)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -14,15 +15,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import accelerate  # noqa: F401  what a run imports on its way is imported here, once for all children
 import torch
+import transformers.models.auto.modeling_auto
+import transformers.models.bert.modeling_bert  # noqa: F401
 from safetensors.numpy import load_file
 
 import effconv
 import effconv.adapt.checkpoints
+import effconv.adapt.results
 import effconv.adapt.run
 import effconv.adapt.trainer
 
 STEPS, EVERY = 6, 2
+effconv.adapt.results.draw = lambda path, record: False  # a third of a short run
+gc.freeze()  # what is imported here need not be looked through in every child
 
 
 def forked(work: Callable[[], object], **environment: str) -> int:
@@ -44,8 +51,9 @@ def status_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def adapt(output: Path, **options: object) -> object:
-    return effconv.adapt(REPO, teacher=TEACHER, data=TEXT, output=output, verify=False, lengths="64", **options)
+def adapt(output: Path, repo: Path | None = None, **options: object) -> object:
+    options = {"lengths": "64", **options}
+    return effconv.adapt(repo or REPO, teacher=TEACHER, data=TEXT, output=output, verify=False, **options)
 
 
 def kill() -> dict[str, tuple[int, int, bool]]:
@@ -102,23 +110,33 @@ def hit(moment: str, steps: list[int]) -> None:
     Path.rename, torch.save = dying_rename, dying_save
 
 
-def processes() -> dict[str, float]:
-    """The largest difference between the weights of one process and of two, and how far training moved them."""
+def processes() -> dict[str, dict[str, float]]:
+    """By objective: the largest difference between the weights of one process and of two, and how far they moved."""
     order = itertools.count()
     effconv.adapt.trainer.score = lambda rows: next(order)  # the last state is kept
-    options = {"steps": 20, "objective": "attention", "batch_tokens": 320, "learning_rate": 1e-3}
-    assert status_of(forked(lambda: adapt(PLACE / "one", **options))) == 0
+    shared = {"steps": 20, "learning_rate": 1e-3, "evaluate_every": 20, "checkpoint_every": 0}
+    long = {"lengths": "64,128", "batch_tokens": 384, "piece_tokens": 8}  # of 128 tokens: three texts a step
+    return {
+        "attention": one_and_two(REPO, **shared, objective="attention", batch_tokens=320),
+        "contrastive": one_and_two(REPO.with_name("lsg"), **shared, objective="hidden+contrastive", **long),
+    }
+
+
+def one_and_two(repo: Path, **options: object) -> dict[str, float]:
+    """Trains alone and as two processes."""
+    place = PLACE / repo.name
+    assert status_of(forked(lambda: adapt(place / "one", repo, **options))) == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     ranks = [
-        forked(lambda: adapt(PLACE / "two", **options), RANK=str(rank), LOCAL_RANK=str(rank), **together)
+        forked(lambda: adapt(place / "two", repo, **options), RANK=str(rank), LOCAL_RANK=str(rank), **together)
         for rank in range(2)
     ]
     assert [status_of(child) for child in ranks] == [0, 0]
-    start, one, two = (load_file(folder / "model.safetensors") for folder in (REPO, PLACE / "one", PLACE / "two"))
-    record = json.loads((PLACE / "two" / "effconv.json").read_text())["measurements"]["adapt"][0]
+    start, one, two = (load_file(folder / "model.safetensors") for folder in (repo, place / "one", place / "two"))
+    record = json.loads((place / "two" / "effconv.json").read_text())["measurements"]["adapt"][0]
     assert record["spent"]["processes"] == 2
     return {
         "largest": max(float(abs(one[name] - two[name]).max()) for name in one),

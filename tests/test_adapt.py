@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -65,6 +66,21 @@ def repos(source, text, tmp_path_factory):
         made[target] = place / target
         effconv.convert(source, target, output=made[target], verify=False, **options, **fitted)
     return made
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """A run collects garbage at its end: what was imported before need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def no_plot(request, monkeypatch):
+    """A plot is a third of a short run: one test looks at it."""
+    if "plot" not in request.node.name:
+        monkeypatch.setattr("effconv.adapt.results.draw", lambda path, record: False)
 
 
 @pytest.fixture
@@ -229,10 +245,10 @@ def test_training_brings_a_repo_closer_to_its_source(target, repos, source, text
             losses.setdefault(name, []).append(loss)
 
     result = effconv.adapt(
-        repos[target], teacher=source, data=[text], output=tmp_path / "out", steps=60, learning_rate=3e-3, watch=watch,
+        repos[target], teacher=source, data=[text], output=tmp_path / "out", steps=48, learning_rate=3e-3, watch=watch,
         lengths="64", objective="attention,hidden", **FAST,
     )  # fmt: skip
-    assert len(losses["attention"]) == len(losses["hidden"]) == 30
+    assert len(losses["attention"]) == len(losses["hidden"]) == 24
     for values in losses.values():
         assert sum(values[-5:]) < 0.8 * sum(values[:5]), values
     if target == "lambda":  # which is fitted so well to a tiny model that only the losses show what is left
@@ -244,7 +260,7 @@ def test_training_brings_a_repo_closer_to_its_source(target, repos, source, text
 
 def test_masked_lm_training_without_a_teacher_lowers_the_held_out_loss(repos, text, tmp_path):
     result = effconv.adapt(
-        repos["lsg"], data=text, output=tmp_path / "out", objective="mlm", train="all", steps=50, learning_rate=5e-3,
+        repos["lsg"], data=text, output=tmp_path / "out", objective="mlm", train="all", steps=24, learning_rate=1e-2,
         lengths="32,64", whole_words=True, **FAST,
     )  # fmt: skip
     for before, after in zip(result.record["before"], result.record["after"], strict=True):
@@ -426,10 +442,10 @@ def test_runs_that_are_killed_lose_at_most_an_interval_and_end_with_the_same_wei
 
 
 def test_two_processes_give_the_weights_of_one(repos, source, text, tmp_path):
-    """Five texts a step: the processes have three and two of them."""
-    found = in_processes("processes", repos["linformer"], source, text, tmp_path)
-    assert found["moved"] > 1e-3
-    assert found["largest"] <= 1e-5
+    """The processes have unequal shares of a step's texts, which are contrasted with each other's pieces too."""
+    for objective, found in in_processes("processes", repos["linformer"], source, text, tmp_path).items():
+        assert found["moved"] > 1e-3, objective
+        assert found["largest"] <= 1e-5, objective
 
 
 def in_processes(what, repo, source, text, tmp_path):
@@ -527,7 +543,7 @@ def test_bigs_is_trained_on_at_a_new_length(text, tmp_path):
     (source / "vocab.txt").write_text("\n".join([*words, *(f"[unused{i}]" for i in range(size - len(words)))]) + "\n")
     effconv.convert(source, "jax2torch", output=tmp_path / "repo", max_length=64, verify=False)
     result = effconv.adapt(
-        tmp_path / "repo", data=text, output=tmp_path / "out", steps=30, learning_rate=5e-3, lengths="64", **FAST
+        tmp_path / "repo", data=text, output=tmp_path / "out", steps=16, learning_rate=1e-2, lengths="64", **FAST
     )
     assert result.record["objective"] == "mlm"
     assert result.record["after"][0]["tokens"] == 64
