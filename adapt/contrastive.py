@@ -90,10 +90,7 @@ class Pieces:
 
 
 def contrastive_loss(got: Tensor, batch: Batch) -> Tensor:
-    """InfoNCE of embeddings (b, w), mean over pieces and the texts of the global batch, times the temperature.
-
-    That factor gives it the unit of the other losses, which are of cosines.
-    """
+    """InfoNCE (nats) of embeddings (b, w), mean over pieces and the texts of the global batch."""
     assert batch.pieces is not None
     assert batch.places is not None
     assert batch.before is not None
@@ -105,4 +102,4 @@ def contrastive_loss(got: Tensor, batch: Batch) -> Tensor:
     right = scores[own]  # b p
     others = scores.masked_fill(own[..., None], float("-inf")).flatten(1)
     wrong = torch.cat([others, documents @ batch.before.T / TEMPERATURE], 1).logsumexp(1, keepdim=True)
-    return TEMPERATURE * (torch.logaddexp(right, wrong) - right).mean(1).sum() / batch.rows
+    return (torch.logaddexp(right, wrong) - right).mean(1).sum() / batch.rows

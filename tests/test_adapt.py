@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import itertools
 import json
@@ -9,17 +11,20 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from adapt_text import write_wiki
 from bigs_goldens import ROOT
+from environments import FOUR, stranger
 from safetensors.numpy import load_file
 
 import effconv
 from effconv.adapt import objectives
 from effconv.adapt.batches import batches, masked
+from effconv.adapt.contrastive import PIECES, Pieces, cut_pieces
 from effconv.adapt.documents import read_corpus
 from effconv.adapt.models import load_pair, new_tensors, select
 from effconv.adapt.objectives import Objective, attended, scales_of
@@ -184,6 +189,61 @@ def test_a_long_text_is_taught_on_the_teachers_windows(repos, source, text):
     assert losses["sentence"].item() == pytest.approx(float(1 - cosine.mean()), rel=1e-4)
 
 
+def contrasted(repo, source, text):
+    """A pair, and a batch of three texts of 128 tokens with its pieces, which one such batch came before."""
+    pair = pair_of(repo, source, "hidden+contrastive")
+    corpus = read_corpus([str(text)], [], pair.tokenizer, pair.student.get_input_embeddings().num_embeddings, seed=0)
+    stream, pieces = batches(corpus, [128], 384, seed=0), Pieces(pair, 8, 7, torch.device("cpu"))
+    earlier = pieces.add(next(stream), 0)
+    return pair, earlier, pieces.add(next(stream), 1)
+
+
+def test_a_long_text_is_contrasted_with_the_pieces_of_others(repos, source, text):
+    """The loss by a loop over pieces; the pieces embedded by the stock model alone."""
+    import transformers
+
+    pair, earlier, batch = contrasted(repos["lsg"], source, text)
+    cut = cut_pieces(batch.ids, batch.special, PIECES, 8, (7, 3, 1))
+    assert cut.shape == (3, PIECES, 8)
+    stock = transformers.AutoModel.from_pretrained(source).eval()
+    for row, pieces, embedded in zip(batch.ids.tolist(), cut.tolist(), batch.pieces, strict=True):
+        body = [tuple(row[i : i + 8]) for i in range(1, 127 - 8 + 1)]
+        assert {tuple(piece) for piece in pieces} <= set(body)
+        with torch.no_grad():
+            states = stock(torch.tensor([[row[0], *piece, row[-1]] for piece in pieces])).last_hidden_state
+        wanted = torch.nn.functional.normalize(states.mean(1), dim=-1)
+        torch.testing.assert_close(embedded, wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(batch.before, earlier.pieces.flatten(0, 1))
+    assert not len(earlier.before)
+
+    with torch.no_grad():
+        states = pair.student(batch.ids, output_hidden_states=True).hidden_states[-1].mean(1).double()
+        found = float(Objective(pair, ("contrastive",), None)(batch)["contrastive"])
+    total = 0.0
+    for i, document in enumerate(states / states.norm(dim=1, keepdim=True)):
+        others = [piece for j in range(3) if j != i for piece in batch.pieces[j]] + list(batch.before)
+        wrong = sum(math.exp(float(document @ other.double()) / 0.05) for other in others)
+        for piece in batch.pieces[i]:
+            right = math.exp(float(document @ piece.double()) / 0.05)
+            total -= math.log(right / (right + wrong))
+    assert found == pytest.approx(total / (3 * PIECES), rel=1e-4)
+
+
+def test_the_contrastive_losses_of_a_batchs_parts_add_up_and_the_first_text_has_none(repos, source, text):
+    pair, earlier, batch = contrasted(repos["lsg"], source, text)
+    run = Objective(pair, ("contrastive",), None)
+    with torch.no_grad():
+        whole = float(run(batch)["contrastive"])
+        parts = [float(run(batch.part(i, 2)[0])["contrastive"]) for i in range(2)]
+    assert all(parts)
+    assert sum(parts) == pytest.approx(whole, rel=1e-5)
+    alone = replace(earlier.part(0, 3)[0], rows=1, pieces=earlier.pieces[:1])
+    loss = run(alone)["contrastive"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool(torch.isfinite(p.grad).all()) for p in pair.student.parameters() if p.grad is not None)
+
+
 # What is trained
 
 
@@ -302,6 +362,22 @@ def test_a_run_is_recorded_in_manifest_card_and_plot(repos, source, text, tmp_pa
     assert len(json.loads((again.output / "effconv.json").read_text())["measurements"]["adapt"]) == 2
 
 
+@pytest.mark.parametrize("python", [FOUR])
+def test_a_trained_repo_loads_on_transformers_4(python, repos, source, text, tmp_path, keep_last):
+    effconv.adapt(repos["transnormer"], teacher=source, data=text, output=tmp_path / "out", steps=2, **FAST)
+    loads = f"""import json, torch, transformers
+model = transformers.AutoModelForMaskedLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True).eval()
+with torch.no_grad():
+    print(transformers.__version__[0], json.dumps(model(torch.arange(5, 55)[None]).logits.tolist()))"""
+    run = subprocess.run([python, "-c", loads], capture_output=True, text=True, check=False, env=stranger(tmp_path))
+    assert run.returncode == 0, run.stderr
+    version, found = run.stdout.split(maxsplit=1)
+    assert version == "4"
+    with torch.no_grad():
+        wanted = effconv.load(tmp_path / "out", auto="AutoModelForMaskedLM").eval()(torch.arange(5, 55)[None]).logits
+    torch.testing.assert_close(torch.tensor(json.loads(found)), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_stored_half_precision_stays_one_and_bf16_trains(source, text, tmp_path, keep_last):
     effconv.convert(source, "linformer", output=tmp_path / "repo", verify=False, dtype="bfloat16", **SMALL["linformer"])
     effconv.adapt(
@@ -394,6 +470,53 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(repos, source, t
         assert ticks[0].step <= broken
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
         assert not out.with_name(out.name + ".checkpoints").exists()
+
+
+def test_a_resumed_run_remembers_what_its_texts_are_contrasted_with(repos, source, text, tmp_path):
+    options = {"teacher": source, "data": text, "steps": 5, "checkpoint_every": 3, "objective": "hidden+contrastive"}
+    options |= {"lengths": "64,128", "piece_tokens": 8, **FAST}
+
+    def stop(tick):
+        if tick.step == 4:
+            raise Killed
+
+    for name, watch in (("whole", lambda tick: None), ("broken", stop)):
+        with pytest.raises(Killed) if name == "broken" else contextlib.nullcontext():
+            result = effconv.adapt(repos["lsg"], output=tmp_path / name, watch=watch, **options)
+    assert ["piece_mrr" in row for row in result.record["after"]] == [False, True]
+    effconv.adapt(repos["lsg"], output=tmp_path / "broken", resume=True, **options)
+    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "broken"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:672]")],
+    ids=["the system's", "torch's"],
+)
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
+    error, kept, repos, source, text, tmp_path, monkeypatch
+):
+    save = torch.save
+
+    def fill(value, file, *args, **options):
+        if f"{kept + 2:06d}.unfinished" not in str(file):
+            return save(value, file, *args, **options)
+        Path(file).write_bytes(b"half")
+        raise error
+
+    options = {"teacher": source, "data": text, "output": tmp_path / "out", "steps": 6, "checkpoint_every": 2, **FAST}
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OutputError, match="the disk") as raised:
+        effconv.adapt(repos["linformer"], objective="hidden", **options)
+    monkeypatch.setattr(torch, "save", save)
+    assert "make room" in raised.value.hint
+    left = sorted(path.name for path in (tmp_path / "out.checkpoints").glob("*"))
+    assert left == (["run.json", "step-000002"] if kept else [])
+    assert [path.name for path in tmp_path.iterdir()] == (["out.checkpoints"] if kept else [])
+    if kept:
+        assert effconv.adapt(repos["linformer"], objective="hidden", resume=True, **options).record["steps"] == 6
 
 
 @pytest.mark.parametrize("every", [1, 4])

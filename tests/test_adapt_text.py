@@ -261,6 +261,14 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
     )
     assert training_lengths(linformer, (100,), phases) == (100,)
     assert training_lengths(linformer, (2048,), phases_of("hidden+sentence")) == (2048,)
+    lsg = {"target": "lsg", "options": {}, **sizes}
+    assert training_lengths(lsg, (512, 2048), phases_of("hidden+contrastive")) == (512, 2048)
+    assert training_lengths(lsg, (2048,), phases_of("contrastive")) == (2048,)
+    for lengths in ((512,), None):
+        with pytest.raises(UsageError, match="contrastive is for texts that are longer than the 512"):
+            training_lengths(lsg, lengths, phases_of("hidden+contrastive"))
+    with pytest.raises(UsageError, match="contrastive alone trains nothing"):
+        training_lengths(lsg, (512, 2048), phases_of("hidden,contrastive"))
     with pytest.raises(UsageError, match="more than 512"):
         training_lengths(linformer, (513,), phases)
     with pytest.raises(UsageError, match="more than 4096"):
