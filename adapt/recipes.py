@@ -58,9 +58,9 @@ RECIPES: Mapping[str, Recipe] = {
     "linformer": Recipe("attention:.5,hidden:.5"),
     "lambda": Recipe("attention:.5,hidden:.5"),
     "transnormer": Recipe("attention:.5,hidden:.5"),
-    "lsg": Recipe(
-        "hidden", train="all", learning_rate=1e-4, end_to_end=1.0
-    ),  # its global tokens have no teacher in any layer
+    # Its global tokens have no teacher in any layer. At 1e-4 the held-out sentence cosine fell first (.957 to .919 at
+    # 512 tokens in 40 steps) and came back only as the rate went down; at 3e-5, with sentence, it rose to .977 in 30.
+    "lsg": Recipe("hidden", train="all", learning_rate=3e-5, new_learning_rate=3e-5, end_to_end=1.0),
     "lambda-published": Recipe("hidden", train="all", end_to_end=1.0),
     "bigs": Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0),
     "jax2torch": Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0),

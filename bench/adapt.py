@@ -55,7 +55,14 @@ CASES = {
     "lsg, block 32": Case(
         "lsg",
         {"max_length": 4096, "block_size": 32, "sparse_block_size": 32},
-        {"objective": "hidden+contrastive", "lengths": "512,1024,2048", "batch_tokens": 2048, "evaluate_every": 40},
+        {
+            "objective": "hidden+sentence",
+            "learning_rate": 3e-5,
+            "lengths": "128,512,1024",
+            "batch_tokens": 2048,
+            "budget": "130s",
+            "evaluate_every": 1000,
+        },
         lengths=LONG,
         retrieval=True,
     ),
