@@ -56,9 +56,9 @@ def embedded(pair: Pair, ids: Tensor, pieces: Tensor, device: torch.device) -> T
     ends = (ids[:1, :first], ids[:1, ids.shape[1] - last :])
     rows = pieces.flatten(0, 1)
     rows = torch.cat([ends[0].expand(len(rows), -1), rows, ends[1].expand(len(rows), -1)], 1)
-    states = [pair.teacher.base_model(part.to(device)).last_hidden_state for part in rows.split(AT_ONCE)]
+    states = [pair.teacher.base_model(part.to(device)).last_hidden_state for part in torch.split(rows, AT_ONCE)]
     found = torch.cat([pooled(part, pair.pooling).float() for part in states])
-    return F.normalize(found, dim=-1).unflatten(0, pieces.shape[:2])
+    return F.normalize(found, dim=-1).view(*pieces.shape[:2], -1)
 
 
 class Pieces:

@@ -96,7 +96,7 @@ class HeldOut:
 
     @torch.no_grad()
     def _measure(self, student: Any, length: int, texts: int) -> dict[str, Any]:
-        row = {"tokens": length, "texts": texts}
+        row: dict[str, Any] = {"tokens": length, "texts": texts}
         if self._masked:
             batch = self._masked[length]
             assert batch.masked_ids is not None

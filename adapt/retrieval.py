@@ -58,7 +58,7 @@ class Encoder:
     def __call__(self, body: Tensor) -> Tensor:
         """Ids (b, t) → normalised embeddings (b, w)."""
         ids = around(body, self.prefix, self.suffix)
-        parts = [self.model(part).last_hidden_state for part in ids.split(CHUNKS)]
+        parts = [self.model(part).last_hidden_state for part in torch.split(ids, CHUNKS)]
         return F.normalize(torch.cat([pooled(part, self.pooling) for part in parts]), dim=-1)
 
 
@@ -161,8 +161,8 @@ def retrieval(
     """
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folders = [Path(repo) for repo in repos]
     manifests = [read_manifest(folder) for folder in folders]
     if not manifests:
