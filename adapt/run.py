@@ -16,7 +16,7 @@ from ..convert.execute import Progress
 from ..convert.families import ENCODER_DECODERS
 from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
 from ..convert.recheck import source_of
-from ..convert.staging import Staging, check_apart, check_output, check_room, output_errors
+from ..convert.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.tensorfile import file_sha256
 from ..convert.verify import require_passed, run_checks
 from ..targets import target_named
@@ -94,6 +94,7 @@ def adapt_repo(
         check_apart(folder, output)
         check_apart(teacher, output)
         check_output(output, overwrite=options.overwrite)
+        check_replaceable(output)
         size = sum((folder / name).stat().st_size for name in manifest["files"])
         check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
 

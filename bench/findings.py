@@ -53,10 +53,16 @@ class Crossover:
     length: int | None
     from_start: bool
     wins: tuple[int, ...]
+    beyond: tuple[int, ...] = ()  # lengths that the dense one did and the converted one could not do
 
     @property
     def says(self) -> str:
         """One sentence."""
+        cannot = f"; it could not do {', '.join(f'{length:,}' for length in self.beyond)} tokens" if self.beyond else ""
+        return self._verdict + cannot
+
+    @property
+    def _verdict(self) -> str:
         name, other = self.model, self.against
         if not self.measured:
             return f"{name} and {other} were measured at no common length"
@@ -109,7 +115,8 @@ def crossovers(rows: Sequence[Row], converted: Iterable[str], dense: Iterable[st
                 wins = tuple(n for n, r in zip(lengths, ratios, strict=True) if r > 1)
                 case = next(row.case for row in rows if row.model == model and _kind(row.case) == kind)
                 start = bool(lengths) and len(wins) == len(lengths)
-                found.append(Crossover(model, against, case, lengths, length, start, wins))
+                beyond = tuple(sorted(theirs.keys() - ours.keys()))
+                found.append(Crossover(model, against, case, lengths, length, start, wins, beyond))
     return found
 
 

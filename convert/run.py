@@ -29,7 +29,7 @@ from .options import Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
 from .reader import open_checkpoint
 from .source import Source, resolve
-from .staging import Staging, check_apart, check_output, check_room, output_errors
+from .staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .target import Calibration, Context, Target
 from .tensorfile import file_sha256
 from .tokenizer import SpecialTokens, special_tokens
@@ -160,6 +160,7 @@ def convert_source(
     with output_errors(output):
         check_apart(found.folder, output)
         check_output(output, overwrite=settings.overwrite)
+        check_replaceable(output)
     progress("plan", 0, 0)
     if found.remote_header:  # faults show before gigabytes are fetched
         prepare_resolved(found, target, options, settings, remote=True)

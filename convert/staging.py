@@ -96,6 +96,21 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_replaceable(output: Path) -> None:
+    """Refuses to replace a folder that holds no model, which a mistyped path may name.
+
+    Raises:
+        OutputError: it holds files, and neither a manifest nor a config.
+    """
+    if output.is_dir() and any(output.iterdir()):
+        if not any((output / name).exists() for name in ("effconv.json", "config.json")):
+            raise OutputError(
+                "the output folder holds other files and no model, so --overwrite does not replace it",
+                where=str(output),
+                hint="choose another with --output, or remove that folder yourself",
+            )
+
+
 def _check_above(output: Path) -> None:
     above = next(folder for folder in output.parents if os.path.lexists(folder))
     if not above.is_dir():

@@ -24,7 +24,7 @@ from effconv.convert import run, staging
 from effconv.convert.errors import EffconvError, OutputError
 from effconv.convert.manifest import Measured
 
-OLD = {"old.txt": b"old"}
+OLD = {"config.json": b"old"}
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.copyfile", "ctypes.dlsym")
 WRITING = os.O_WRONLY | os.O_RDWR
 UNHINDERED = ("os.rename", "os.remove", "os.rmdir", "ctypes.dlsym")  # by a full disk
@@ -122,7 +122,7 @@ def fresh_place(job):
     place.mkdir()
     if job["overwrite"]:
         (place / "out").mkdir()
-        (place / "out" / "old.txt").write_bytes(OLD["old.txt"])
+        (place / "out" / "config.json").write_bytes(OLD["config.json"])
     return place
 
 

@@ -67,7 +67,7 @@ def test_a_run_killed_at_any_step_leaves_nothing_and_the_next_one_succeeds(sourc
             False,
             ["model.safetensors", "os.write", "os.copy_file_range", "effconv.json", "os.rename", "os.remove"],
         ),
-        (True, False, ["ctypes.dlsym", "os.remove old.txt", "os.rmdir"]),
+        (True, False, ["ctypes.dlsym", "os.remove config.json", "os.rmdir"]),
         (True, True, ["open /.out.effconv.journal", "os.rename /out", "os.remove /.out.effconv.journal", "os.rmdir"]),
     ],
     ids=["new", "exchange", "journal"],

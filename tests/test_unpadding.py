@@ -76,10 +76,10 @@ def attend(config, mask, q, k, v):
     return kept, kept.pad(context.flatten(2)).unflatten(-1, q.shape[1::2]).transpose(1, 2)
 
 
-@pytest.mark.parametrize("fewest_blocks_for_the_kernel", [0, 10**9], ids=["kernel", "plain"])
+@pytest.mark.parametrize("form", ["cpu", "plain"])
 @pytest.mark.parametrize("name", KINDS)
-def test_attention_is_the_oracles_in_the_padded_batch(name, fewest_blocks_for_the_kernel, monkeypatch):
-    monkeypatch.setattr(lsg, "FEW_BLOCKS", fewest_blocks_for_the_kernel)
+def test_attention_is_the_oracles_in_the_padded_batch(name, form, monkeypatch):
+    monkeypatch.setattr(lsg, "FORM", form)
     monkeypatch.setitem(unpadding.GROUP_PADDING, "cpu", 3)
     config = options(**KINDS[name])
     assert not padding_counts(config)
@@ -248,7 +248,7 @@ def test_what_has_no_values_to_look_at_is_left_padded(model, layer_inputs):
     with torch.no_grad():
         expected = padded(model, **inputs).last_hidden_state
         traced = torch.jit.trace(LastState(model), tuple(inputs.values()), check_trace=False)
-        assert torch.equal(traced(*inputs.values()), expected)
+        assert_close(traced(*inputs.values()), expected, rtol=0, atol=1e-5)  # a graph holds the plain form
         copy.deepcopy(model).to("meta")(**{name: tensor.to("meta") for name, tensor in inputs.items()})
     assert len(layer_inputs) >= 3
     assert all(shape[0] == 2 for shape in layer_inputs)

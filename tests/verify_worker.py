@@ -124,6 +124,7 @@ def loss_of(model, auto, inputs):
 def record(loaded, path):
     ids, mask = padded_ids(loaded, (60, 41))
     model = loaded.model()
+    model.config.unpad_inputs = False  # an encoder's states of padding are recorded, too
     inputs = {"input_ids": ids, "attention_mask": mask, **decoder_inputs(model, ids)}
     if loaded.auto == "AutoModelForMultipleChoice":
         inputs = {name: tensor[None] for name, tensor in inputs.items()}
