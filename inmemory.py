@@ -74,7 +74,9 @@ def lsgify(
     result.config.name_or_path = ""
     if result.config.is_encoder_decoder and getattr(model, "generation_config", None) is not None:
         result.generation_config = copy.deepcopy(model.generation_config)
-    arrays = {row.target: as_array(checkpoint, row) for row in plan.rows if row.target}
+    # A file of a base model may name its tensors as a head's does, and from_pretrained takes both; the model does not.
+    prefix = f"{context.emits.prefix}." if head.suffix == "Model" else ""
+    arrays = {row.target.removeprefix(prefix): as_array(checkpoint, row) for row in plan.rows if row.target}
     missing, unexpected = result.load_state_dict({name: _torch(array) for name, array in arrays.items()}, strict=False)
     tied = {name for name in missing if name.endswith(tuple(family.tied_weights(head)))}
     if set(missing) - tied or unexpected:

@@ -102,13 +102,13 @@ def check_replaceable(output: Path) -> None:
     Raises:
         OutputError: it holds files, and neither a manifest nor a config.
     """
-    if output.is_dir() and any(output.iterdir()):
-        if not any((output / name).exists() for name in ("effconv.json", "config.json")):
-            raise OutputError(
-                "the output folder holds other files and no model, so --overwrite does not replace it",
-                where=str(output),
-                hint="choose another with --output, or remove that folder yourself",
-            )
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if names and not names & {"effconv.json", "config.json"}:
+        raise OutputError(
+            "the output folder holds other files and no model, so --overwrite does not replace it",
+            where=str(output),
+            hint="choose another with --output, or remove that folder yourself",
+        )
 
 
 def _check_above(output: Path) -> None:

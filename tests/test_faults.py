@@ -241,6 +241,7 @@ OPTIONS = {
     "output is a file": (("-o", "file", "--overwrite"), 7, "not a folder"),
     "output below a file": (("-o", "file/out"), 7, "not a folder"),
     "output exists": (("-o", "full"), 7, "--overwrite"),
+    "output of other files": (("-o", "full", "--overwrite"), 7, "no model"),
     "output is a link": (("-o", "link", "--overwrite"), 7, "not a folder"),
     "output of an endless name": (("-o", "x" * 400), 7, "too long"),
 }
@@ -367,12 +368,12 @@ def test_a_source_without_permission_is_named(name, place):
 @pytest.mark.parametrize("output", ["out", "new/out", "full"])
 def test_an_output_without_permission_is_named(output, place):
     (place / "closed" / "full").mkdir(parents=True)
-    (place / "closed" / "full" / "mine").write_text("mine")
+    (place / "closed" / "full" / "config.json").write_text("mine")
     (place / "closed").chmod(0o555)
     run = as_plain_user(EFFCONV, "lsg", "../source", "-o", f"../closed/{output}", "--overwrite", cwd=place / "work")
     check_message(run.stderr, 7, run.returncode)
     assert "no permission" in run.stderr
-    assert snapshot(place / "closed") == {"full/mine": b"mine"}
+    assert snapshot(place / "closed") == {"full/config.json": b"mine"}
     assert sorted(path.name for path in (place / "closed").iterdir()) == ["full"]
 
 

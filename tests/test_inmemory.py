@@ -98,14 +98,15 @@ def test_task_types_reach_the_embeddings_of_ernie(head):
     assert torch.allclose(got, wanted, atol=1e-5)
 
 
-def test_an_lsg_model_in_memory_keeps_its_options_and_globals():
-    first = effconv.lsgify(dense("bert", "ForMaskedLM"), **OPTIONS, num_global_tokens=3)
+@pytest.mark.parametrize(("head", "prefix"), [("ForMaskedLM", "bert."), ("Model", "")])
+def test_an_lsg_model_in_memory_keeps_its_options_and_globals(head, prefix):
+    first = effconv.lsgify(dense("bert", head), **OPTIONS, num_global_tokens=3)
     again = effconv.lsgify(first, max_length=200)
     assert (again.config.num_global_tokens, again.config.block_size) == (3, 16)
     assert again.config.max_position_embeddings == 200
     old, new = first.state_dict(), again.state_dict()
     assert [name for name in old if not torch.equal(old[name], new[name])] == [
-        "bert.embeddings.position_embeddings.weight"
+        f"{prefix}embeddings.position_embeddings.weight"
     ]
 
 
