@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import importlib.util
 import itertools
 import json
 import math
@@ -380,15 +379,14 @@ with torch.no_grad():
 
 
 def test_a_stored_half_precision_stays_one_and_bf16_trains(source, text, tmp_path, keep_last):
-    boards = importlib.util.find_spec("tensorboard") is not None
     effconv.convert(source, "linformer", output=tmp_path / "repo", verify=False, dtype="bfloat16", **SMALL["linformer"])
     effconv.adapt(
         tmp_path / "repo", teacher=source, data=text, output=tmp_path / "out", steps=4, learning_rate=1e-2,
-        gradient_checkpointing=True, accumulation=2, objective="hidden", bf16=True, tensorboard=boards, **FAST,
+        gradient_checkpointing=True, accumulation=2, objective="hidden", bf16=True, tensorboard=True, **FAST,
     )  # fmt: skip
     from safetensors import safe_open
 
-    assert bool(list((tmp_path / "out.tensorboard").rglob("events.out.tfevents.*"))) == boards
+    assert list((tmp_path / "out.tensorboard").rglob("events.out.tfevents.*"))
     with (
         safe_open(tmp_path / "repo" / "model.safetensors", "pt") as a,
         safe_open(tmp_path / "out" / "model.safetensors", "pt") as b,

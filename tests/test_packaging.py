@@ -100,6 +100,15 @@ def test_the_wheel_carries_its_license_and_version(wheel: Path):
     assert len(licenses) == 1
 
 
+def test_groups_stay_together(request):
+    """Spread, each worker makes every costly fixture for itself.
+
+    pytest-xdist does so without a word where pytest keeps ids in a place that it does not know.
+    """
+    if request.config.getoption("loadgroup", False):  # set in the workers
+        assert request.node.nodeid.endswith("@packaging")
+
+
 def test_the_installed_command_is_the_wheels(installed: Path, wheel: Path, tmp_path: Path):
     place = run(installed / "python", "-c", "import effconv; print(effconv.__file__)", cwd=tmp_path).stdout.strip()
     assert Path(place).is_relative_to(installed.parent)
