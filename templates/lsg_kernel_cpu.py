@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LSG attention over more than two blocks on a CPU: block by block, a few heads at a time, so that it fits the cache.
+"""LSG attention over more than two blocks on a CPU: block by block, so that it fits the cache.
 
 Most keys that a block sees, the next one sees too. They are kept in a scratch as in a ring: a key that comes into
 sight takes the place of one that has gone out of it, so that a step copies one block of keys and not the whole window.
@@ -25,7 +25,6 @@ from torch import Tensor
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
 # its operators under its own module name, and never takes the place of another's.
 NAMESPACE = re.sub(r"\W", "_", __name__)
-HEADS_IN_SCRATCH = 4  # times the heads that are multiplied at once; fewer cost more calls, more leave the cache
 
 
 @dataclass(frozen=True)
@@ -236,12 +235,6 @@ class Plan:
         left, *right = (ring.empty(block) for ring in self.sparse)
         return slice(sum(right), self.slots - left)
 
-    def tiles(self, at_once: int) -> Iterator[tuple[int, slice]]:
-        """(item of the batch, heads) whose keys are in the scratch together."""
-        for item in range(self.batch):
-            for heads in parts(self.heads, at_once * HEADS_IN_SCRATCH):
-                yield item, heads
-
     def rows(self, block: int) -> slice:
         """The rows of q that are the tokens of a block; the last block may have fewer."""
         first = self.global_count + block * self.block
@@ -255,11 +248,11 @@ class Plan:
         """The rows of k that globals see: all, or if causal each other."""
         return slice(0, self.global_count if self.causal else self.global_count + self.length)
 
-    def bias(self, item: int, heads: slice, block: int) -> Tensor | None:
+    def bias(self, item: int, block: int) -> Tensor | None:
         """Added to the scores of a block, (h or 1, rows or 1, w); None where all slots may be seen."""
         if not (self.causal or self.hides[item][block]):
             return None
-        visible = self.slot_visible[item, heads if self.slot_visible.shape[1] > 1 else slice(0, 1), block, None]
+        visible = self.slot_visible[item, :, block, None]
         if self.causal:
             first, rows = self.local.slot, self.rows(block)
             own = torch.arange(rows.start, rows.stop)[:, None] - self.global_count
@@ -279,15 +272,14 @@ class Plan:
         bias = torch.zeros(visible.shape, dtype=self.dtype)
         return bias.masked_fill_(~visible, torch.finfo(self.dtype).min / 2)
 
-    def lists(self, x: Tensor, sparse: Tensor | None, item: int, heads: slice) -> list[tuple[Ring, Tensor]]:
+    def lists(self, x: Tensor, sparse: Tensor | None, item: int) -> list[tuple[Ring, Tensor]]:
         """Each ring with the list (heads, l, d) that it shows: of keys, of values or of a gradient of them."""
-        tokens = [(self.local, x[item, heads, self.global_count :])]
-        return tokens if sparse is None else tokens + [(ring, sparse[item, heads]) for ring in self.sparse]
+        tokens = [(self.local, x[item, :, self.global_count :])]
+        return tokens if sparse is None else tokens + [(ring, sparse[item]) for ring in self.sparse]
 
-    def scratches(self, count: int, at_once: int) -> Tensor:
-        """Room for the keys, values and so on (count, heads, w, d) of a tile."""
-        heads = min(self.heads, at_once * HEADS_IN_SCRATCH)
-        return torch.empty((count, heads, self.slots, self.size), dtype=self.dtype)
+    def scratches(self, count: int) -> Tensor:
+        """Room for the keys, values and so on (count, heads, w, d) of one text."""
+        return torch.empty((count, self.heads, self.slots, self.size), dtype=self.dtype)
 
 
 class Weights:
@@ -358,10 +350,10 @@ def attention(
     plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
     context = rows_first(torch.empty, q)
     weights = Weights(plan, at_once, dropout, seed) if dropout > 0 else None
-    scratches = plan.scratches(2, at_once)
+    scratch = plan.scratches(2)
 
-    def write(item: int, heads: slice, rows: slice, bias: Tensor | None, keys: Tensor, values: Tensor) -> None:
-        queries, written = q[item, heads, rows].to(plan.dtype), context[item, heads, rows]
+    def write(item: int, rows: slice, bias: Tensor | None, keys: Tensor, values: Tensor) -> None:
+        queries, written = q[item, :, rows].to(plan.dtype), context[item, :, rows]
         if weights is None:
             mask = None if bias is None else bias.expand(len(queries), queries.shape[1], -1)[None]
             written[:] = F.scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask)[0]
@@ -370,20 +362,19 @@ def attention(
             shares = weights.of(queries[few], keys[few], bias_of(bias, few))
             written[few] = shares.mul_(weights.factors(shares)) @ values[few]
 
-    for item, heads in plan.tiles(at_once):
-        scratch = [x[: heads.stop - heads.start].zero_() for x in scratches]
-        sources = plan.lists(k, sparse_keys, item, heads), plan.lists(v, sparse_values, item, heads)
+    for item in range(plan.batch):
+        scratch.zero_()
+        sources = plan.lists(k, sparse_keys, item), plan.lists(v, sparse_values, item)
         for held, x in zip(scratch, (k, v), strict=True):
-            held[:, plan.globals] = x[item, heads, :global_count]
+            held[:, plan.globals] = x[item, :, :global_count]
         for number in range(plan.blocks):
             for held, lists in zip(scratch, sources, strict=True):
                 for ring, rows in lists:
                     ring.enter(number, rows, held)
-            window = plan.window(number)
-            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *(x[:, window] for x in scratch))
-        keys, values = (x[item, heads, plan.seen_by_globals()].to(plan.dtype) for x in (k, v))
+            write(item, plan.rows(number), plan.bias(item, number), *scratch[:, :, plan.window(number)])
+        keys, values = (x[item, :, plan.seen_by_globals()].to(plan.dtype) for x in (k, v))
         for rows in plan.global_rows():
-            write(item, heads, rows, plan.global_bias(item), keys, values)
+            write(item, rows, plan.global_bias(item), keys, values)
     return context
 
 
@@ -414,12 +405,12 @@ def attention_backward(
     dq, dk, dv = (rows_first(torch.empty, x) for x in (q, k, v))
     dsk, dsv = (None if x is None else rows_first(torch.zeros, x) for x in (sparse_keys, sparse_values))
     weights, changes = Weights(plan, at_once, dropout, seed), Weights(plan, at_once)
-    scratches = plan.scratches(4, at_once)
+    scratch = plan.scratches(4)
     scale = plan.size**-0.5
 
-    def write(item: int, heads: slice, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
-        queries, arriving = (x[item, heads, rows].to(plan.dtype) for x in (q, gradient))
-        written = dq[item, heads, rows]
+    def write(item: int, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
+        queries, arriving = (x[item, :, rows].to(plan.dtype) for x in (q, gradient))
+        written = dq[item, :, rows]
         for few in parts(len(queries), at_once):
             keys, values, to_keys, to_values = (x[few] for x in window)
             shares = weights.of(queries[few], keys, bias_of(bias, few))
@@ -433,28 +424,27 @@ def attention_backward(
             written[few] = (change @ keys).mul_(scale)
             add_product(to_keys, change.transpose(1, 2), queries[few], scale)
 
-    for item, heads in plan.tiles(at_once):
-        scratch = [x[: heads.stop - heads.start].zero_() for x in scratches]
-        sources = plan.lists(k, sparse_keys, item, heads), plan.lists(v, sparse_values, item, heads)
-        targets = plan.lists(dk, dsk, item, heads), plan.lists(dv, dsv, item, heads)
-        for held, x in zip(scratch, (k, v), strict=False):
-            held[:, plan.globals] = x[item, heads, :global_count]
+    for item in range(plan.batch):
+        scratch.zero_()
+        sources = plan.lists(k, sparse_keys, item), plan.lists(v, sparse_values, item)
+        targets = plan.lists(dk, dsk, item), plan.lists(dv, dsv, item)
+        for held, x in zip(scratch[:2], (k, v), strict=True):
+            held[:, plan.globals] = x[item, :, :global_count]
         for number in range(plan.blocks):
             for held, total, lists in zip(scratch[:2], scratch[2:], sources, strict=True):
                 for ring, rows in lists:
                     ring.enter(number, rows, held)
                     ring.clear(number, total)
-            window = plan.window(number)
-            write(item, heads, plan.rows(number), plan.bias(item, heads, number), *(x[:, window] for x in scratch))
+            write(item, plan.rows(number), plan.bias(item, number), *scratch[:, :, plan.window(number)])
             for total, lists in zip(scratch[2:], targets, strict=True):
                 for ring, rows in lists:  # a local key goes once, a sparse one from each side
                     ring.leave(number, rows, total, last=number == plan.blocks - 1, add=ring is not plan.local)
         for total, x in zip(scratch[2:], (dk, dv), strict=True):
-            x[item, heads, :global_count] = total[:, plan.globals]
+            x[item, :, :global_count] = total[:, plan.globals]
         seen = plan.seen_by_globals()
-        keys, values = (x[item, heads, seen].to(plan.dtype) for x in (k, v))
+        keys, values = (x[item, :, seen].to(plan.dtype) for x in (k, v))
         for rows in plan.global_rows():
-            write(item, heads, rows, plan.global_bias(item), keys, values, dk[item, heads, seen], dv[item, heads, seen])
+            write(item, rows, plan.global_bias(item), keys, values, dk[item, :, seen], dv[item, :, seen])
     return [x for x in (dq, dk, dv, dsk, dsv) if x is not None]
 
 
