@@ -288,7 +288,7 @@ def _measuring_command(name: str) -> Command:
             raise StoppedError("interrupted; what was measured until then is above")
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    model = typer.Argument(metavar="MODEL...", help="Repos, folders or Hub ids.", show_default=False)
+    model = typer.Argument(metavar="MODEL", help="Repos, folders or Hub ids.", show_default=False)
     parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
     parameters += _parameters(BenchOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
@@ -325,7 +325,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         )
         hint, default = hints[field.name], field.default
         if isinstance(default, tuple):  # an option that may be given several times, which Typer calls a list
-            hint, default = list[get_args(hint)[0]], None  # type: ignore[misc]
+            hint, default, option.metavar = list[get_args(hint)[0]], None, "FILE"  # type: ignore[misc]
         annotation = Annotated[hint, option]  # type: ignore[valid-type]
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -371,7 +371,8 @@ def fidelity(
     repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
     against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
     data: Annotated[
-        list[Path] | None, typer.Option(help="Text file; several are joined. [default: built in]", show_default=False)
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Text file; several are joined. [default: built in]", show_default=False),
     ] = None,
     lengths: Annotated[str, typer.Option(help="Tokens of a text, such as 128,512.")] = "128,256,512",
     texts: Annotated[int, typer.Option(help="Texts a length.")] = 32,
@@ -408,7 +409,9 @@ def fidelity(
 def retrieval(
     repos: Annotated[list[Path], typer.Argument(metavar="REPO...", help="Repos of one source.", show_default=False)],
     against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
-    data: Annotated[list[Path], typer.Option(help="Text file; several are joined.", show_default=False)],
+    data: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Text file; several are joined.", show_default=False)
+    ],
     documents: Annotated[int, typer.Option(help="Documents at most.", min=2)] = 50,
     tokens: Annotated[int, typer.Option(help="Tokens of a document.", min=64)] = 2048,
     queries: Annotated[int, typer.Option(help="Queries a document.", min=1)] = 4,

@@ -43,8 +43,10 @@ def _parameters(command: AnyCommand, ctx: typer.Context) -> Rows:
     for parameter in command.get_params(ctx):
         row = parameter.get_help_record(ctx)
         if row is not None:
-            panel = getattr(parameter, "rich_help_panel", None)
-            yield panel or (_("Arguments") if parameter.param_type_name == "argument" else _("Options")), *row
+            panel, (name, help) = getattr(parameter, "rich_help_panel", None), row
+            argument = parameter.param_type_name == "argument"
+            name = parameter.metavar or name if argument else name  # without the type of what has a name of its own
+            yield panel or (_("Arguments") if argument else _("Options")), name, help
 
 
 def _write(formatter: HelpFormatter, rows: Rows) -> None:

@@ -23,6 +23,7 @@ from .loaded import Loaded, decoder_inputs
 BUILTIN_LENGTHS = (128, 256, 512)
 BUILTIN_TEXTS = 4
 MASKED_SHARE = 0.15
+DIGITS = 6  # of a mean cosine; float32 has no more, and makes 1.00000003 of equal states
 
 
 def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
@@ -83,6 +84,7 @@ def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) 
     """Mean figures of two models over ids (b, t), one text at a time so that memory stays small."""
     rows = [_compare_one(source, emitted, ids[i : i + 1], tokenizer, i) for i in range(len(ids))]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "layer_error"}
+    means |= {name: round(mean, DIGITS) for name, mean in means.items() if name.endswith("cosine")}
     layers = zip(*(row["layer_error"] for row in rows), strict=True)
     return {**means, "layer_error": [sum(values) / len(rows) for values in layers]}
 
