@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:  # they bring torch along
     from .adapt.results import Adapted
     from .adapt.trainer import Tick
-    from .bench.advice import Advice
+    from .bench.advice import Advice, Advised
     from .bench.run import BenchReport
     from .bench.whole import Row as Timed
 
@@ -168,28 +168,23 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
     if as_json:
         return _json(report.described())
     from .bench.machine import described
+    from .bench.timing import rounds_in_words
 
     console, settings = _console(), report.settings
     console.print(escape(described(report.machine)), soft_wrap=True, highlight=False)
-    console.print(
-        f"{settings['run']}, {_clock(settings)}, median of {settings['rounds']} rounds in turn (least to most)"
-    )
+    spread = " (least to most)" if settings["rounds"] > 1 else ""
+    console.print(f"{settings['run']}, {_clock(settings)}, {rounds_in_words(settings['rounds'])}{spread}")
     _timings(console, report.rows)
     console.print()
     for found in report.fastest:
-        case = _case(found.case, report.rows)
-        if found.model is None:
-            console.print(f"{case}: no model can do it", highlight=False)
-        elif found.than is None:
-            console.print(f"{case}: only {escape(found.model)} can do it", highlight=False)
-        else:
-            near = "" if found.clear else ", within the spread"
-            says = f"{escape(found.model)} is fastest, {found.times:.2f} × {escape(found.than)}{near}"
-            console.print(f"{case}: {says}", highlight=False, soft_wrap=True)
+        says = f"{_case(found.case, report.rows)}: {found.says}"
+        console.print(escape(says), highlight=False, soft_wrap=True)
     for crossing in report.crossovers:
         several = len({(c.case.batch, c.case.dtype) for c in report.crossovers}) > 1
         kind = f" (batch {crossing.case.batch}, {crossing.case.dtype})" if several else ""
         console.print(escape(crossing.says + kind), highlight=False, soft_wrap=True)
+    if report.undecided:
+        console.print("one round has no spread: give --rounds 3 or more", highlight=False)
     for name, cost in report.conversion.items():
         _conversion_cost(console, name, cost)
     return None
@@ -216,11 +211,9 @@ def _timings(console: Console, rows: Sequence[Timed]) -> None:
         cells = [f"{length:,}", *((str(row.case.batch), row.case.dtype) if several else ())]
         cells += [escape(row.model), escape(row.what)]
         if row.spread is None:
-            table.add_row(*cells, f"[yellow]{escape(row.failed)}[/yellow]", "–", "–")
+            table.add_row(*cells, f"[yellow]{escape(row.says)}[/yellow]", "–", "–")
             continue
-        middle, low, high = row.spread
-        taken = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-        table.add_row(*cells, taken, f"{row.tokens_per_second:,.0f}", "–" if row.peak is None else _bytes(row.peak))
+        table.add_row(*cells, row.says, f"{row.tokens_per_second:,.0f}", "–" if row.peak is None else _bytes(row.peak))
     console.print(table)
 
 
@@ -251,10 +244,9 @@ def _conversion_cost(console: Console, name: str, cost: Mapping[str, Any]) -> No
 def show_advice(advice: Advice, *, as_json: bool) -> None:
     if as_json:
         return _json(advice.described())
-    from .bench.choices import PERCENTILES, batch_for
-    from .bench.machine import described
+    from .bench.choices import PERCENTILES
 
-    console, lengths, length = _console(), advice.lengths, advice.length
+    console, lengths = _console(), advice.lengths
     quantiles = ", ".join(f"{share} % up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
     console.print(
         f"{len(lengths.counts):,} texts, {lengths.tokens:,} tokens: {quantiles}, the longest {lengths.counts.max():,}",
@@ -264,37 +256,50 @@ def show_advice(advice: Advice, *, as_json: bool) -> None:
     cut = Table("cut at", title="what is lost", title_justify="left")
     for column in ("tokens beyond", "texts that are longer"):
         cut.add_column(column, justify="right")
+    advised = advice.advised
+    length = advised.length if advised else advice.limit
     for size in sorted({advice.limit, length // 2, length, 2 * length}):
-        named = {advice.limit: " (the source)", length: " (advised)"}.get(size, "")
+        named = {length: " (advised)", advice.limit: " (the source)"}.get(size, "")
         cut.add_row(f"{size:,}{named}", f"{1 - lengths.covered(size):.1%}", f"{lengths.longer(size):.1%}")
     console.print(cut)
+    if advised is not None:
+        _candidates(console, advised, advice)
+    for reason in advice.reasons:
+        console.print(escape(reason), highlight=False, soft_wrap=True)
+    if advised is not None:
+        console.print(f"[bold]{escape(advised.command)}[/bold]", highlight=False, soft_wrap=True)
+        texts = "one text" if advised.batch == 1 else f"{advised.batch} texts"
+        console.print(f"then run it on {texts} at once", highlight=False)
+    return None
+
+
+def _candidates(console: Console, advised: Advised, advice: Advice) -> None:
+    from .bench.choices import batch_for
+    from .bench.machine import described
+    from .bench.timing import rounds_in_words
+
     console.print(escape(described(advice.machine)), soft_wrap=True, highlight=False)
-    settings = advice.settings
-    measured = " and ".join(f"{size:,}" for size in advice.chosen.lengths)
+    settings, length = advice.settings, advised.length
+    measured = " and ".join(f"{size:,}" for size in advised.chosen.lengths)
+    how = f"{_clock(settings)}, {rounds_in_words(settings['rounds'])}"
     table = Table(
-        title=f"one text, {settings['dtype']}, {settings['run']}, {_clock(settings)}; measured at {measured} tokens",
+        title=f"one text, {settings['dtype']}, {settings['run']}, {how}; measured at {measured} tokens",
         title_justify="left",
     )
     for column in ("attention", f"reaches at {length:,}", f"seconds at {length:,}", "memory", "batch", ""):
         table.add_column(column, justify="left" if column in ("attention", "") else "right")
-    for probe in advice.probes:
-        ours = probe.candidate == advice.chosen.candidate
-        shown = advice.chosen if ours else probe
-        says = "full attention" if probe.candidate.full(length) else probe.candidate.says
+    for probe in advised.probes:
+        ours = probe.candidate == advised.chosen.candidate
+        shown = advised.chosen if ours else probe
         table.add_row(
-            escape(says),
+            escape(probe.candidate.says(length)),
             f"{probe.candidate.reach(length):,}",
             f"{shown.time(length):.3f}",
             _bytes(round(shown.memory(length))),
-            str(batch_for(shown, length, advice.memory) or "–"),
+            str(batch_for(shown, length, advised.memory) or "–"),
             "[green]advised[/green]" if ours else "",
         )
     console.print(table)
-    for reason in advice.reasons:
-        console.print(escape(reason), highlight=False, soft_wrap=True)
-    console.print(f"[bold]{escape(advice.command)}[/bold]", highlight=False, soft_wrap=True)
-    console.print(f"then run it on {advice.batch} texts at once", highlight=False)
-    return None
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

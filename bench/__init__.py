@@ -10,7 +10,7 @@ Every file has one subject, and what one hands to the next is data:
     findings    rows → the fastest at each length, crossovers
     run         all of it, with the cost of the conversion
     picture, page                                              PNG and HTML of a report
-    texts, choices, advice                                     a user's texts → what to convert to
+    texts, choices, advice, reasons                            a user's texts → what to convert to
     bars        what `make bench` shows, section by section
     layers, lsg, bigs, mixed, shapes, conversion, startup      its sections
 

@@ -1,23 +1,25 @@
-"""`effconv bench MODEL --data TEXTS`: which length, block, sparsity and batch, with the measurements behind it."""
+"""`effconv bench MODEL --data TEXTS`: whether to convert; to which length, block, sparsity and batch, as measured."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError, listing
 from ..convert.source import TOKENIZER_FILES
 from . import choices
 from .choices import Candidate, Lengths, Probe
 from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
+from .reasons import none_needed, reasons
 from .run import Progress
 from .sources import Opened, opened, source_name
 from .texts import count_tokens, read_texts
+from .timing import clock_name
 from .whole import Case, Row, measure
 
 PROBE = 2048  # tokens of the longer of two probes
@@ -25,21 +27,16 @@ CHECK = 2  # times the tokens of that in the run that the line is checked agains
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What to convert to, and why.
+class Advised:
+    """A conversion, and the measurements that speak for it.
 
     Attributes:
-        lengths: of the texts. limit: tokens that the source takes. length: the advised one.
+        length: tokens that the converted model takes. memory: bytes there are.
         chosen: the probe of the advised candidate. probes: all of them. batch: texts at once.
-        memory: bytes there are. command: what makes the advised model.
         check: predicted and measured bytes and seconds of the chosen candidate at a length beyond its probes.
-        reasons: a sentence each.
+        command: what makes the advised model.
     """
 
-    machine: dict[str, Any]
-    settings: dict[str, Any]
-    lengths: Lengths
-    limit: int
     length: int
     memory: int
     probes: list[Probe]
@@ -47,44 +44,69 @@ class Advice:
     batch: int
     check: dict[str, Any]
     command: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to convert to, and why.
+
+    Attributes:
+        lengths: of the texts. limit: tokens that the source takes.
+        advised: None where the source takes these texts as it is.
+        reasons: a sentence each.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    lengths: Lengths
+    limit: int
+    advised: Advised | None
     reasons: list[str] = field(default_factory=list)
     interrupted: bool = False
 
     def described(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
+        found = {
             "machine": self.machine,
             "settings": self.settings,
             "texts": self.lengths.described(sorted({self.limit, *choices.LENGTHS})),
             "source_limit": self.limit,
-            "memory_bytes": self.memory,
-            "candidates": [choices.described(probe, self.length, self.memory) for probe in self.probes],
-            "advice": {
-                "max_length": self.length,
-                **choices.described(self.chosen, self.length, self.memory),
-                "batch": self.batch,
-                "command": self.command,
-            },
-            "check": self.check,
+            "conversion_needed": self.lengths.covered(self.limit) < choices.COVERED,
+            "advice": None,
             "reasons": self.reasons,
+        }
+        if (advised := self.advised) is None:
+            return found
+        length, memory = advised.length, advised.memory
+        return found | {
+            "memory_bytes": memory,
+            "candidates": [choices.described(probe, length, memory) for probe in advised.probes],
+            "advice": {
+                "max_length": length,
+                **choices.described(advised.chosen, length, memory),
+                "batch": advised.batch,
+                "command": advised.command,
+            },
+            "check": advised.check,
         }
 
 
 def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> Advice:
-    """Reads the texts, measures candidates on this machine, and applies the rules of `choices`.
+    """Reads the texts; where the source does not take them, measures candidates and applies the rules of `choices`.
 
     Raises:
         EffconvError: texts that cannot be read, a model without a dense source, too little memory for one text.
     """
     if len(models) != 1:
         raise UsageError("advice is for one model", where="MODEL...", hint="name one, and the texts with --data")
-    dtypes = options.dtypes()
-    if len(dtypes) > 1 or options.batch != "1" or options.mixed or options.with_:
+    if len(options.dtypes()) > 1 or options.batch != "1" or options.mixed or options.with_:
         raise UsageError(
             "advice is for one dtype, and finds the batch itself",
             where="--batch, --dtype, --mixed, --with",
             hint="leave them out, or give one --dtype",
         )
+    memory = options.memory_bytes() or _free(options.device)
+    require_files(options.data)
     model = opened(models[0], options)
     if model.dense is None:
         raise UnsupportedError(
@@ -93,21 +115,39 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     progress("texts", 0, 0)
     where = ", ".join(options.data)
     texts = read_texts(options.data, column=options.text_column, lines=options.lines)
-    counts = count_tokens(texts, tokenizer_of(model), int(model.dense["vocab_size"]), where)
-    lengths = Lengths(counts)
-    length = choices.needed_length(lengths, options.token_lengths() or choices.LENGTHS)
-    memory = options.memory_bytes() or _free(options.device)
-    found = choices.candidates(length)
-    probed = min(length, PROBE)
+    lengths = Lengths(count_tokens(texts, tokenizer_of(model), int(model.dense["vocab_size"]), where))
+    settings = {
+        "model": model.name, "data": [Path(name).name for name in options.data], "dtype": options.dtypes()[0],
+        "run": "training step" if options.train else "forward", "threads": options.thread_count(),
+        "device": options.device, "rounds": options.rounds,
+        "clock": clock_name(options.thread_count() if options.device == "cpu" else 0),
+    }  # fmt: skip
+    asked = options.token_lengths()
+    source = model.name if model.manifest is None else source_name(model.manifest)
+    if lengths.covered(model.had) >= choices.COVERED and (asked is None or max(asked) <= model.had):
+        return Advice(machine(), settings, lengths, model.had, None, none_needed(lengths, model.had, source))
+    length = choices.needed_length(lengths, asked or choices.LENGTHS)
+    advised = _advised(model, models[0], length, memory, options, progress)
+    said = reasons(lengths, model.had, advised)
+    return Advice(machine(), settings, lengths, model.had, advised, said)
+
+
+def _advised(model: Opened, named: str, length: int, memory: int, options: BenchOptions, progress: Progress) -> Advised:
+    """Probes every candidate at two lengths, chooses, and checks the chosen one at a third."""
+    assert model.dense is not None
+    found, probed, (dtype,) = choices.candidates(length), min(length, PROBE), options.dtypes()
     rows: list[Row] = []
     subject = as_lsg(model.name, "LSG, random weights", model.dense, max(length, CHECK * probed), _options(found[0]))
     timing: dict[str, Any] = {
         "rounds": options.rounds, "threads": options.thread_count(), "device": options.device,
         "progress": lambda step: progress(step, 0, 0),
+        "loaded": lambda subject, answer: require_room(answer, memory, options.device),
     }  # fmt: skip
     cases = [
-        Case(n, 1, dtypes[0], options.train, set=_options(candidate))
-        for candidate in found
+        Case(
+            n, 1, dtype, options.train, set=_options(candidate), named=f"{candidate.says(length)} ({i} of {len(found)})"
+        )
+        for i, candidate in enumerate(found, 1)
         for n in (probed // 2, probed)
     ]
     measure([subject], cases, rows, **timing)
@@ -115,28 +155,52 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     chosen = choices.choose(probes, length, memory)
     if chosen is None:
         raise _none_fits(probes, rows, length, memory)
-    progress("check", 0, 0)
     tokens = min(length, CHECK * probed) if length > probed else CHECK * probed
-    case = Case(min(length, tokens), -(-tokens // length), dtypes[0], options.train, set=_options(chosen.candidate))
+    named_check = f"check of {chosen.candidate.says(length)}"
+    case = Case(
+        min(length, tokens),
+        -(-tokens // length),
+        dtype,
+        options.train,
+        set=_options(chosen.candidate),
+        named=named_check,
+    )
     checked: list[Row] = []
-    measure([subject], [case], checked, **timing | {"rounds": 1})
+    measure([subject], [case], checked, **timing)
     chosen, check = check_of(chosen, checked[-1])
     batch = choices.batch_for(chosen, length, memory)
     if not batch:
         raise _none_fits([chosen], rows, length, memory)
-    enough = lengths.covered(model.had) >= choices.COVERED and model.manifest is None
-    command = shlex.join(
-        ["effconv", "lsg", _convertible(model, models[0]), "--max-len", str(length), *chosen.candidate.flags()]
-    )
-    settings = {
-        "model": model.name, "data": [Path(name).name for name in options.data], "dtype": dtypes[0],
-        "run": "training step" if options.train else "forward", "threads": timing["threads"],
-        "device": options.device, "rounds": options.rounds, "clock": rows[0].clock,
-    }  # fmt: skip
-    return Advice(
-        machine(), settings, lengths, model.had, length, memory, probes, chosen, batch, check, command,
-        reasons(lengths, model.had, length, probes, chosen, batch, memory, check, enough),
-    )  # fmt: skip
+    command = ["effconv", "lsg", _convertible(model, named), "--max-len", str(length), *chosen.candidate.flags()]
+    return Advised(length, memory, probes, chosen, batch, check, shlex.join(command))
+
+
+def require_files(names: Sequence[str]) -> None:
+    """Raises BadInputError with all of the data that is not there, before any of it is read."""
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing:
+        raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give files with text in them")
+
+
+def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:
+    """Raises before anything is run where the loaded model alone leaves no room, or no memory is told here.
+
+    Args:
+        answer: what the process says of the model that it has loaded.
+    """
+    if device != "cpu" or "failed" in answer:
+        return
+    held = answer["resident"]
+    if held is None:
+        raise UnsupportedError("this system does not tell a process's peak memory", where="--data", hint="use Linux")
+    room = (1 - choices.HEADROOM) * memory
+    if held >= room:
+        raise UsageError(
+            f"{_size(memory)} are too little: a process that has imported torch and loaded the model holds "
+            f"{_size(held)} before it runs anything, and {choices.HEADROOM:.0%} are kept free",
+            where="--memory",
+            hint=f"give well beyond {_size(held / (1 - choices.HEADROOM))}, or leave it out for what is free now",
+        )
 
 
 def tokenizer_of(model: Opened) -> Any:
@@ -166,13 +230,14 @@ def probe_of(candidate: Candidate, rows: Sequence[Row], probed: int) -> Probe | 
     if one is None or other is None or one.spread is None or other.spread is None:
         return None
     if one.working is None or other.working is None or other.peak is None:
-        raise UnsupportedError("this system does not tell a process's peak memory", where="--data", hint="use Linux")
+        return None
     return Probe(
         candidate,
         (probed // 2, probed),
         (one.spread.median, other.spread.median),
         (one.working, other.working),
         other.peak - other.working,
+        (other.spread.low, other.spread.high),
     )
 
 
@@ -181,70 +246,37 @@ def check_of(chosen: Probe, row: Row) -> tuple[Probe, dict[str, Any]]:
     tokens = row.case.length * row.case.batch
     if row.spread is None or row.working is None:
         return chosen, {"tokens": tokens, "failed": row.failed}
+    predicted = chosen.time(row.case.length) * row.case.batch
+    least, most = (predicted * value / chosen.seconds[1] for value in chosen.spread)
     check = {
         "tokens": tokens,
         "predicted_bytes": round(chosen.memory(tokens)),
         "measured_bytes": chosen.held + row.working,
-        "predicted_seconds": chosen.time(row.case.length) * row.case.batch,
+        "predicted_seconds": predicted,
+        "predicted_spread": [least, most],
         "measured_seconds": row.spread.median,
+        "measured_spread": [row.spread.low, row.spread.high],
+        "within_spread": row.spread.low <= most and least <= row.spread.high if len(row.seconds) > 1 else None,
     }
     return choices.corrected(chosen, tokens, row.working), check
 
 
-def reasons(
-    lengths: Lengths,
-    limit: int,
-    length: int,
-    probes: Sequence[Probe],
-    chosen: Probe,
-    batch: int,
-    memory: int,
-    check: dict[str, Any],
-    enough: bool,
-) -> list[str]:
-    """Why, a sentence each."""
-    found = [
-        f"Length {length:,}: texts cut there keep {lengths.covered(length):.1%} of their tokens "
-        f"(at {limit:,}, where the source stops, {lengths.covered(limit):.1%})."
-    ]
-    if lengths.covered(length) < choices.COVERED:
-        found.append(f"No allowed length keeps {choices.COVERED:.0%}: give longer ones with --lengths.")
-    if enough:
-        found.append("The source takes these texts as it is: nothing needs to be converted.")
-    fitting = [probe for probe in probes if choices.batch_for(probe, length, memory)]
-    quickest = min(fitting, key=lambda probe: probe.time(length))
-    found.append(
-        f"{chosen.candidate.says}: of what takes at most {choices.WORTH:g} × the time of the fastest "
-        f"({quickest.candidate.says}), it reaches most ({chosen.candidate.reach(length):,} of {length:,} tokens)."
-    )
-    if chosen.candidate.full(length):
-        found.append("That is full attention: at this length blocks save too little to give up reach for.")
-    share = chosen.memory(batch * length) / memory
-    found.append(
-        f"Batch {batch}: takes {share:.0%} of the memory, and {choices.HEADROOM:.0%} are kept free"
-        + (f"; more than {choices.MOST} is not advised." if batch == choices.MOST else ".")
-    )
-    if "failed" not in check:
-        memory_off, time_off = (
-            check[f"measured_{what}"] / check[f"predicted_{what}"] - 1 for what in ("bytes", "seconds")
-        )
-        found.append(
-            f"Checked at {check['tokens']:,} tokens: memory {memory_off:+.0%}, time {time_off:+.0%} against what the "
-            "probes predict."
-        )
-    return found
-
-
-def _none_fits(probes: Sequence[Probe], rows: Sequence[Row], length: int, memory: int) -> BadInputError:
+def _none_fits(probes: Sequence[Probe], rows: Sequence[Row], length: int, memory: int) -> EffconvError:
     if not probes:
         why = next((row.failed for row in rows if row.failed), "nothing was measured")
         return BadInputError(f"no candidate could be measured: {why}", where="MODEL", hint="give shorter --lengths")
-    least = min(probe.memory(length) for probe in probes) / (1 - choices.HEADROOM)
-    return BadInputError(
-        f"one text of {length:,} tokens needs {least / 1e9:.1f} GB, and there are {memory / 1e9:.1f} GB",
+    probe = min(probes, key=lambda probe: probe.memory(length))
+    least = probe.memory(length) / (1 - choices.HEADROOM)
+    return UsageError(
+        f"{_size(memory)} are too little: one text of {length:,} tokens needs {_size(least)}, of which the loaded "
+        f"model holds {_size(probe.held)} before it runs anything",
         where="--memory",
-        hint="give more memory, or shorter --lengths",
+        hint=f"give {_size(least)} or more, or shorter --lengths",
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _convertible(model: Opened, named: str) -> str:

@@ -11,7 +11,7 @@ Pure functions; docs/bench.md states the rules in words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,11 @@ class Candidate:
         """Whether texts of that length get full attention: they have at most two blocks."""
         return length <= 2 * self.block_size
 
-    @property
-    def says(self) -> str:
+    def says(self, length: int) -> str:
+        """What it is for texts of that length."""
         from .sources import lsg_says
 
-        return lsg_says(asdict(self))
+        return "full attention" if self.full(length) else lsg_says(asdict(self))
 
     def flags(self) -> list[str]:
         return [word for name, value in asdict(self).items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -119,6 +119,7 @@ class Probe:
 
     Attributes:
         seconds: medians at each. working: bytes beyond the loaded model, at each. held: bytes of the loaded model.
+        spread: seconds of the quickest and the slowest round at the longer one.
     """
 
     candidate: Candidate
@@ -126,6 +127,7 @@ class Probe:
     seconds: tuple[float, float]
     working: tuple[int, int]
     held: int
+    spread: tuple[float, float]
 
     def time(self, length: int) -> float:
         """Seconds of one text: as many a token as in the longer of the two, or for full attention a t + b t²."""
@@ -172,8 +174,8 @@ def corrected(probe: Probe, tokens: int, working: int) -> Probe:
     through = (working - probe.working[1]) / (tokens - probe.lengths[1])
     if through <= probe.slope:
         return probe
-    held, (n, m), (_, b) = probe.held, probe.lengths, probe.working
-    return Probe(probe.candidate, probe.lengths, probe.seconds, (round(b - through * (m - n)), b), held)
+    (n, m), (_, b) = probe.lengths, probe.working
+    return replace(probe, working=(round(b - through * (m - n)), b))
 
 
 def described(probe: Probe, length: int, memory: int) -> Mapping[str, Any]:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from .whole import Case, Row
+
+ENOUGH = 2  # rounds: one alone has no spread
+TOO_FEW = "not enough rounds to tell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +23,32 @@ class Fastest:
 
     Attributes:
         model: None where every one failed. times: how many times faster than `than`, the next; None if it is alone.
-        clear: whether even its slowest round is faster than the quickest of the next.
+        clear: whether even its slowest round is faster than the quickest of the next; None where one round cannot tell.
     """
 
     case: Case
     model: str | None
     than: str | None = None
     times: float | None = None
-    clear: bool = False
+    clear: bool | None = False
+
+    @property
+    def says(self) -> str:
+        """One sentence, without the case."""
+        if self.model is None:
+            return "no model can do it"
+        if self.than is None:
+            return f"only {self.model} can do it"
+        if self.clear is None:
+            return f"{TOO_FEW} which is fastest"
+        near = "" if self.clear else ", within the spread"
+        return f"{self.model} is fastest, {self.times:.2f} × {self.than}{near}"
 
     def described(self) -> dict[str, Any]:
         """As JSON values."""
         found = _named(self.case) | {"length": self.case.length}
-        return found | {"model": self.model, "than": self.than, "times": self.times, "clear": self.clear}
+        found |= {"model": self.model, "than": self.than, "times": self.times, "clear": self.clear}
+        return found | {"says": self.says}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +60,8 @@ class Crossover:
         length: from which on the converted one is faster, up to the longest measured; interpolated between two measured
             lengths. None where it is slower at the longest.
         from_start: it wins from the shortest measured length on: where exactly below that, was not measured.
-        wins: the measured lengths at which it is faster.
+        wins: the measured lengths at which it is faster. beyond: those that only the dense one could do.
+        enough: whether there were rounds enough to tell; without them, length, from_start and wins say nothing.
     """
 
     model: str
@@ -53,7 +71,8 @@ class Crossover:
     length: int | None
     from_start: bool
     wins: tuple[int, ...]
-    beyond: tuple[int, ...] = ()  # lengths that the dense one did and the converted one could not do
+    beyond: tuple[int, ...] = ()
+    enough: bool = True
 
     @property
     def says(self) -> str:
@@ -66,6 +85,8 @@ class Crossover:
         name, other = self.model, self.against
         if not self.measured:
             return f"{name} and {other} were measured at no common length"
+        if not self.enough:
+            return f"{TOO_FEW} whether {name} wins against {other}"
         if self.from_start:
             return f"{name} wins against {other} at every measured length, from {self.measured[0]:,} tokens on"
         if self.length is not None:
@@ -83,9 +104,11 @@ class Crossover:
 
 
 def fastest(rows: Sequence[Row]) -> list[Fastest]:
-    """One entry a case, in the order of the rows."""
+    """One entry a case in which models were compared, in the order of the rows."""
     found = []
     for case, group in _by_case(rows):
+        if len(group) < 2:
+            continue
         ranked = sorted((row for row in group if row.spread), key=lambda row: row.spread.median if row.spread else 0)
         if not ranked:
             found.append(Fastest(case, None))
@@ -95,8 +118,10 @@ def fastest(rows: Sequence[Row]) -> list[Fastest]:
             first, second = ranked[0].spread, ranked[1].spread
             assert first is not None
             assert second is not None
+            enough = all(len(row.seconds) >= ENOUGH for row in ranked)
+            clear = first.high < second.low if enough else None
             times = second.median / first.median
-            found.append(Fastest(case, ranked[0].model, ranked[1].model, times, first.high < second.low))
+            found.append(Fastest(case, ranked[0].model, ranked[1].model, times, clear))
     return found
 
 
@@ -108,14 +133,18 @@ def crossovers(rows: Sequence[Row], converted: Iterable[str], dense: Iterable[st
         for against in dense:
             kinds = dict.fromkeys(_kind(row.case) for row in rows if row.model == model)
             for kind in kinds:
-                ours, theirs = (_medians(rows, name, kind) for name in (model, against))
-                lengths = tuple(sorted(ours.keys() & theirs.keys()))
-                ratios = [theirs[length] / ours[length] for length in lengths]
+                case = next(row.case for row in rows if row.model == model and _kind(row.case) == kind)
+                ours, theirs = (_measured(rows, name, kind) for name in (model, against))
+                beyond = tuple(sorted(theirs.keys() - ours.keys()))
+                common = tuple(sorted(ours.keys() & theirs.keys()))
+                lengths = tuple(n for n in common if min(len(ours[n].seconds), len(theirs[n].seconds)) >= ENOUGH)
+                if common and not lengths:
+                    found.append(Crossover(model, against, case, common, None, False, (), beyond, enough=False))
+                    continue
+                ratios = [median(theirs[n].seconds) / median(ours[n].seconds) for n in lengths]
                 length = crossing(lengths, ratios)
                 wins = tuple(n for n, r in zip(lengths, ratios, strict=True) if r > 1)
-                case = next(row.case for row in rows if row.model == model and _kind(row.case) == kind)
                 start = bool(lengths) and len(wins) == len(lengths)
-                beyond = tuple(sorted(theirs.keys() - ours.keys()))
                 found.append(Crossover(model, against, case, lengths, length, start, wins, beyond))
     return found
 
@@ -140,12 +169,8 @@ def crossing(lengths: Sequence[int], ratios: Sequence[float]) -> int | None:
     return round(math.exp(begin + (end - begin) * -low / (high - low)))
 
 
-def _medians(rows: Iterable[Row], model: str, kind: tuple[Any, ...]) -> dict[int, float]:
-    return {
-        row.case.length: row.spread.median
-        for row in rows
-        if row.model == model and _kind(row.case) == kind and row.spread
-    }
+def _measured(rows: Iterable[Row], model: str, kind: tuple[Any, ...]) -> dict[int, Row]:
+    return {row.case.length: row for row in rows if row.model == model and _kind(row.case) == kind and row.seconds}
 
 
 def _by_case(rows: Sequence[Row]) -> Iterator[tuple[Case, list[Row]]]:

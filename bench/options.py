@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ SHAPES = ("longformer", "bigbird", "modernbert")
 DTYPES = ("float32", "bfloat16", "float16")
 PLOTS = (".png", ".html")
 SHORTEST = 8  # tokens
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class BenchOptions:
         faults += _unknown("--with", self.with_ or SHAPES[0], SHAPES)
         if self.threads != "all" and not _numbers(self.threads, 1, one=True):
             faults.append(f"--threads is {self.threads!r}: a number, or all")
-        if self.device.partition(":")[0] not in ("cpu", "cuda"):
-            faults.append(f"--device is {self.device!r}: cpu or cuda")
+        if not DEVICE.fullmatch(self.device):
+            faults.append(f"--device is {self.device!r}: cpu, cuda or cuda:1")
         if self.rounds < 1:
             faults.append(f"--rounds is {self.rounds}: at least 1")
         if self.mixed and min(_numbers(self.batch, 1) or [2]) < 2:
@@ -71,8 +73,15 @@ class BenchOptions:
         for path in self.plot:
             if Path(path).suffix.lower() not in PLOTS:
                 faults.append(f"--plot {path} ends in {Path(path).suffix or 'nothing'}: .png or .html")
-        if self.memory is not None and not self.data:
-            faults.append("--memory is for advice: name your texts with --data")
+        if not self.data:
+            given = (
+                ("--memory", self.memory is not None),
+                ("--lines", self.lines),
+                ("--text-column", self.text_column != "text"),
+            )
+            faults += [f"{flag} is for advice: name your texts with --data" for flag, there in given if there]
+        if self.against is not None and (self.data or not self.conversion):
+            faults.append("--against is for the cost of the conversion: leave out --data and --no-conversion")
         if self.data and self.plot:
             faults.append("--plot draws a comparison, and --data asks for advice: give one of them")
         require_sound("bench", faults)

@@ -7,7 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from .machine import described
-from .picture import COLOURS, Chart, Line, charts, ticks
+from .picture import COLOURS, Chart, Line, charts
+from .timing import rounds_in_words
 
 if TYPE_CHECKING:
     from .run import BenchReport
@@ -42,7 +43,7 @@ def page(report: BenchReport) -> str:
     settings = report.settings
     clock = "CPU time of one thread" if settings["threads"] == 1 else f"wall time, {settings['threads']} threads"
     how = f"{settings['run']}, {clock if settings['device'] == 'cpu' else settings['device']}, "
-    how += f"median of {settings['rounds']} rounds in turn"
+    how += rounds_in_words(settings["rounds"])
     says = [crossing.says for crossing in report.crossovers]
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -77,7 +78,7 @@ def _colours(count: int) -> str:
 def _figure(chart: Chart) -> str:
     points = [point for line in chart.lines for point in line.points]
     lengths = sorted({length for length, _ in points})
-    marks = ticks(value for _, value in points)
+    marks = chart.ticks()
 
     def x(length: float) -> float:
         low, high = math.log(lengths[0]), math.log(lengths[-1])
@@ -85,8 +86,8 @@ def _figure(chart: Chart) -> str:
         return round(LEFT + 12 + share * (WIDTH - LEFT - RIGHT - 24), 1)
 
     def y(value: float) -> float:
-        low, high = math.log(marks[0]), math.log(marks[-1])
-        share = (math.log(value) - low) / (high - low) if high > low else 0.5
+        low, high, at = (value if chart.linear else math.log(value) for value in (marks[0], marks[-1], value))
+        share = (at - low) / (high - low) if high > low else 0.5
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     parts = [
@@ -95,7 +96,7 @@ def _figure(chart: Chart) -> str:
     ]
     for mark in marks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>')
-        parts.append(f'<text class="axis" x="{LEFT - 8}" y="{y(mark) + 4}" text-anchor="end">{mark:g}</text>')
+        parts.append(f'<text class="axis" x="{LEFT - 8}" y="{y(mark) + 4}" text-anchor="end">{mark:,g}</text>')
     for length in lengths:
         at = f'x="{x(length)}" y="{HEIGHT - BOTTOM + 16}"'
         parts.append(f'<text class="axis" {at} text-anchor="middle">{length:,}</text>')
@@ -121,7 +122,7 @@ def _drawn(line: Line, places: list[tuple[float, float]], unit: str) -> list[str
 
 
 def _table(report: BenchReport) -> str:
-    best = [(found.case, found.model) for found in report.fastest]
+    best = [(found.case, found.model) for found in report.fastest if found.clear is not None]
     head = ["tokens", "batch", "type", "model", "what it is", "seconds", "tokens/s", "peak memory"]
     named = [' class="name"' if name in ("model", "what it is") else "" for name in head]
     cells = "".join(f"<th{kind}>{name}</th>" for kind, name in zip(named, head, strict=True))
@@ -135,12 +136,10 @@ def _row(row: Row, wins: bool) -> str:
     begin = f"<td>{case.length:,}</td><td>{case.batch}</td><td>{case.dtype}</td>"
     begin += f'<td class="name">{escape(row.model)}</td><td class="name">{escape(row.what)}</td>'
     if row.spread is None:
-        return f'<tr>{begin}<td class="failed" colspan="3">{escape(row.failed)}</td></tr>'
-    middle, low, high = row.spread
+        return f'<tr>{begin}<td class="failed" colspan="3">{escape(row.says)}</td></tr>'
     peak = "–" if row.peak is None else f"{row.peak / 1e9:.2f} GB"
-    figure = f"{middle:.3f} ({low:.3f} to {high:.3f})"
     kind = ' class="best"' if wins else ""
-    return f"<tr>{begin}<td{kind}>{figure}</td><td>{row.tokens_per_second:,.0f}</td><td>{peak}</td></tr>"
+    return f"<tr>{begin}<td{kind}>{row.says}</td><td>{row.tokens_per_second:,.0f}</td><td>{peak}</td></tr>"
 
 
 def _conversion(name: str, cost: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +35,25 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines of one kind of run, both axes logarithmic."""
+    """Lines of one kind of run over a logarithmic axis of lengths; values on one too, or from 0 on where `linear`."""
 
     title: str
     unit: str
     lines: tuple[Line, ...]
+    linear: bool = False
+
+    def ticks(self) -> list[float]:
+        """Round values for the axis, from one end of it to the other."""
+        values = [value for line in self.lines for _, value in line.points]
+        return even_ticks(max(values)) if self.linear else ticks(values)
 
 
 def charts(rows: Sequence[Row]) -> list[Chart]:
-    """Seconds, and memory where it is known, of every batch and dtype."""
+    """Seconds, and where it is known the memory beyond the loaded model, of every batch and dtype.
+
+    What a process holds before it runs anything (Python, torch, the weights) is in the table: in a chart, it would hide
+    in what models differ.
+    """
     names = list(dict.fromkeys(row.model for row in rows))
     kinds = list(dict.fromkeys((row.case.batch, row.case.dtype) for row in rows))
     found = []
@@ -55,11 +67,11 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
         found.append(
             Chart(f"{what}, {kind}", clock, _lines(names, own, [row.spread.median for row in own if row.spread]))
         )
-        known = [row for row in own if row.peak]
+        known = [(row, row.working) for row in own if row.working is not None]
         if known:
-            found.append(
-                Chart(f"peak memory, {kind}", "GB", _lines(names, known, [(row.peak or 0) / 1e9 for row in known]))
-            )
+            unit, size = ("GB", 1e9) if max(working for _, working in known) >= 1e9 else ("MB", 1e6)
+            lines = _lines(names, [row for row, _ in known], [working / size for _, working in known])
+            found.append(Chart(f"memory of a {what}, {kind}", f"{unit} at most beyond the loaded model", lines, True))
     return found
 
 
@@ -77,6 +89,8 @@ def require_drawable(paths: Iterable[Path]) -> None:
                 ) from None
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise OutputError("no such folder", where=f"--plot {path}", hint="name a file in a folder that exists")
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise OutputError("it may not be written", where=f"--plot {path}", hint="name another file")
 
 
 def draw(path: Path, report: BenchReport) -> None:
@@ -98,11 +112,20 @@ def draw(path: Path, report: BenchReport) -> None:
 
 def ticks(values: Iterable[float]) -> list[float]:
     """1, 2 and 5 times powers of ten that lie within the values, and one beyond at each end."""
-    steps = [mantissa * 10.0**power for power in range(-6, 7) for mantissa in (1, 2, 5)]
-    found = list(values)
+    steps, found = _steps(), list(values)
     low = max((step for step in steps if step <= min(found)), default=steps[0])
     high = min((step for step in steps if step >= max(found)), default=steps[-1])
     return [step for step in steps if low <= step <= high]
+
+
+def even_ticks(top: float) -> list[float]:
+    """0 and up to five multiples of a round step (1, 2 or 5 times a power of ten), the last at least `top`."""
+    step = next(step for step in _steps() if 5 * step >= top)
+    return [i * step for i in range(max(1, math.ceil(top / step)) + 1)]
+
+
+def _steps() -> list[float]:
+    return [mantissa * 10.0**power for power in range(-6, 7) for mantissa in (1, 2, 5)]
 
 
 def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -> tuple[Line, ...]:
@@ -133,11 +156,11 @@ def _png(path: Path, report: BenchReport) -> None:
         place.spines[["top", "right"]].set_visible(False)
         if chart.lines:
             lengths = sorted({length for line in chart.lines for length, _ in line.points})
-            values = ticks(value for line in chart.lines for _, value in line.points)
-            place.set(xscale="log", yscale="log", ylim=(values[0], values[-1]))
+            values = chart.ticks()
+            place.set(xscale="log", yscale="linear" if chart.linear else "log", ylim=(values[0], values[-1]))
             for axis, marks, texts in (
                 (place.xaxis, lengths, [f"{length:,}" for length in lengths]),
-                (place.yaxis, values, [f"{value:g}" for value in values]),
+                (place.yaxis, values, [f"{value:,g}" for value in values]),
             ):
                 axis.set_major_locator(FixedLocator(marks))
                 axis.set_minor_locator(NullLocator())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UsageError
+from ..convert.source import Source
 from . import conversion
 from .findings import Crossover, Fastest, crossovers, fastest
 from .machine import machine
@@ -50,6 +51,11 @@ class BenchReport:
     def crossovers(self) -> list[Crossover]:
         return crossovers(self.rows, self.converted, self.dense)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a comparison had too few rounds for a verdict."""
+        return any(found.clear is None for found in self.fastest) or not all(found.enough for found in self.crossovers)
+
     def described(self) -> dict[str, Any]:
         """As JSON values."""
         return {
@@ -73,6 +79,14 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
     found = [opened(model, options) for model in models]
     lengths = options.token_lengths() or default_lengths(found)
     subjects = chosen(found, max(lengths), options)
+    made = [model for model in found if model.manifest is not None and options.conversion]
+    conversions = {model.name: conversion_planned(model, options) for model in made}
+    if options.against is not None and not conversions:
+        raise UsageError(
+            "no named model was converted by effconv",
+            where=f"--against {options.against}",
+            hint="leave it out: it is the source of a conversion whose cost is measured",
+        )
     cases = [
         Case(length, batch, dtype, options.train, options.mixed)
         for dtype, batch, length in itertools.product(options.dtypes(), options.batches(), lengths)
@@ -82,6 +96,7 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
         "run": "training step" if options.train else "forward", "mixed": options.mixed,
         "threads": options.thread_count(), "device": options.device, "rounds": options.rounds,
     }  # fmt: skip
+    named = [subject.name for subject in subjects[: len(found)]]
     report = BenchReport(machine(), settings)
     report.converted = [subject.name for subject in subjects if subject.converted]
     report.dense = [subject.name for subject in subjects if subject.dense]
@@ -94,13 +109,11 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
             threads=options.thread_count(),
             device=options.device,
             progress=lambda step: progress(step, 0, 0),
+            loaded=lambda subject, answer: require_loaded(subject, answer) if subject.name in named else None,
         )
-        require_loaded(report.rows, [model.name for model in found])
-        if options.conversion:
-            for model in found:
-                if model.manifest is not None or len(found) == 1:
-                    progress(f"conversion of {model.name}", 0, 0)
-                    report.conversion[model.name] = conversion_cost(model, options)
+        for name, planned in conversions.items():
+            progress(f"conversion of {name}", 0, 0)
+            report.conversion[name] = conversion_cost(planned)
     except KeyboardInterrupt:
         report.interrupted = True
     return report
@@ -139,22 +152,37 @@ def chosen(models: Sequence[Opened], length: int, options: BenchOptions) -> list
     return unique
 
 
-def require_loaded(rows: Sequence[Row], named: Sequence[str]) -> None:
-    """Raises BadInputError where a model that the user named could not be loaded at all."""
-    for row in rows:
-        if row.model in named and row.failed.startswith("cannot be loaded"):
-            raise BadInputError(
-                f"the model {row.failed}",
-                where=row.model,
-                hint="check it with effconv verify, or give a model that transformers knows",
-            )
+def require_loaded(subject: Subject, answer: Mapping[str, Any]) -> None:
+    """Raises BadInputError where a model cannot be loaded at all, before others are measured."""
+    if "failed" in answer:
+        raise BadInputError(
+            f"the model cannot be loaded: {answer['failed']}",
+            where=subject.name,
+            hint="check it with effconv verify, or give a model that transformers knows",
+        )
 
 
-def conversion_cost(model: Opened, options: BenchOptions) -> dict[str, Any]:
-    """What the model's conversion costs beside `cp`, `sync` and `sha256sum` of the source's weights; or why not."""
+def conversion_planned(model: Opened, options: BenchOptions) -> tuple[Source, list[str], list[Path]] | EffconvError:
+    """The source of a converted model, the words of its conversion and the source's weights; or why there is none.
+
+    Raises:
+        EffconvError: the source that the user named cannot be used.
+    """
     try:
         source, command = conversion_of(model, options)
-        weights = weights_of(source)
+        return source, command, weights_of(source)
+    except EffconvError as error:
+        if options.against is not None:
+            raise
+        return error
+
+
+def conversion_cost(planned: tuple[Source, list[str], list[Path]] | EffconvError) -> dict[str, Any]:
+    """What a conversion costs beside `cp`, `sync` and `sha256sum` of the source's weights; or why it was not run."""
+    try:
+        if isinstance(planned, EffconvError):
+            raise planned
+        source, command, weights = planned
         assert source.folder is not None
         with tempfile.TemporaryDirectory(prefix="effconv-bench-") as name:
             cost = conversion.measure(source.folder, weights, command, CONVERSION_RUNS, Path(name))

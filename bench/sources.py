@@ -18,7 +18,7 @@ from ..convert.run import source_folder
 from ..convert.source import Source, hub_errors, resolve
 from ..convert.tensorfile import file_sha256
 from ..targets import TARGETS, target_named
-from .models import Subject, stretched
+from .models import Subject, size_of, stretched
 from .options import BenchOptions
 
 
@@ -140,12 +140,11 @@ def conversion_of(model: Opened, options: BenchOptions) -> tuple[Source, list[st
     """The local source of a model, and the words of its conversion: `[target, option, ...]`.
 
     Raises:
-        EffconvError: why it cannot be measured: the source is not at hand, or the target is fitted on text.
+        EffconvError: why it cannot be measured: effconv did not make it, the source is not at hand or another one, or
+            the target is fitted on text.
     """
     if model.manifest is None:
-        if model.dense is None:
-            raise UnsupportedError(f"{model.name} is not converted by effconv", where=model.name)
-        return _weights_at_hand(model.source), ["lsg"]
+        raise UnsupportedError(f"{model.name} is not converted by effconv", where=model.name)
     manifest, stated = model.manifest, model.manifest["source"]
     target = TARGETS.get(manifest["target"])
     if target is None:
@@ -164,7 +163,14 @@ def _known(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions) -> Source:
     if options.against is not None:
-        return resolve(options.against, token=options.token, offline=options.offline)
+        found = resolve(options.against, token=options.token, offline=options.offline)
+        if model.dense is not None and _size(found.config) != _size(model.dense):
+            raise UsageError(
+                f"this is no source of {model.name}: its family or its size is another",
+                where=f"--against {options.against}",
+                hint=f"give {source_name(model.manifest or {})}, or leave it out",
+            )
+        return found
     missing = BadInputError(
         f"the source {stated.get('hub_id') or stated['name']} is not at hand",
         where=model.name,
@@ -186,6 +192,13 @@ def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions
         if config.is_file() and file_sha256(config) == stated.get("sha256", {}).get("config.json"):
             return resolve(place, offline=True)
     raise missing
+
+
+def _size(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """Family and size of a dense model, or of what was converted from one; without a size where the family is none."""
+    before = converted(config)
+    name = str(before.family if before else config.get("model_type"))
+    return (name, *size_of(FAMILIES[name], config)) if name in FAMILIES else (name,)
 
 
 def _weights_at_hand(source: Source) -> Source:

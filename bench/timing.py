@@ -28,6 +28,11 @@ class Spread(NamedTuple):
         return Spread(*(factor * value for value in self))
 
 
+def rounds_in_words(rounds: int) -> str:
+    """What a figure of so many rounds is."""
+    return "one round" if rounds == 1 else f"median of {rounds} rounds in turn"
+
+
 def clock_name(threads: int) -> str:
     """What is counted on so many threads: "cpu" or "wall"."""
     return "cpu" if threads == 1 else "wall"

@@ -32,7 +32,7 @@ class Case:
     Attributes:
         length: tokens of a row, padding included. batch: rows. mixed: whether they differ in length.
         train: a training step in place of a forward.
-        set: fields of the model's config that are set first.
+        set: fields of the model's config that are set first. named: what progress calls it beside its model.
     """
 
     length: int
@@ -41,6 +41,7 @@ class Case:
     train: bool = False
     mixed: bool = False
     set: Mapping[str, Any] = field(default_factory=dict)
+    named: str = ""
 
     @property
     def real(self) -> list[int]:
@@ -73,6 +74,14 @@ class Row:
     @property
     def spread(self) -> Spread | None:
         return Spread.of(self.seconds) if self.seconds else None
+
+    @property
+    def says(self) -> str:
+        """Its seconds, with the spread where there were several rounds; why there are none."""
+        if self.spread is None:
+            return self.failed
+        middle, low, high = self.spread
+        return f"{middle:.3f}" + (f" ({low:.3f} to {high:.3f})" if len(self.seconds) > 1 else "")
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -189,11 +198,14 @@ def measure(
     threads: int,
     device: str = "cpu",
     progress: Callable[[str], None] = lambda step: None,
+    loaded: Callable[[Subject, Mapping[str, Any]], None] = lambda subject, answer: None,
 ) -> None:
     """Runs every subject in every case, in turn, and puts the rows into `rows` as each case is done.
 
     Args:
         cases: those of one dtype stand together, for a model is loaded once a dtype.
+        loaded: is told what each worker says of its model, {"resident": bytes or None, ...} or {"failed": why}, before
+            any case is run; what it raises ends the measurement.
 
     Raises:
         UsageError: the device is not there.
@@ -206,6 +218,7 @@ def measure(
                     raise UsageError(
                         str(worker.loaded["failed"]), where=f"--device {device}", hint="leave it out, or give cuda"
                     )
+                loaded(worker.subject, worker.loaded)
             for case in (case for case in cases if case.dtype == dtype):
                 _measure(workers, case, rows, rounds, threads, device, progress)
 
@@ -219,7 +232,8 @@ def _measure(
     device: str,
     progress: Callable[[str], None],
 ) -> None:
-    said = f"{case.length:,} tokens" + (f" × {case.batch}" if case.batch > 1 else "") + f", {case.dtype}"
+    said = f"{case.named}, " if case.named else ""
+    said += f"{case.length:,} tokens" + (f" × {case.batch}" if case.batch > 1 else "") + f", {case.dtype}"
     job = {
         "length": case.length, "rows": case.batch, "real": case.real, "train": case.train, "threads": threads,
         "set": dict(case.set),

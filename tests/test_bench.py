@@ -27,6 +27,8 @@ SMALL = {"max_length": 256, "block_size": 16, "sparse_block_size": 16, "verify":
 
 
 def row(model, length, *seconds, failed="", peak=10**9, **case):
+    """A row; one second stands for two rounds that took as long."""
+    seconds = seconds * 2 if len(seconds) == 1 else seconds
     return Row(model, "made up", Case(length, **case), 1, "cpu", seconds, peak, peak // 2, failed)
 
 
@@ -96,13 +98,48 @@ def test_the_fastest_is_named_with_its_lead_and_whether_the_spread_allows_it():
         row("a", 64, 1.0, 1.2, 1.4), row("b", 64, 1.3, 1.8, 2.0), row("c", 64, failed="takes 32 tokens"),
         row("a", 128, 1.0, 1.0, 1.1), row("b", 128, 2.0, 2.1, 2.2),
         row("a", 256, failed="out of memory"), row("b", 256, 3.0),
-        row("a", 512, failed="out of memory"),
+        row("a", 512, failed="out of memory"), row("b", 512, failed="out of memory"),
     ]  # fmt: skip
     near, clear, alone, none = fastest(rows)
     assert (near.model, near.than, near.times, near.clear) == ("a", "b", pytest.approx(1.5), False)
     assert (clear.model, clear.times, clear.clear) == ("a", pytest.approx(2.1), True)
     assert (alone.model, alone.than) == ("b", None)
     assert none.model is None
+    assert [found.says for found in (near, clear, alone, none)] == [
+        "a is fastest, 1.50 × b, within the spread", "a is fastest, 2.10 × b", "only b can do it", "no model can do it"
+    ]  # fmt: skip
+    assert fastest([row("a", 64, 1.0), row("a", 128, failed="out of memory")]) == []  # nothing is compared
+
+
+def test_a_length_that_only_the_dense_model_can_do_is_told_with_the_verdict():
+    rows = [
+        *(row("dense", n, s) for n, s in ((512, 1.0), (1024, 4.0), (2048, 16.0))),
+        row("dense", 4096, failed="out of memory"),
+        row("short", 512, 0.5), *(row("short", n, failed="takes 512 tokens") for n in (1024, 2048, 4096)),
+        *(row("able", n, 0.5) for n in (512, 1024, 2048, 4096)),
+    ]  # fmt: skip
+    short, able = crossovers(rows, ["short", "able"], ["dense"])
+    assert (short.measured, short.beyond) == ((512,), (1024, 2048))
+    assert short.says == (
+        "short wins against dense at every measured length, from 512 tokens on; it could not do 1,024, 2,048 tokens"
+    )
+    assert short.described()["beyond"] == (1024, 2048)
+    assert able.beyond == ()
+    assert "could not" not in able.says
+
+
+def test_one_round_gives_no_verdict():
+    one = [replace(row(name, n, s), seconds=(s,)) for n in (512, 1024) for name, s in (("lsg", 1.0), ("dense", 9.0))]
+    found = fastest(one)
+    assert [(f.clear, f.says) for f in found] == [(None, "not enough rounds to tell which is fastest")] * 2
+    (crossover,) = crossovers(one, ["lsg"], ["dense"])
+    assert (crossover.enough, crossover.length, crossover.wins, crossover.measured) == (False, None, (), (512, 1024))
+    assert crossover.says == "not enough rounds to tell whether lsg wins against dense"
+    assert one[0].says == "1.000"
+    assert row("lsg", 512, 1.0, 2.0, 4.0).says == "2.000 (1.000 to 4.000)"
+    # An interrupt in the last case leaves it with one round: it is left out, and the others still tell.
+    (crossover,) = crossovers([row("lsg", 512, 1.0), row("dense", 512, 9.0), *one[2:]], ["lsg"], ["dense"])
+    assert (crossover.measured, crossover.wins, crossover.enough) == ((512,), (512,), True)
 
 
 # Rows from workers, without processes.
@@ -310,6 +347,7 @@ def test_the_pictures_stand_alone(report):
     assert not re.findall(r"https?:|<script|<link|@import|url\(", html)
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     assert len(drawings) == 2  # seconds and memory
+    assert "B at most beyond the loaded model" in drawings[1]
     for drawing in drawings:  # a line a model, a dot a measured length: 3, and 2 of the repo
         tags = [element.tag for element in ElementTree.fromstring(drawing).iter()]
         assert (tags.count("path"), tags.count("circle")) == (5, 14)
@@ -326,7 +364,7 @@ def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, 
         "--lengths",
         "64,128",
         "--rounds",
-        "1",
+        "2",
         "--no-conversion",
         "--train",
     ]
@@ -334,9 +372,65 @@ def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, 
         app([str(word) for word in words], standalone_mode=False)
     text = capsys.readouterr().out
     assert "training step" in text
+    assert "median of 2 rounds in turn (least to most)" in text
+    assert "not enough rounds" not in text
     assert re.search(r"^128 tokens: (lsg|source) is fastest", text, re.MULTILINE)
     assert re.search(r"^lsg .*win.* against source\b", text, re.MULTILINE)
     assert text.count("dense (SDPA)") == 2  # the source was named: it stands there once a length
+
+
+def measured_as(monkeypatch, *rows):
+    from effconv.bench import run
+
+    monkeypatch.setattr(run, "measure", lambda subjects, cases, into, **_: into.extend(rows))
+
+
+def test_one_round_is_said_to_tell_nothing(repo, monkeypatch, capsys):
+    from effconv.bench.page import page
+
+    rows = [replace(row(name, 64, s), seconds=(s,)) for name, s in (("lsg", 1.0), ("source (source)", 9.0))]
+    measured_as(monkeypatch, *rows)
+    asked = {"rounds": 1, "threads": 1, "conversion": False}
+    app(["bench", str(repo), "--rounds", "1", "--threads", "1", "--no-conversion"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "forward, CPU time of one thread, one round\n" in text
+    assert "64 tokens: not enough rounds to tell which is fastest" in text
+    assert "one round has no spread: give --rounds 3 or more" in text
+    assert not re.search(r"is fastest,|wins against source \(source\) at", text)
+    html = page(effconv.bench(repo, **asked))
+    assert "one round<" in html
+    assert 'class="best"' not in html
+
+
+def test_a_model_alone_is_compared_with_nothing_and_has_no_conversion(repo, monkeypatch, capsys):
+    measured_as(monkeypatch, row("source", 64, 1.0))
+    app(["bench", str(repo.parent / "source"), "--lengths", "64", "--threads", "1"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "dense" in text or "made up" in text
+    assert not re.search(r"only|fastest|conversion|cp \+ sync", text)
+
+
+def test_a_named_source_that_is_none_is_refused_before_anything_runs(repo, monkeypatch, tmp_path):
+    from effconv.bench import run
+
+    monkeypatch.setattr(run, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(EffconvError, match="config"):
+        effconv.bench(repo, against=tmp_path / "docs")
+    other = save_tiny(tmp_path / "other", "roberta")
+    with pytest.raises(UsageError, match="no source of lsg") as error:
+        effconv.bench(repo, against=other)
+    assert error.value.where == f"--against {other}"
+    with pytest.raises(UsageError, match="no named model was converted"):
+        effconv.bench(repo.parent / "source", against=repo.parent / "source")
+
+
+def test_help_names_files_and_models_without_types_of_lists(capsys):
+    app(["bench", "--help"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "list[" not in text
+    for words in ("{MODEL}...", "  MODEL ", "--plot FILE", "--data FILE"):
+        assert words in text
 
 
 def test_an_interrupted_command_shows_its_rows_and_says_so(repo, monkeypatch, capsys):
@@ -377,7 +471,10 @@ def test_a_repo_that_was_changed_is_not_run(repo, tmp_path):
     [
         ({"lengths": "many"}, "--lengths"), ({"lengths": [4]}, "--lengths"), ({"batch": "0"}, "--batch"),
         ({"dtype": "float8"}, "--dtype"), ({"with_": "reformer"}, "--with"), ({"threads": "some"}, "--threads"),
-        ({"device": "tpu"}, "--device"), ({"rounds": 0}, "--rounds"), ({"mixed": True}, "--mixed"),
+        ({"device": "tpu"}, "--device"), ({"device": "cpu:0"}, "--device"), ({"device": "cuda:x"}, "--device"),
+        ({"lines": True}, "--lines"), ({"text_column": "body"}, "--text-column"),
+        ({"against": "x", "conversion": False}, "--against"), ({"against": "x", "data": "y"}, "--against"),
+        ({"rounds": 0}, "--rounds"), ({"mixed": True}, "--mixed"),
         ({"plot": "x.pdf"}, "--plot"), ({"memory": "16G"}, "--memory"),
         ({"memory": "plenty", "data": "x"}, "plenty"), ({"colour": "red"}, "colour"),
     ],
@@ -422,3 +519,17 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_anything_runs(tmp_path, m
 def test_ticks_enclose_the_values():
     assert picture.ticks([0.3, 4.0]) == pytest.approx([0.2, 0.5, 1, 2, 5])
     assert picture.ticks([1.0]) == pytest.approx([1])
+    assert picture.even_ticks(430.0) == pytest.approx([0, 100, 200, 300, 400, 500])
+    assert picture.even_ticks(0.0)[0] == 0
+
+
+def test_charts_of_memory_show_what_a_run_takes_beyond_the_loaded_model():
+    rows = [replace(row("a", n, 1.0, peak=6 * 10**8), working=n * 10**5) for n in (64, 128)]
+    seconds, memory = picture.charts(rows)
+    assert (seconds.linear, memory.linear) == (False, True)
+    assert memory.unit == "MB at most beyond the loaded model"
+    assert memory.lines[0].points == ((64, pytest.approx(6.4)), (128, pytest.approx(12.8)))
+    assert memory.ticks() == pytest.approx([0, 5, 10, 15])
+    _, large = picture.charts([replace(rows[0], working=2 * 10**9)])
+    assert (large.unit[:2], large.ticks()) == ("GB", pytest.approx([0, 0.5, 1, 1.5, 2]))
+    assert len(picture.charts([replace(rows[0], peak=None, working=None)])) == 1  # where memory is not told

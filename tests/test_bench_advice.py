@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import effconv
-from effconv.bench import choices
+from effconv.bench import advice, choices
+from effconv.bench.advice import _none_fits, check_of, require_room
 from effconv.bench.choices import Candidate, Lengths, Probe
+from effconv.bench.reasons import check_in_words
 from effconv.bench.texts import count_tokens, read_texts
+from effconv.bench.whole import Case, Row
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, EffconvError, UsageError
 from tiny import WORDS, save_tiny
@@ -91,7 +94,7 @@ def test_the_length_is_the_shortest_that_keeps_enough():
 
 
 def probe(candidate, seconds, working=(10 * MEGA, 20 * MEGA), held=100 * MEGA):
-    return Probe(candidate, (1024, 2048), seconds, working, held)
+    return Probe(candidate, (1024, 2048), seconds, working, held, (0.9 * seconds[1], 1.2 * seconds[1]))
 
 
 NARROW, WIDE, FULL = Candidate(64, 0, 0, "none"), Candidate(128, 128, 4), Candidate(2048, 0, 0, "none")
@@ -154,7 +157,73 @@ def test_a_third_measurement_above_the_line_makes_it_steeper():
     assert steeper.memory(8192) == pytest.approx(240 * MEGA, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "within", "said"),
+    [
+        ((4.4, 4.7, 5.2), True, None),  # 4.0 are predicted, in rounds 3.6 to 4.8
+        ((5.6, 5.8, 6.0), False, "off by more than the rounds differ"),
+        ((3.0, 3.2, 3.5), False, "off by more than the rounds differ"),
+        ((5.8,), None, "not enough rounds to tell"),
+    ],
+)
+def test_a_check_that_is_off_by_more_than_the_spread_is_said_to_be(seconds, within, said):
+    row = Row("made up", "", Case(4096), 1, "cpu", seconds, 140 * MEGA, 40 * MEGA)
+    _, check = check_of(probe(WIDE, (1.0, 2.0)), row)
+    assert check["within_spread"] is within
+    first, *more = check_in_words(check)
+    off = sorted(seconds)[len(seconds) // 2] / 4 - 1
+    assert first.startswith(f"Checked at 4,096 tokens: memory +0%, time {off:+.0%} against")
+    assert [said in sentence for sentence in more] == ([True] if said else [])
+    _, failed = check_of(probe(WIDE, (1.0, 2.0)), Row("made up", "", Case(4096), 1, "cpu", failed="out of memory"))
+    assert "failed (out of memory)" in check_in_words(failed)[0]
+
+
+def test_memory_that_the_loaded_model_leaves_no_room_in_is_refused_before_anything_is_run():
+    require_room({"resident": 400 * MEGA}, 500 * MEGA, "cpu")
+    with pytest.raises(UsageError, match=r"440 MB are too little.* holds 400 MB before it runs anything") as error:
+        require_room({"resident": 400 * MEGA}, 440 * MEGA, "cpu")  # of which 396 may be used
+    assert (error.value.where, error.value.exit_code) == ("--memory", 2)
+    assert "444 MB" in error.value.hint
+    require_room({"resident": 400 * MEGA}, 440 * MEGA, "cuda")  # the device's own memory counts there
+    with pytest.raises(EffconvError, match="does not tell"):
+        require_room({"resident": None}, 500 * MEGA, "cpu")
+
+
+def test_too_little_for_one_text_says_what_it_takes_and_the_floor():
+    error = _none_fits([probe(WIDE, (1.0, 2.0))], [], 8192, 150 * MEGA)  # 180 MB, and a tenth is kept free
+    assert error.exit_code == 2
+    assert error.what == (
+        "150 MB are too little: one text of 8,192 tokens needs 200 MB, of which the loaded model holds 100 MB before "
+        "it runs anything"
+    )
+    assert "200 MB" in error.hint
+
+
 # From end to end.
+
+
+def test_texts_that_the_source_takes_need_no_conversion(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(advice, "measure", lambda *_, **__: pytest.fail("something was measured"))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join([words(30)] * 20 + [words(63)]))
+    asked = ["bench", str(source), "--data", str(text), "--lines"]
+    app(asked, standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "No conversion is needed" in said
+    assert "takes 64 tokens as it is, and texts cut there keep 99.9% of their tokens (4.8% of them are longer)" in said
+    assert "21 texts, 705 tokens" in said
+    assert "effconv lsg" not in said
+    app([*asked, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["conversion_needed"], found["advice"]) == (False, None)
+
+
+def test_data_that_is_not_there_is_said_before_any_is_read(source, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"\xff")  # it would be refused if it were read
+    with pytest.raises(BadInputError, match="no such file") as error:
+        effconv.bench(source, data=[text, tmp_path / "a", tmp_path / "b"], memory="1G")
+    assert all(str(tmp_path / name) in error.value.what for name in "ab")
 
 
 @pytest.fixture(scope="module")
@@ -204,19 +273,25 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     text = tmp_path / "text.txt"
     text.write_text("\n".join([words(30), words(60)]))
     asked = {"data": text, "lines": True, "lengths": [128], "rounds": 1, "threads": 1}
+    steps = []
     with verified_in_forks():
-        found = effconv.bench(tmp_path / "lsg", memory="8G", **asked)
-        with pytest.raises(BadInputError, match="one text of 128 tokens needs") as error:
+        found = effconv.bench(tmp_path / "lsg", memory="8G", progress=lambda step, *_: steps.append(step), **asked)
+        with pytest.raises(UsageError, match=r"1 MB are too little: .* holds \d+ MB before it runs anything") as error:
             effconv.bench(source, memory="1MB", **asked)
     assert error.value.where == "--memory"
-    assert found.command.startswith(f"effconv lsg {tmp_path / 'lsg'} --max-len 128 ")
+    assert "full attention (1 of 1), 64 tokens, float32: round 1 of 1" in steps
+    assert "check of full attention, 128 tokens × 2, float32: round 1 of 1" in steps
+    command = found.advised.command
+    assert command.startswith(f"effconv lsg {tmp_path / 'lsg'} --max-len 128 ")
     assert found.limit == 64
     from effconv.report import show_advice
 
     show_advice(found, as_json=False)
     said = capsys.readouterr().out
     assert "2 texts, 94 tokens" in said
-    assert found.command in said.replace("\n", "")
+    assert command in said.replace("\n", "")
+    assert "not on quality" in said
+    assert "one round" in said
 
 
 @pytest.mark.parametrize("content", [b"", b" \n \n", b"\xff\xfe\x00", None])
