@@ -249,7 +249,8 @@ def show_advice(advice: Advice, *, as_json: bool) -> None:
     console, lengths = _console(), advice.lengths
     quantiles = ", ".join(f"{share} % up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
     console.print(
-        f"{len(lengths.counts):,} texts, {lengths.tokens:,} tokens: {quantiles}, the longest {lengths.counts.max():,}",
+        f"{len(lengths.counts):,} {'text' if len(lengths.counts) == 1 else 'texts'}, {lengths.tokens:,} tokens: "
+        f"{quantiles}, the longest {lengths.counts.max():,}",
         highlight=False,
         soft_wrap=True,
     )

@@ -40,7 +40,7 @@ class BenchOptions:
     source: bool = option(True, "The dense source, its positions stretched, for comparison.", panel=BESIDE)
     conversion: bool = option(True, "What the conversion itself costs, where the source is at hand.", panel=BESIDE)
     against: str | None = option(
-        None, "The source, for the cost of the conversion. [default: looked for]", panel=BESIDE
+        None, "The source's folder, for the cost of the conversion. [default: looked for]", panel=BESIDE
     )
     data: tuple[str, ...] = option(
         (), "Your texts: files, or .jsonl, .csv and .parquet with a row a text. Asks for advice.", panel=ADVICE
@@ -82,6 +82,10 @@ class BenchOptions:
             faults += [f"{flag} is for advice: name your texts with --data" for flag, there in given if there]
         if self.against is not None and (self.data or not self.conversion):
             faults.append("--against is for the cost of the conversion: leave out --data and --no-conversion")
+        if self.against is not None and not Path(self.against).expanduser().is_dir():
+            faults.append(
+                f"--against is {self.against!r}: the source's folder, which is not there (peers are for --with)"
+            )
         if self.data and self.plot:
             faults.append("--plot draws a comparison, and --data asks for advice: give one of them")
         require_sound("bench", faults)

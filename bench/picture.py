@@ -71,7 +71,7 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
         if known:
             unit, size = ("GB", 1e9) if max(working for _, working in known) >= 1e9 else ("MB", 1e6)
             lines = _lines(names, [row for row, _ in known], [working / size for _, working in known])
-            found.append(Chart(f"memory of a {what}, {kind}", f"{unit} at most beyond the loaded model", lines, True))
+            found.append(Chart(f"memory of a {what}, {kind}", f"peak {unit} beyond the loaded model", lines, True))
     return found
 
 

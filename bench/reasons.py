@@ -61,14 +61,15 @@ def check_in_words(check: Mapping[str, Any]) -> list[str]:
     tokens = f"{check['tokens']:,} tokens"
     if "failed" in check:
         return [f"The check at {tokens} failed ({check['failed']}): what is said of longer texts is a guess."]
-    memory_off, time_off = (check[f"measured_{what}"] / check[f"predicted_{what}"] - 1 for what in ("bytes", "seconds"))
-    found = [f"Checked at {tokens}: memory {memory_off:+.0%}, time {time_off:+.0%} against what the probes predict."]
+    off = {what: check[f"measured_{what}"] / check[f"predicted_{what}"] - 1 for what in ("bytes", "seconds")}
+    memory, time = (f"{round(share, 2) + 0.0:+.0%}" for share in off.values())  # no -0%
+    found = [f"Checked at {tokens}: memory {memory}, time {time} against what the probes predict."]
     if check["within_spread"] is None:
         found.append("One round has no spread: not enough rounds to tell whether that is noise; give --rounds 3.")
     elif not check["within_spread"]:
         found.append(
             "That time is off by more than the rounds differ: seconds of longer texts may be off by as much or more, "
             "and candidates that lie closer together than that are not told apart. Measure the converted repo itself "
-            "with effconv bench, or ask again on a quieter machine or with --threads 1."
+            "with effconv bench, or ask again on a quieter machine."
         )
     return found

@@ -174,7 +174,7 @@ def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions
     missing = BadInputError(
         f"the source {stated.get('hub_id') or stated['name']} is not at hand",
         where=model.name,
-        hint="name it with --against SOURCE",
+        hint="name its folder with --against FOLDER",
     )
     if stated.get("hub_id"):
         from huggingface_hub import snapshot_download
@@ -205,7 +205,7 @@ def _weights_at_hand(source: Source) -> Source:
     """The source, if all of its weights are local."""
     if source.folder is None:
         raise BadInputError(
-            "the source's weights are on the Hub", where=source.where(), hint="name a local source with --against"
+            "the source's weights are on the Hub", where=source.where(), hint="name a folder with --against"
         )
     return source
 

@@ -347,7 +347,7 @@ def test_the_pictures_stand_alone(report):
     assert not re.findall(r"https?:|<script|<link|@import|url\(", html)
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     assert len(drawings) == 2  # seconds and memory
-    assert "B at most beyond the loaded model" in drawings[1]
+    assert "B beyond the loaded model" in drawings[1]
     for drawing in drawings:  # a line a model, a dot a measured length: 3, and 2 of the repo
         tags = [element.tag for element in ElementTree.fromstring(drawing).iter()]
         assert (tags.count("path"), tags.count("circle")) == (5, 14)
@@ -473,7 +473,8 @@ def test_a_repo_that_was_changed_is_not_run(repo, tmp_path):
         ({"dtype": "float8"}, "--dtype"), ({"with_": "reformer"}, "--with"), ({"threads": "some"}, "--threads"),
         ({"device": "tpu"}, "--device"), ({"device": "cpu:0"}, "--device"), ({"device": "cuda:x"}, "--device"),
         ({"lines": True}, "--lines"), ({"text_column": "body"}, "--text-column"),
-        ({"against": "x", "conversion": False}, "--against"), ({"against": "x", "data": "y"}, "--against"),
+        ({"against": "nowhere"}, "--against is 'nowhere'"),
+        ({"against": ".", "conversion": False}, "--against"), ({"against": ".", "data": "y"}, "--against"),
         ({"rounds": 0}, "--rounds"), ({"mixed": True}, "--mixed"),
         ({"plot": "x.pdf"}, "--plot"), ({"memory": "16G"}, "--memory"),
         ({"memory": "plenty", "data": "x"}, "plenty"), ({"colour": "red"}, "colour"),
@@ -527,9 +528,9 @@ def test_charts_of_memory_show_what_a_run_takes_beyond_the_loaded_model():
     rows = [replace(row("a", n, 1.0, peak=6 * 10**8), working=n * 10**5) for n in (64, 128)]
     seconds, memory = picture.charts(rows)
     assert (seconds.linear, memory.linear) == (False, True)
-    assert memory.unit == "MB at most beyond the loaded model"
+    assert memory.unit == "peak MB beyond the loaded model"
     assert memory.lines[0].points == ((64, pytest.approx(6.4)), (128, pytest.approx(12.8)))
     assert memory.ticks() == pytest.approx([0, 5, 10, 15])
     _, large = picture.charts([replace(rows[0], working=2 * 10**9)])
-    assert (large.unit[:2], large.ticks()) == ("GB", pytest.approx([0, 0.5, 1, 1.5, 2]))
+    assert (large.unit[:7], large.ticks()) == ("peak GB", pytest.approx([0, 0.5, 1, 1.5, 2]))
     assert len(picture.charts([replace(rows[0], peak=None, working=None)])) == 1  # where memory is not told
