@@ -124,9 +124,9 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     }  # fmt: skip
     asked = options.token_lengths()
     source = model.name if model.manifest is None else source_name(model.manifest)
-    if lengths.covered(model.had) >= choices.COVERED and (asked is None or max(asked) <= model.had):
-        return Advice(machine(), settings, lengths, model.had, None, none_needed(lengths, model.had, source))
     length = choices.needed_length(lengths, asked or choices.LENGTHS)
+    if lengths.covered(model.had) >= choices.COVERED and (asked is None or length <= model.had):
+        return Advice(machine(), settings, lengths, model.had, None, none_needed(lengths, model.had, source))
     advised = _advised(model, models[0], length, memory, options, progress)
     said = reasons(lengths, model.had, advised)
     return Advice(machine(), settings, lengths, model.had, advised, said)
@@ -143,28 +143,25 @@ def _advised(model: Opened, named: str, length: int, memory: int, options: Bench
         "progress": lambda step: progress(step, 0, 0),
         "loaded": lambda subject, answer: require_room(answer, memory, options.device),
     }  # fmt: skip
+    names = [f"{candidate.says(length)} ({i} of {len(found)})" for i, candidate in enumerate(found, 1)]
     cases = [
-        Case(
-            n, 1, dtype, options.train, set=_options(candidate), named=f"{candidate.says(length)} ({i} of {len(found)})"
-        )
-        for i, candidate in enumerate(found, 1)
+        Case(n, 1, dtype, options.train, set=_options(candidate), named=name)
+        for candidate, name in zip(found, names, strict=True)
         for n in (probed // 2, probed)
     ]
-    measure([subject], cases, rows, **timing)
+
+    def require_hope(case: Case) -> None:
+        if case is cases[1] and (first := probe_of(found[0], rows, probed)) and choices.hopeless(first, length, memory):
+            raise _none_fits([first], rows, length, memory)
+
+    measure([subject], cases, rows, **timing, measured=require_hope)
     probes = [probe for candidate in found if (probe := probe_of(candidate, rows, probed))]
     chosen = choices.choose(probes, length, memory)
     if chosen is None:
         raise _none_fits(probes, rows, length, memory)
     tokens = min(length, CHECK * probed) if length > probed else CHECK * probed
-    named_check = f"check of {chosen.candidate.says(length)}"
-    case = Case(
-        min(length, tokens),
-        -(-tokens // length),
-        dtype,
-        options.train,
-        set=_options(chosen.candidate),
-        named=named_check,
-    )
+    says, fields = f"check of {chosen.candidate.says(length)}", _options(chosen.candidate)
+    case = Case(min(length, tokens), -(-tokens // length), dtype, options.train, set=fields, named=says)
     checked: list[Row] = []
     measure([subject], [case], checked, **timing)
     chosen, check = check_of(chosen, checked[-1])

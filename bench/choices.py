@@ -20,6 +20,7 @@ COVERED = 0.99
 WORTH = 2.0
 MOST = 64
 HEADROOM = 0.1
+ALIKE = 4.0
 LENGTHS = tuple(512 << i for i in range(8))  # to 65,536
 PERCENTILES = (50, 90, 95, 99)
 
@@ -167,6 +168,15 @@ def batch_for(probe: Probe, length: int, memory: int) -> int:
     while batch and probe.memory(batch * length) > room:
         batch //= 2
     return batch
+
+
+def hopeless(probe: Probe, length: int, memory: int) -> bool:
+    """Whether no candidate can fit, judged by the first: not even at a quarter of what it takes a token.
+
+    Candidates' working memory at one length was measured within 1.3 × of each other, and a straight line may be half as
+    steep as through the origin (`Probe.slope`): `ALIKE` allows for both, and more.
+    """
+    return probe.held + probe.working[1] / probe.lengths[1] * length / ALIKE > (1 - HEADROOM) * memory
 
 
 def corrected(probe: Probe, tokens: int, working: int) -> Probe:

@@ -199,13 +199,14 @@ def measure(
     device: str = "cpu",
     progress: Callable[[str], None] = lambda step: None,
     loaded: Callable[[Subject, Mapping[str, Any]], None] = lambda subject, answer: None,
+    measured: Callable[[Case], None] = lambda case: None,
 ) -> None:
     """Runs every subject in every case, in turn, and puts the rows into `rows` as each case is done.
 
     Args:
         cases: those of one dtype stand together, for a model is loaded once a dtype.
         loaded: is told what each worker says of its model, {"resident": bytes or None, ...} or {"failed": why}, before
-            any case is run; what it raises ends the measurement.
+            any case is run. measured: is told of each case whose rows are there. What one of them raises ends it all.
 
     Raises:
         UsageError: the device is not there.
@@ -221,6 +222,7 @@ def measure(
                 loaded(worker.subject, worker.loaded)
             for case in (case for case in cases if case.dtype == dtype):
                 _measure(workers, case, rows, rounds, threads, device, progress)
+                measured(case)
 
 
 def _measure(

@@ -199,6 +199,33 @@ def test_too_little_for_one_text_says_what_it_takes_and_the_floor():
     assert "200 MB" in error.hint
 
 
+def test_what_no_candidate_can_fit_is_known_from_the_first():
+    lsg = probe(WIDE, (1.0, 2.0))  # 100 MB, and 20 MB at 2,048 tokens: at the very least 5 MB of them
+    assert choices.hopeless(lsg, 2048, 116 * MEGA)  # of which 104.4 may be used
+    assert not choices.hopeless(lsg, 2048, 117 * MEGA)
+    assert choices.hopeless(lsg, 65536, 280 * MEGA)
+    assert not choices.hopeless(lsg, 65536, 300 * MEGA)
+
+
+def test_probing_ends_with_the_first_candidate_where_none_can_fit(source, tmp_path, monkeypatch):
+    seen = []
+
+    def measure(subjects, cases, rows, *, measured, **_):
+        for case in cases:
+            seen.append(case)
+            rows.append(
+                Row("made up", "", case, 1, "cpu", (1.0, 1.0), 400 * MEGA + 10**5 * case.length, 10**5 * case.length)
+            )
+            measured(case)
+
+    monkeypatch.setattr(advice, "measure", measure)
+    text = tmp_path / "text.txt"
+    text.write_text(words(3000))
+    with pytest.raises(UsageError, match=r"one text of 4,096 tokens needs .* the loaded model holds 400 MB"):
+        effconv.bench(source, data=text, memory="500MB")
+    assert [case.length for case in seen] == [1024, 2048]
+
+
 # From end to end.
 
 
