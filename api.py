@@ -145,7 +145,8 @@ def bench(
 
     Returns:
         An `effconv.bench.run.BenchReport`, or with `data` an `effconv.bench.advice.Advice`; `described()` gives JSON
-        values. Ctrl-C ends the measurement, not the call: `interrupted` says so.
+        values, and an Advice's `advised` is None where no conversion is needed. Ctrl-C ends the measurement, not the
+        call: `interrupted` says so.
 
     Raises:
         EffconvError: each kind with its exit code.

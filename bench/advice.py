@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError, listing
+from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.source import TOKENIZER_FILES
 from . import choices
 from .choices import Candidate, Lengths, Probe
@@ -18,7 +18,7 @@ from .options import BenchOptions
 from .reasons import none_needed, reasons
 from .run import Progress
 from .sources import Opened, opened, source_name
-from .texts import count_tokens, read_texts
+from .texts import count_tokens, read_texts, require_files
 from .timing import clock_name
 from .whole import Case, Row, measure
 
@@ -170,13 +170,6 @@ def _advised(model: Opened, named: str, length: int, memory: int, options: Bench
         raise _none_fits([chosen], rows, length, memory)
     command = ["effconv", "lsg", _convertible(model, named), "--max-len", str(length), *chosen.candidate.flags()]
     return Advised(length, memory, probes, chosen, batch, check, shlex.join(command))
-
-
-def require_files(names: Sequence[str]) -> None:
-    """Raises BadInputError with all of the data that is not there, before any of it is read."""
-    missing = [name for name in names if not Path(name).is_file()]
-    if missing:
-        raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give files with text in them")
 
 
 def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:

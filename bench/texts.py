@@ -14,10 +14,17 @@ import numpy as np
 
 from ..adapt.documents import HEADING, TABULAR, table_rows, text_documents
 from ..calibrate.text import check_tokens
-from ..convert.errors import BadInputError
+from ..convert.errors import BadInputError, listing
 
 AT_ONCE = 256  # texts that are tokenized together
 LOOKED_AT = 100_000  # tokens of which the share of unknown ones is taken
+
+
+def require_files(names: Sequence[str]) -> None:
+    """Raises BadInputError with all of the data that is not there, before any of it is read."""
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing:
+        raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give files with text in them")
 
 
 def read_texts(files: Sequence[str], *, column: str = "text", lines: bool = False) -> Iterator[str]:

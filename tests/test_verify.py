@@ -65,6 +65,17 @@ def test_fidelity_is_measured_and_recorded(made):
     assert measurements["versions"].keys() == {"torch", "transformers"}
 
 
+def test_equal_states_have_a_cosine_of_one_without_the_noise_of_float32(tmp_path):
+    import torch
+    import transformers
+
+    from effconv.convert.fidelity import compare
+
+    model = transformers.AutoModel.from_pretrained(save_tiny(tmp_path / "source", head="Model")).eval()
+    row = compare(model, model, torch.randint(5, 50, (16, 32), generator=torch.Generator().manual_seed(0)), None)
+    assert (row["token_cosine"], row["sentence_cosine"]) == (1.0, 1.0)
+
+
 def test_the_card_shows_the_checks(made):
     card = (made[1] / "README.md").read_text(encoding="utf-8")
     assert all(check.says in card for check in LSG.checks)
