@@ -425,10 +425,11 @@ def prepare_bigs(
 
 def _head(config: Config, checkpoint: Checkpoint, architecture: str | None) -> Head:
     """The head asked for, else the config's, else the richest whose tensors are all there."""
+    if architecture is not None:
+        return BIGS.head_asked_for(architecture)
     named = config.get("architectures")
-    wanted = architecture or (named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None)
-    if wanted is not None:
-        return BIGS.head(wanted.rpartition("BiGS")[2])
+    if isinstance(named, list) and named and isinstance(named[0], str):
+        return BIGS.head(named[0].rpartition("BiGS")[2])
     stored = {canonical_name(name) for name in checkpoint.tensors}
     fitting = [head for head in BIGS.heads if {weight.name for weight in head.weights} <= stored]
     return max(fitting, key=lambda head: (len(head.weights), head.suffix == BIGS.default_head))

@@ -629,7 +629,7 @@ def head_of(config: Config, family: Family, architecture: str | None = None) -> 
     `architecture` may be a suffix (ForMaskedLM) or a class name (BertForMaskedLM, LSGBertForMaskedLM).
     """
     if architecture is not None:
-        return family.head(architecture.rpartition(family.code.class_prefix)[2]), None
+        return family.head_asked_for(architecture), None
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return family.head(family.default_head), None

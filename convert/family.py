@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .errors import BadInputError, UnsupportedError
+from .errors import BadInputError, UnsupportedError, UsageError
 from .modelcode import FamilyCode
 
 Config = Mapping[str, Any]
@@ -152,10 +152,24 @@ class Family:
             if head.suffix == suffix:
                 return head
         raise UnsupportedError(
-            f"{self.name} has no head {suffix!r}",
-            where="--architecture",
-            hint="one of " + ", ".join(head.suffix for head in self.heads),
+            f"{self.name} has no head {suffix!r}", where="config.json: architectures", hint=self._heads_there_are()
         )
+
+    def head_asked_for(self, architecture: str) -> Head:
+        """The head that `--architecture` names, by its suffix (ForMaskedLM) or a class (BertForMaskedLM).
+
+        Raises:
+            UsageError: with the heads there are.
+        """
+        suffix = architecture.rpartition(self.code.class_prefix)[2]
+        if all(head.suffix != suffix for head in self.heads):
+            raise UsageError(
+                f"{self.name} has no head {suffix!r}", where="--architecture", hint=self._heads_there_are()
+            )
+        return self.head(suffix)
+
+    def _heads_there_are(self) -> str:
+        return "one of " + ", ".join(head.suffix for head in self.heads)
 
     def head_width(self, config: Config) -> int:
         """Channels of one attention head.

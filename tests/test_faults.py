@@ -234,7 +234,7 @@ OPTIONS = {
     "a seed beyond torch's": (("--seed", 2**63), 2, "is no seed"),
     "a revision of a folder": (("--revision", "main"), 2, "--revision is for Hub sources"),
     "the first global of a dense source": (("--keep-first-global-token",), 2, "--keep-first-global-token"),
-    "an unknown head": (("--architecture", "ForFun"), 3, "ForMaskedLM"),
+    "an unknown head": (("--architecture", "ForFun"), 2, "ForMaskedLM"),
     "output at the source": (("-o", "source", "--overwrite"), 2, "overlap"),
     "output inside the source": (("-o", "source/out"), 2, "overlap"),
     "output around the source": (("-o", ".", "--overwrite"), 7, "no folder name"),

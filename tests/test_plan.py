@@ -87,7 +87,7 @@ def test_a_new_head_has_the_sources_dtype(tmp_path):
 
 
 def test_an_unknown_head_is_refused_with_those_there_are(tmp_path):
-    with pytest.raises(UnsupportedError, match="ForFun") as caught:
+    with pytest.raises(UsageError, match="ForFun") as caught:
         plan(save_tiny(tmp_path / "source"), architecture="ForFun")
     assert "ForSequenceClassification" in caught.value.hint
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from checkpoints import bits, convert, edit_json, read, read_json, snapshot, write_json
 
-from effconv.convert.errors import BadInputError, OutputError, UnsupportedError
+from effconv.convert.errors import BadInputError, OutputError, UsageError
 from effconv.convert.families import FAMILIES
 from effconv.convert.family import shape_of
 from tiny import save_tiny, save_tiny_sentence_encoder
@@ -174,7 +174,7 @@ def test_the_source_is_never_touched(tmp_path):
 
     before = state()
     convert(source, tmp_path / "out", architecture="ForMaskedLM", dtype="bfloat16")
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UsageError):
         convert(source, tmp_path / "never", architecture="ForFun")
     with pytest.raises(OutputError):
         convert(source, tmp_path / "out")
