@@ -186,7 +186,7 @@ def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) ->
         from huggingface_hub import HfApi, constants
 
         if constants.HF_HUB_OFFLINE or offline:
-            return _cached(hub_id, revision)
+            return _cached(hub_id, revision, "--offline" if offline else "HF_HUB_OFFLINE")
         api = HfApi(token=token)
         info = api.model_info(hub_id, revision=revision)
     commit = str(info.sha)
@@ -222,10 +222,19 @@ def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) ->
     )
 
 
-def _cached(hub_id: str, revision: str | None) -> Source:
+def _cached(hub_id: str, revision: str | None, offline: str) -> Source:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    snapshot = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    at = f" --revision {revision}" if revision else ""
+    try:
+        snapshot = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise HubError(
+            f"the Hub's cache on this machine does not hold {hub_id}{at}, and offline mode is on ({offline})",
+            where=hub_id,
+            hint=f"run it once without {offline}, or `hf download {hub_id}{at}` with a network, or give a folder",
+        ) from None
     return replace(
         _local(snapshot), name=hub_id.rsplit("/", 1)[-1], hub_id=hub_id, revision=revision, commit=snapshot.name
     )
@@ -252,7 +261,7 @@ def _hub_error(error: Exception, hub_id: str) -> HubError:
         "GatedRepoError": "accept its conditions on the Hub, then pass --token or set HF_TOKEN",
         "RepositoryNotFoundError": "check the spelling; a private repo needs --token or HF_TOKEN; a folder needs ./",
         "RevisionNotFoundError": "check --revision: a branch, a tag or a full commit",
-        "LocalEntryNotFoundError": "the file is not in the cache: run once without --offline",
+        "LocalEntryNotFoundError": "it is not in the cache either: check the network and HF_ENDPOINT, then run again",
         "OfflineModeIsEnabled": "offline mode is on: run once without it so that the cache holds the source",
         "HFValidationError": "a Hub id is user/name; a folder needs ./ in front",
     }

@@ -90,7 +90,9 @@ def test_offline_without_a_cached_copy_is_a_clear_error(effconv, hub):
     run = effconv.alone("lsg", "me/tiny", "--offline", *SMALL)
     assert run.code == 6
     assert run.sockets == ()
-    assert "without --offline" in run.err or "without it" in run.err
+    assert "does not hold me/tiny, and offline mode is on (--offline)" in run.err
+    assert "run it once without --offline" in run.err
+    assert "local_files_only" not in run.err  # the client's own advice, which no command can follow
     assert not hub.requests
 
 
