@@ -37,8 +37,10 @@ def lsgify(
 
     Args:
         model: a transformers model of a supported family, with or without a head.
-        tokenizer: its tokenizer, which names the mask token that the global tokens start from. Set its
-            `model_max_length` to use the new length.
+        tokenizer: its tokenizer, which names the mask token that the global tokens start from. Its `model_max_length`
+            becomes the new length, at which it cuts from then on, and which its `save_pretrained` writes; hand over
+            `copy.deepcopy(tokenizer)` to keep one for the dense model. Without it, that line is yours:
+            `tokenizer.model_max_length = 4096`.
         seed: of every tensor that is drawn.
         in_place: turn the model itself into the LSG model, and return it. Parameters that do not change stay the very
             same objects, so that an optimizer that holds them goes on; the base model inside it and its layers are new
@@ -81,6 +83,8 @@ def lsgify(
     tied = {name for name in missing if name.endswith(tuple(family.tied_weights(head)))}
     if set(missing) - tied or unexpected:
         raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
+    if tokenizer is not None:
+        tokenizer.model_max_length = int(context.options.max_length)
     made: nn.Module = result.to(model.device).train(model.training)
     return _become(model, made) if in_place else made
 

@@ -14,7 +14,7 @@ import effconv
 from effconv.convert.errors import EffconvError
 from effconv.convert.families import FAMILIES
 from effconv.convert.loaded import decoder_inputs
-from tiny import tiny_config
+from tiny import save_tiny, tiny_config
 
 OPTIONS = {"max_length": 100, "block_size": 16, "sparse_block_size": 16, "global_init": "random"}
 WHOLE = {"num_global_tokens": 0, "pool_with_global": False}  # up to two blocks it is the dense model
@@ -108,6 +108,19 @@ def test_an_lsg_model_in_memory_keeps_its_options_and_globals(head, prefix):
     assert [name for name in old if not torch.equal(old[name], new[name])] == [
         f"{prefix}embeddings.position_embeddings.weight"
     ]
+
+
+def test_its_tokenizer_cuts_at_the_new_length(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = transformers.AutoModel.from_pretrained(source)
+    with pytest.raises(EffconvError):
+        effconv.lsgify(model, tokenizer, max_length=-1)
+    assert tokenizer.model_max_length == 64
+    effconv.lsgify(model, tokenizer, **OPTIONS)
+    assert len(tokenizer("the " * 200, truncation=True)["input_ids"]) == 100
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 100
 
 
 def test_what_it_does_not_take_is_refused_and_left_alone():
