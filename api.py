@@ -16,6 +16,7 @@ from .convert.recheck import fidelity_of as fidelity
 from .convert.recheck import verify_repo
 from .convert.run import Result, convert_source, prepare
 from .convert.target import Target
+from .convert.text_files import one_or_several
 from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
 from .targets import TARGETS, target_named
@@ -124,8 +125,7 @@ def adapt(
 
     _refuse_unknown("adapt", options.keys(), {field.name for field in dataclasses.fields(AdaptOptions)})
     for name in ("data", "heldout"):
-        value = options.get(name, ())
-        options[name] = tuple(str(v) for v in ([value] if isinstance(value, (str, os.PathLike)) else value))
+        options[name] = tuple(os.fspath(value) for value in one_or_several(options.get(name)))
     for name, kind in (("output", Path), ("teacher", str)):
         if options.get(name) is not None:
             options[name] = kind(options[name])

@@ -14,7 +14,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_type_hints
 
@@ -98,6 +98,9 @@ Token = Annotated[
     str | None, typer.Option(help="Hub token. [default: HF_TOKEN, else the stored login]", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.", show_default=False)]
+MoreData = Annotated[  # a shell makes several files of --data *.txt
+    list[str] | None, typer.Argument(metavar="DATA", help="More of --data.", show_default=False)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read Hub sources from the cache.")]
 
@@ -190,12 +193,13 @@ def _root(
 
 def _converting_command(name: str) -> Command:
     """`effconv NAME SOURCE`, whose options are the fields of its target's options, `Settings` and `PushOptions`."""
-    from .convert.options import Settings
+    from .convert.options import Settings, flag_of
     from .hub.options import PushOptions
 
     place, help = CONVERTING[name]
     module, _, options_name = place.partition(":")
     options_class = getattr(importlib.import_module(f".{module}", __package__), options_name)
+    several = next((field for field in dataclasses.fields(options_class) if field.default == ()), None)
 
     def command(**values: Any) -> None:
         from .convert.errors import EffconvError
@@ -207,6 +211,8 @@ def _converting_command(name: str) -> Command:
         own = {field.name for field in dataclasses.fields(options_class)}
         sharing = PushOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)})
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
+        if several is not None:
+            values[several.name] = _together(flag_of(several), values[several.name], values.pop("more")) or None
         options = options_class(**{key: values[key] for key in own if values[key] is not None})
         settings = Settings(**{key: value for key, value in values.items() if key not in own})
         target = target_named(name, options)
@@ -233,6 +239,10 @@ def _converting_command(name: str) -> Command:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("source", keyword, annotation=Source)]
+    if several is not None:
+        more = typer.Argument(metavar="FILE", help=f"More of {flag_of(several)}.", show_default=False)
+        annotation = Annotated[list[str] | None, more]
+        parameters.append(inspect.Parameter("more", keyword, default=None, annotation=annotation))
     for part in (options_class, PushOptions, Settings):
         parameters += _parameters(part)
     plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
@@ -250,7 +260,7 @@ def _training_command(name: str) -> Command:
         from .report import Progress, TrainingProgress, show_adapted
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
-        values["data"] = (*(values["data"] or ()), *(more or ()))
+        values["data"] = _together("--data", values["data"], more)
         values["heldout"] = tuple(values["heldout"] or ())
         with Progress() as progress, TrainingProgress() as watch:
             adapted = adapt(repo, progress=progress, watch=watch, **values)
@@ -259,10 +269,8 @@ def _training_command(name: str) -> Command:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)]
-    # What a shell makes of --data *.txt: the first file is the option's, the others stand alone.
-    more = Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="More of --data.", show_default=False)]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
-    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=more))
+    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
     parameters += _parameters(AdaptOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     return _command(name, TRAINING[name], command, parameters)
@@ -303,6 +311,19 @@ def _command(name: str, help: str, command: Callable[..., None], parameters: lis
     return typer.main.get_command(alone)
 
 
+def _together(flag: str, first: Sequence[Any] | None, others: Sequence[Any] | None) -> tuple[Any, ...]:
+    """Files of an option, as a shell writes FLAG *.txt: the first is the option's, the others stand alone."""
+    if others and not first:
+        from .convert.errors import UsageError
+
+        raise UsageError(
+            f"what stands alone is no file of an option: {' '.join(map(str, others))}",
+            where=flag,
+            hint=f"give {flag} before the files",
+        )
+    return (*(first or ()), *(others or ()))
+
+
 def _parameters(options_class: type) -> list[inspect.Parameter]:
     from .convert.options import flag_of
 
@@ -340,8 +361,10 @@ def inspect_command(
     """Say what a source is and what it can become, from its headers alone."""
     from .inspection import inspect_source
     from .report import show_inspection
+    from .targets import TARGETS
 
-    show_inspection(inspect_source(source, revision=revision, token=token, offline=offline), as_json=json)
+    found = inspect_source(source, revision=revision, token=token, offline=offline)
+    show_inspection(found, TARGETS, as_json=json)
 
 
 @app.command(cls=PlainCommand, rich_help_panel="Look")
@@ -374,6 +397,7 @@ def fidelity(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Text file; several are joined. [default: built in]", show_default=False),
     ] = None,
+    more: MoreData = None,
     lengths: Annotated[str, typer.Option(help="Tokens of a text, such as 128,512.")] = "128,256,512",
     texts: Annotated[int, typer.Option(help="Texts a length.")] = 32,
     token: Token = None,
@@ -385,17 +409,14 @@ def fidelity(
 ) -> None:
     """Measure how close a repo's model is to its source on the same text."""
     from .api import fidelity as measure
-    from .convert.errors import UsageError
     from .report import Progress, show_fidelity
 
-    if not all(part.strip().isdigit() for part in lengths.split(",")):
-        raise UsageError(f"lengths are {lengths!r}", where="--lengths", hint="numbers of tokens, such as 128,512")
     with Progress() as progress:
         rows = measure(
             repo,
             against=against,
-            data=data or (),
-            lengths=[int(part) for part in lengths.split(",")],
+            data=_together("--data", data, more),
+            lengths=lengths,
             texts=texts,
             token=token,
             offline=offline,
@@ -407,7 +428,7 @@ def fidelity(
 
 @app.command(cls=PlainCommand, rich_help_panel="Look")
 def retrieval(
-    repos: Annotated[list[Path], typer.Argument(metavar="REPO...", help="Repos of one source.", show_default=False)],
+    repos: Annotated[list[Path], typer.Argument(metavar="REPO", help="Repos of one source.", show_default=False)],
     against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
     data: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Text file; several are joined.", show_default=False)
@@ -427,11 +448,13 @@ def retrieval(
     from .adapt.retrieval import retrieval as measure
     from .report import Progress, show_retrieval
 
+    # Repos are folders: what stands among them and is a file is more of --data.
+    texts = [path for path in repos if path.is_file()]
     with Progress() as progress:
         found = measure(
-            repos,
+            [path for path in repos if path not in texts],
             against=against,
-            data=data,
+            data=_together("--data", data, texts),
             documents=documents,
             tokens=tokens,
             queries=queries,

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .convert.wording import counted
+
 if TYPE_CHECKING:
     from .convert.family import Family
     from .convert.manifest import Measured
@@ -146,7 +148,7 @@ def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
         _checks(console, adapted.measured)
     spent = record["spent"]
     console.print(
-        f"{record['steps']:,} steps, {record['tokens']:,} tokens, {spent['wall_seconds']:,.0f} s "
+        f"{counted(record['steps'], 'step')}, {record['tokens']:,} tokens, {spent['wall_seconds']:,.0f} s "
         f"({spent['cpu_seconds']:,.0f} s of CPU time); the state of step {record['best_step']:,} was kept"
     )
     return None
@@ -423,7 +425,7 @@ def show_refreshed(refreshed: Refreshed, *, as_json: bool, quiet: bool = False) 
     return None
 
 
-def show_inspection(found: Inspection, *, as_json: bool) -> None:
+def show_inspection(found: Inspection, targets: Mapping[str, Target], *, as_json: bool) -> None:
     if as_json:
         return _json(found.described())
     console = _console()
@@ -438,7 +440,7 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
         "parameters": f"{found.parameters:,} in {found.tensors} tensors, {_bytes(found.bytes)}",
         "dtype": types,
         "tokens": f"{found.max_length:,}" if found.max_length else "–",
-        "can become": ", ".join(found.becomes) or f"nothing: {found.why_not}",
+        "can become": ", ".join(targets[name].asked_for for name in found.becomes) or f"nothing: {found.why_not}",
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
@@ -447,12 +449,20 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
 
 
 def show_targets(targets: Iterable[Target], *, as_json: bool) -> None:
-    rows = [{"name": target.name, "says": target.says, "families": list(target.families)} for target in targets]
+    rows = [
+        {
+            "name": target.name,
+            "command": f"effconv {target.asked_for}",
+            "says": target.says,
+            "families": list(target.families),
+        }
+        for target in targets
+    ]
     if as_json:
         return _json(rows)
-    table = Table("target", "what it is", "families")
+    table = Table("target", "command", "what it is", "families")
     for row in rows:
-        table.add_row(str(row["name"]), escape(str(row["says"])), ", ".join(row["families"]))
+        table.add_row(str(row["name"]), str(row["command"]), escape(str(row["says"])), ", ".join(row["families"]))
     _console().print(table)
     return None
 
@@ -469,9 +479,11 @@ def show_families(families: Iterable[Family], targets: Iterable[Target], *, as_j
     ]
     if as_json:
         return _json(rows)
+    commands = {target.name: target.asked_for for target in targets}
     table = Table("family", "heads", "can become")
     for row in rows:
-        table.add_row(str(row["name"]), ", ".join(row["heads"]), ", ".join(row["becomes"]))
+        becomes = ", ".join(commands[name] for name in row["becomes"])
+        table.add_row(str(row["name"]), ", ".join(row["heads"]), becomes)
     _console().print(table)
     return None
 

@@ -20,13 +20,14 @@ import numpy as np
 
 from ..calibrate.text import check_tokens, special_ends
 from ..convert.errors import BadInputError, UsageError
+from .refusals import TABULAR as TABULAR
+from .refusals import require_files
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$", re.MULTILINE)
 PARTS = 20  # of a text without documents
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.1, 400_000
 STREAM_LOOKAHEAD = 1_000  # documents of a stream among which the held-out ones are chosen
 SHARED = 64  # tokens in a row
-TABULAR = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 Tokens = np.ndarray  # (n, 2) int32: the id, and whether a word begins there
 
@@ -72,8 +73,6 @@ def read_corpus(
     Raises:
         BadInputError: no text, one that cannot be read, or nothing to train on beside the held-out documents.
     """
-    if not data:
-        raise UsageError("no text to train on", where="--data", hint="give text, JSONL or parquet files, or a dataset")
 
     def open_data() -> Iterator[str]:
         return itertools.chain.from_iterable(_documents(name, column, streaming, token) for name in data)
@@ -181,16 +180,12 @@ def _held_out(texts: Sequence[str]) -> set[str]:
 
 def _documents(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
     path = Path(name)
+    require_files([name], "--data")
     if not path.exists():
         return _dataset_rows(name, column, streaming, token)
-    if path.is_dir():
-        raise UsageError(f"{name} is a folder", where="--data", hint="give the files in it, such as folder/*.txt")
     if path.suffix in TABULAR:
         return table_rows(path, column, streaming)
-    try:
-        return iter(text_documents(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"the text cannot be read ({error})", where=name, hint="give UTF-8 text files") from None
+    return iter(text_documents(path.read_text(encoding="utf-8")))
 
 
 def text_documents(text: str) -> list[str]:

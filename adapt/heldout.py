@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import BadInputError
+from ..convert.wording import six_digits
 from .batches import Batch, masked
 from .contrastive import PIECES, cut_pieces, embedded
 from .documents import Corpus
@@ -102,15 +103,16 @@ class HeldOut:
             assert batch.masked_ids is not None
             assert batch.labels is not None
             logits = torch.cat([student(batch.masked_ids[i : i + 1]).logits for i in range(texts)])
-            return {**row, "mlm_loss": float(F.cross_entropy(logits.flatten(0, 1), batch.labels[:texts].flatten()))}
+            loss = F.cross_entropy(logits.flatten(0, 1), batch.labels[:texts].flatten())
+            return {**row, "mlm_loss": six_digits(float(loss))}
         pieces = self._pieces.get(length)
         texts = texts if pieces is None else len(pieces)
         ids, wanted = self._texts[length][:texts].to(self._device), self._states[length][:texts]
         got = torch.cat([student(ids[i : i + 1], output_hidden_states=True).hidden_states[-1] for i in range(texts)])
         row |= {
             "texts": texts,
-            "token_cosine": float(F.cosine_similarity(got, wanted, dim=-1).mean()),
-            "sentence_cosine": float(F.cosine_similarity(got.mean(1), wanted.mean(1), dim=-1).mean()),
+            "token_cosine": six_digits(float(F.cosine_similarity(got, wanted, dim=-1).mean())),
+            "sentence_cosine": six_digits(float(F.cosine_similarity(got.mean(1), wanted.mean(1), dim=-1).mean())),
         }
         if pieces is not None:
             similarity = pieces.flatten(0, 1) @ F.normalize(pooled(got, self._pair.pooling), dim=-1).T

@@ -17,7 +17,6 @@ from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.families import FAMILIES
 from ..convert.family import Family
 from ..convert.loaded import Loaded
-from ..convert.source import TOKENIZER_FILES
 from .recipes import Phase
 
 
@@ -69,22 +68,18 @@ def load_pair(
 ) -> Pair:
     """Loads what the phases need; the repo's files have been compared with its manifest before.
 
+    That the repo can have these objectives, and has a tokenizer, has been seen too (`require_objectives`).
+
     Raises:
-        BadInputError: no tokenizer, another one than the teacher's, a teacher without the head.
-        UnsupportedError: an objective that this repo cannot have.
+        BadInputError: another tokenizer than the teacher's, a teacher without the head.
     """
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if not any((repo / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer_config.json"):
-        raise BadInputError(
-            "the repo has no tokenizer", where=str(repo), hint="convert a source that has its tokenizer"
-        )
     loaded = Loaded(repo, teacher, manifest, trust_remote_code)
     objectives = {objective for phase in phases for objective in phase.objectives}
-    head = bool(objectives & {"logits", "mlm"})
-    auto = _head_auto(loaded, objectives) if head else loaded.auto
+    auto = "AutoModelForMaskedLM" if "mlm" in objectives else loaded.auto
     student = loaded.model(auto)
     tokenizer = loaded.tokenizer
     if "mlm" in objectives and tokenizer.mask_token_id is None:
@@ -98,19 +93,6 @@ def load_pair(
     reach = int(manifest["source_max_length"])
     pooling = pooling_of(repo) if {"sentence", "contrastive"} & objectives else "mean"
     pair = Pair(student, source, tokenizer, family, auto, manifest, reach, (len(first), len(last)), pooling)
-    if "attention" in objectives:
-        if pair.global_tokens:
-            raise UnsupportedError(
-                "its global tokens take part in every layer's attention, and the teacher has none to force on them",
-                where="--objective attention",
-                hint="train hidden, which compares the tokens that both have",
-            )
-        if family is None or not hasattr(student.base_model, "attention_path"):
-            raise UnsupportedError(
-                f"a {manifest['target']} has no attention to compare",
-                where="--objective attention",
-                hint="train hidden",
-            )
     without_dropout(student)
     student.train()
     for module in student.modules():
@@ -225,20 +207,6 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
     for layer in {id(layer): layer for layer in pair.student_layers()}.values():
         for path in (pair.base.attention_path, pair.family.output_projection):
             yield modules[id(layer.get_submodule(path))] + "."
-
-
-def _head_auto(loaded: Loaded, objectives: set[str]) -> str:
-    if "mlm" in objectives:
-        if "AutoModelForMaskedLM" in (loaded.auto, *loaded.autos):
-            return "AutoModelForMaskedLM"
-        raise UnsupportedError(
-            "the repo has no masked-LM head", where="--objective mlm", hint="convert with --architecture ForMaskedLM"
-        )
-    if loaded.auto == "AutoModel":
-        raise UnsupportedError(
-            "the repo is a base model: it has no logits", where="--objective logits", hint="train hidden"
-        )
-    return loaded.auto
 
 
 def _load_teacher(folder: Path, auto: str, trust_remote_code: bool) -> Any:

@@ -16,6 +16,7 @@ from ..convert.manifest import Measured
 from ..convert.reader import open_checkpoint
 from ..convert.source import resolve
 from ..convert.tensorfile import TensorFile
+from ..convert.wording import counted
 
 PLOT = "adapt.svg"
 BLOCK, HEADING = "adapt", "Trained after the conversion"
@@ -39,6 +40,12 @@ class Adapted:
     record: Mapping[str, Any]
     measured: list[Measured] | None
     findings: list[str]
+
+    def __repr__(self) -> str:
+        before, after = self.record["before"][-1], self.record["after"][-1]
+        moved = [f"{FIGURES[name]} {before[name]:.4f} to {after[name]:.4f}" for name in FIGURES if name in after]
+        steps = counted(self.record["steps"], "step")
+        return f"<Adapted {str(self.output)!r}: {steps}; at {after['tokens']} tokens {', '.join(moved)}>"
 
     def described(self) -> dict[str, Any]:
         """As JSON values."""
@@ -118,13 +125,13 @@ def block(record: Mapping[str, Any], plotted: bool) -> str:
     digest = f", sha256 `{data['sha256'][:12]}`" if "sha256" in data else ""
     how = (
         f"Trained{teacher} with the objective `{record['objective']}` (`--train {record['train']}`): "
-        f"{record['steps']:,} steps, {record['tokens']:,} tokens of {', '.join(data['data'])}{digest}, "
+        f"{counted(record['steps'], 'step')}, {record['tokens']:,} tokens of {', '.join(data['data'])}{digest}, "
         f"{spent['wall_seconds']:,.0f} s ({spent['cpu_seconds']:,.0f} s of CPU time a process, "
         f"{spent['processes']} process{'es' if spent['processes'] > 1 else ''}). "
         f"The state of step {record['best_step']:,} was kept."
     )
     where = (
-        f"Measured on {data['heldout_documents']} documents that training never saw "
+        f"Measured on {counted(data['heldout_documents'], 'document')} that training never saw "
         f"({data['heldout_tokens']:,} tokens, sha256 `{data['heldout_sha256'][:12]}`)."
     )
     picture = [f"![loss and score by step]({PLOT})", ""] if plotted else []

@@ -14,7 +14,6 @@ MRR: the mean of 1 / its rank.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,9 @@ from ..calibrate.text import read_text
 from ..convert.errors import BadInputError, UsageError
 from ..convert.manifest import check_hashes, read_manifest
 from ..convert.recheck import source_of
+from ..convert.text_files import Named, one_or_several, require_readable
+from ..convert.tokenizer import require_tokenizer
+from ..convert.wording import counted
 from .models import pooling_of
 from .teacher import pooled
 
@@ -81,12 +83,19 @@ def make_task(tokens: Sequence[int], *, documents: int, length: int, queries: in
         BadInputError: the text gives fewer than two documents, or a document has no room for its queries.
     """
     count = min(documents, len(tokens) // length)
-    if count < 2 or length < beyond + queries * size:
+    if length < beyond + queries * size:
         raise BadInputError(
-            f"{len(tokens)} tokens give {max(count, 0)} documents of {length} tokens with {queries} queries of {size} "
-            f"beyond token {beyond}",
+            f"{queries} queries of {size} tokens do not fit into documents of {length} tokens beyond token {beyond}, "
+            "where the source's own reach ends",
+            where="--tokens, --queries, --query-tokens",
+            hint="give longer documents, or fewer or shorter queries",
+        )
+    if count < 2:
+        raise BadInputError(
+            f"the text has {len(tokens):,} tokens: {counted(count, 'document')} of {length}, "
+            "and one must be found among at least 2",
             where="--data",
-            hint="give more text, or other --tokens and --queries",
+            hint=f"give more text ({2 * length:,} tokens at least), or fewer --tokens a document",
         )
     body = torch.tensor(list(tokens[: count * length])).view(count, length)
     starts = np.linspace(beyond, length - size, queries).round().astype(int)
@@ -134,10 +143,10 @@ def measure(
 
 
 def retrieval(
-    repos: Sequence[str | os.PathLike[str]],
+    repos: Named | Sequence[Named],
     *,
-    against: str | os.PathLike[str],
-    data: Sequence[str | os.PathLike[str]],
+    against: Named,
+    data: Named | Sequence[Named],
     documents: int = 50,
     tokens: int = 2048,
     queries: int = 4,
@@ -150,7 +159,8 @@ def retrieval(
     """Builds the task from text files and measures it: the source's three ways, and each repo.
 
     Args:
-        repos: folders of converted models, all of the same source. against: the source.
+        repos: folders of converted models, all of the same source; one or several. against: the source.
+        data: a UTF-8 text file, or several, which are joined.
         documents, tokens, queries, query_tokens: see `make_task`.
 
     Returns:
@@ -159,27 +169,33 @@ def retrieval(
     Raises:
         EffconvError: a repo, a source or a text that cannot be used.
     """
+    folders, files = [Path(repo) for repo in one_or_several(repos)], [Path(path) for path in one_or_several(data)]
+    if not folders:
+        raise UsageError("no repo to measure", where="REPO", hint="give at least one repo that effconv made")
+    if documents < 2:
+        raise UsageError("a document must be found among others", where="--documents", hint="give at least 2")
+    if not files:
+        raise UsageError("no text to cut documents from", where="--data", hint="give one UTF-8 text file or several")
+    manifests = [_checked(folder, tokens) for folder in folders]
+    require_readable(files, "--data")
+    folder = source_of(against, manifests[0], token, offline)
+    reach = min(int(manifest["source_max_length"]) for manifest in manifests)
+    if tokens < reach + queries * query_tokens:
+        longest = min(int(manifest["max_length"]) for manifest in manifests)
+        raise UsageError(
+            f"queries are taken beyond the {reach} tokens of the source, and a document of {tokens} tokens has no room "
+            f"there for {queries} of {query_tokens}",
+            where="--tokens, --queries, --query-tokens",
+            hint=f"give longer documents (the repos take {longest} tokens), or fewer or shorter queries",
+        )
+
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    folders = [Path(repo) for repo in repos]
-    manifests = [read_manifest(folder) for folder in folders]
-    if not manifests:
-        raise UsageError("no repo to measure", where="REPO", hint="give at least one repo that effconv made")
     names = [folder.absolute().name for folder in folders]
-    for folder, manifest in zip(folders, manifests, strict=True):
-        check_hashes(folder, manifest)
-        if int(manifest["max_length"]) < tokens:
-            raise UsageError(
-                f"{folder.name} takes {manifest['max_length']} tokens, and a document has {tokens}",
-                where="--tokens",
-                hint="give shorter documents",
-            )
-    folder = source_of(against, manifests[0], token, offline)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0], trust_remote_code=True)
-    text = read_text([Path(path) for path in data], tokenizer, len(tokenizer))
-    reach = min(int(manifest["source_max_length"]) for manifest in manifests)
+    text = read_text(files, tokenizer, len(tokenizer))
     around_text = len(text.prefix) + len(text.suffix)
     task = make_task(
         text.tokens, documents=documents, length=tokens - around_text, queries=queries, size=query_tokens, beyond=reach
@@ -199,3 +215,21 @@ def retrieval(
         "query_tokens": query_tokens,
     }
     return {"task": shape, "data": text.record, "rows": rows}
+
+
+def _checked(folder: Path, tokens: int) -> dict[str, Any]:
+    """The manifest of a repo whose files are what it says, and that takes documents of so many tokens."""
+    if not folder.exists():
+        raise UsageError(
+            "no such folder, and no such file", where=str(folder), hint="give repos that effconv made, and text files"
+        )
+    manifest = read_manifest(folder)
+    if int(manifest["max_length"]) < tokens:
+        raise UsageError(
+            f"{folder.name} takes {manifest['max_length']} tokens, and a document has {tokens}",
+            where="--tokens",
+            hint=f"give --tokens {manifest['max_length']} or fewer, or a repo for longer texts (--max-len {tokens})",
+        )
+    require_tokenizer(folder)
+    check_hashes(folder, manifest)
+    return manifest

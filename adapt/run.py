@@ -22,6 +22,7 @@ from ..convert.verify import require_passed, run_checks
 from ..targets import target_named
 from .options import AdaptOptions
 from .recipes import phases_of, recipe_of, training_lengths
+from .refusals import require_data, require_objectives
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import Checkpoints
@@ -84,6 +85,9 @@ def adapt_repo(
             where=str(folder),
             hint="train without a teacher: --objective mlm",
         )
+    require_objectives(folder, manifest, target, phases)
+    require_data(options)
+    lengths = training_lengths(manifest, options.training_lengths(), phases)
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
@@ -97,8 +101,6 @@ def adapt_repo(
         check_replaceable(output)
         size = sum((folder / name).stat().st_size for name in manifest["files"])
         check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
-
-    lengths = training_lengths(manifest, options.training_lengths(), phases)
 
     from .checkpoints import Checkpoints
     from .documents import read_corpus

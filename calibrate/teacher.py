@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, listing
 from ..convert.family import number
-from ..convert.source import TOKENIZER_FILES
 from ..convert.target import Context
+from ..convert.tokenizer import has_tokenizer
 
 THREADS = 2  # fixed: another number of threads may sum in another order, and a fit shall repeat bit for bit
-
-SETTINGS_ALONE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,7 @@ def load_teacher(folder: Path) -> tuple[nn.Module, Any]:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(THREADS)
     try:
-        stored = any((folder / name).exists() for name in TOKENIZER_FILES if name not in SETTINGS_ALONE)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if stored else None  # 5.x makes an empty one
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
     except Exception as error:  # each tokenizer class fails in its own way where files are missing or damaged
         raise _no_tokenizer(folder, f"cannot be loaded ({type(error).__name__}: {error})") from None
     if tokenizer is None:

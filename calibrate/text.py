@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..convert.builtin_text import fitting_text
 from ..convert.errors import BadInputError
+from ..convert.text_files import joined
 
 UNKNOWN_FINDING, UNKNOWN_REFUSED = 0.05, 0.3  # shares of tokens that the tokenizer does not know
 
@@ -37,24 +38,15 @@ def read_text(files: Sequence[Path], tokenizer: Any, rows: int) -> CalibrationTe
     """Reads and tokenizes the files, or the built-in text where there are none.
 
     Args:
-        files: UTF-8 text.
+        files: UTF-8 text; that they can be read has been seen before (`require_readable`).
         tokenizer: the source's.
         rows: of the source's table of words.
 
     Raises:
-        BadInputError: a file that cannot be read, a text that the tokenizer mostly does not know, or a tokenizer that
-            does not belong to the source.
+        BadInputError: a text that the tokenizer mostly does not know, or a tokenizer that is not the source's.
     """
     if files:
-        parts = []
-        for path in files:
-            try:
-                parts.append(Path(path).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise BadInputError(
-                    f"the calibration text cannot be read ({error})", where=str(path), hint="give UTF-8 text files"
-                ) from None
-        text, name = "\n".join(parts), ", ".join(Path(path).name for path in files)
+        text, name = joined(files), ", ".join(path.name for path in files)
     else:
         text = fitting_text()
         name = "the built-in English text"

@@ -9,7 +9,7 @@ divergence is that of the decoder, which is given the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from .builtin_text import measuring_text
 from .loaded import Loaded, decoder_inputs
+from .text_files import joined
+from .wording import six_digits
 
 BUILTIN_LENGTHS = (128, 256, 512)
 BUILTIN_TEXTS = 4
 MASKED_SHARE = 0.15
-DIGITS = 6  # of a mean cosine; float32 has no more, and makes 1.00000003 of equal states
 
 
 def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
@@ -35,7 +36,7 @@ def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
 
 def file_fidelity(loaded: Loaded, files: list[str], lengths: list[int], texts: int) -> list[dict[str, Any]]:
     """Fidelity on the files' text, or on the built-in one, at the lengths that both models reach."""
-    text = "\n".join(Path(path).read_text(encoding="utf-8") for path in files) if files else measuring_text()
+    text = joined([Path(path) for path in files]) if files else measuring_text()
     reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
     return fidelity(loaded, text, [length for length in lengths if length <= reach], texts)
 
@@ -83,10 +84,13 @@ def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
 def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, Any]:
     """Mean figures of two models over ids (b, t), one text at a time so that memory stays small."""
     rows = [_compare_one(source, emitted, ids[i : i + 1], tokenizer, i) for i in range(len(ids))]
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "layer_error"}
-    means |= {name: round(mean, DIGITS) for name, mean in means.items() if name.endswith("cosine")}
+    means = {name: _mean([row[name] for row in rows]) for name in rows[0] if name != "layer_error"}
     layers = zip(*(row["layer_error"] for row in rows), strict=True)
-    return {**means, "layer_error": [sum(values) / len(rows) for values in layers]}
+    return {**means, "layer_error": [_mean(values) for values in layers]}
+
+
+def _mean(figures: Sequence[float]) -> float:
+    return six_digits(sum(figures) / len(figures))
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
+from .text_files import one_or_several
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class LambdaOptions:
         """Raises UsageError with every option that makes no sense."""
         from ..templates.lambda_configuration import lambda_faults
 
-        object.__setattr__(self, "calibrate", tuple(Path(path) for path in self.calibrate))
+        object.__setattr__(self, "calibrate", tuple(Path(path) for path in one_or_several(self.calibrate)))
         faults = lambda_faults(
             SimpleNamespace(
                 key_depth=self.key_depth, intra_depth=self.intra_depth, local_context_size=self.local_context
@@ -35,6 +36,8 @@ class LambdaOptions:
         )
         if self.groups not in ("heads", "1"):
             faults.append(f"groups is {self.groups!r}: give heads or 1")
+        if self.groups == "1" and self.calibrate:
+            faults.append("calibrate is for groups=heads: the published layer is not fitted but trained")
         if self.max_length < 1:
             faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
         require_sound("lambda", faults)

@@ -146,4 +146,5 @@ LAMBDA_PUBLISHED = Target(
     emitted_suffix=lambda suffix: "Model" if suffix == "Model" else "ForPreTrainingNSP",
     drops=_drops,
     command="lambda",
+    chosen_by="--groups 1",
 )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .errors import UsageError, listing
 
 MAX_LENGTH_HELP = "Tokens that the emitted model takes."
-CALIBRATE_HELP = "Text file to fit on; may be given several times. [default: the built-in English text]"
+CALIBRATE_HELP = "Text file to fit on; several are joined. [default: the built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
 
 

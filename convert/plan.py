@@ -69,6 +69,10 @@ class Plan:
     architecture: str
     rows: tuple[Row, ...]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())
+        return f"<Plan for {self.architecture}: {counts}; {self.bytes_out / 1e6:,.1f} MB>"
+
     @property
     def bytes_out(self) -> int:
         return sum(row.nbytes for row in self.rows)

@@ -17,6 +17,8 @@ from .reader import DENSE_FORMATS, open_checkpoint
 from .run import source_folder
 from .source import resolve
 from .target import Target
+from .text_files import Named, one_or_several, require_readable
+from .tokenizer import require_tokenizer
 from .verify import measure_fidelity, require_passed, run_checks
 
 
@@ -66,8 +68,8 @@ def fidelity_of(
     repo: str | os.PathLike[str],
     *,
     against: str | os.PathLike[str],
-    data: Sequence[str | os.PathLike[str]] = (),
-    lengths: Sequence[int] = (128, 256, 512),
+    data: Named | Sequence[Named] = (),
+    lengths: str | int | Sequence[int] = (128, 256, 512),
     texts: int = 32,
     token: str | None = None,
     offline: bool = False,
@@ -80,50 +82,81 @@ def fidelity_of(
     Lengths that the source or the repo does not reach are left out.
 
     Args:
-        data: text files; by default the part of the built-in text that no calibration has seen.
-        lengths: tokens of a window, special tokens included.
+        data: a text file, or several; by default the part of the built-in text that no calibration has seen.
+        lengths: tokens of a window, special tokens included; one number or several, or as the command has them.
 
     Raises:
+        UsageError: no length that both models reach.
         BadInputError: a text file that cannot be read, or is too short for every length.
     """
     folder, manifest = _opened(repo)
-    files = [Path(path) for path in data]
-    for path in files:
-        try:
-            path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInputError(
-                f"the text cannot be read ({error})", where=str(path), hint="give UTF-8 text files"
-            ) from None
-    if not lengths or min(lengths) < 3 or texts < 1:
-        raise UsageError(
-            "lengths of at least 3 tokens, and at least one text", where="--lengths", hint="such as 128,512"
-        )
+    files = [Path(path) for path in one_or_several(data)]
+    require_readable(files, "--data")
+    wanted = _token_lengths(lengths)
+    if texts < 1:
+        raise UsageError(f"texts are {texts}", where="--texts", hint="give at least one text a length")
     if not manifest.get("dense_source", True):
         raise UnsupportedError(
             f"a {manifest['target']} repo has its source's weights and approximates nothing",
             where=str(folder),
             hint="compare the two with effconv verify --against",
         )
+    if manifest.get("part"):
+        raise UnsupportedError(
+            f"the repo is the {manifest['part']} alone, which keeps its source's attention and approximates nothing",
+            where=str(folder),
+            hint="compare the two with effconv verify --against",
+        )
+    require_tokenizer(folder)
+    reach = min(int(manifest["max_length"]), int(manifest["source_max_length"]))
+    reached = [length for length in wanted if length <= reach]
+    beyond = [str(length) for length in wanted if length > reach]
+    takes = f"the source takes {manifest['source_max_length']} tokens, the repo {manifest['max_length']}"
+    if not reached:
+        raise UsageError(
+            f"no length that both models reach: {takes}",
+            where=f"--lengths {','.join(beyond)}",
+            hint=f"give lengths of at most {reach} tokens (for longer texts: effconv retrieval)",
+        )
+    if beyond:
+        progress(f"left out {','.join(beyond)} tokens: {takes}", 0, 0)
     check_hashes(folder, manifest)
     rows = measure_fidelity(
         folder.resolve(),
         manifest,
         source=source_of(against, manifest, token, offline),
         files=files,
-        lengths=sorted(set(lengths)),
+        lengths=reached,
         texts=texts,
         progress=lambda name: progress(name, 0, 0),
         trust_remote_code=trust_remote_code,
     )
     if not rows:
-        reach = min(int(manifest["max_length"]), int(manifest["source_max_length"]))
         raise BadInputError(
-            "no length could be measured: the text is too short, or both models do not reach it",
-            where=f"--lengths {','.join(map(str, lengths))}; both models take {reach} tokens",
-            hint="give shorter lengths, or more text with --data",
+            f"the text is shorter than {reached[0]} tokens",
+            where="--data, --lengths",
+            hint="give more text, or shorter lengths",
         )
+    filled = {row["tokens"] for row in rows}
+    for length in reached:
+        if length not in filled:
+            progress(f"left out {length} tokens: the text is shorter", 0, 0)
     return rows
+
+
+def _token_lengths(lengths: str | int | Sequence[int]) -> list[int]:
+    """The lengths, ascending, each once.
+
+    Raises:
+        UsageError: they are no numbers of tokens, or too few for a text between its special tokens.
+    """
+    parts = lengths.split(",") if isinstance(lengths, str) else [lengths] if isinstance(lengths, int) else lengths
+    found = sorted({int(part) if str(part).strip().isdigit() else 0 for part in parts})
+    if not found or found[0] < 3:
+        raise UsageError(
+            f"lengths are {lengths!r}", where="--lengths", hint="numbers of tokens, at least 3, such as 128,512"
+        )
+    return found
 
 
 def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:

@@ -32,8 +32,10 @@ from .source import Source, resolve
 from .staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .target import Calibration, Context, Target
 from .tensorfile import file_sha256
+from .text_files import require_readable
 from .tokenizer import SpecialTokens, special_tokens
 from .verify import require_passed, run_checks
+from .wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ class Result:
     measured: list[Measured] | None
     findings: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        held = [check for check in self.measured or () if check.passed]
+        checks = "not verified" if self.measured is None else f"{len(held)} of {len(self.measured)} checks hold"
+        size, findings = f"{self.plan.bytes_out / 1e6:,.1f} MB", counted(len(self.findings), "finding")
+        return f"<Result {str(self.output)!r}: {self.plan.architecture}, {size}, {checks}, {findings}>"
 
     def described(self) -> dict[str, Any]:
         """As JSON values."""
@@ -93,6 +101,8 @@ def prepare(
 
 def prepare_resolved(source: Source, target: Target, options: object, settings: Settings, *, remote: bool) -> Prepared:
     """The same for a source that is resolved already."""
+    if target.calibration:
+        require_readable(getattr(options, "calibrate", ()), "--calibrate")
     if target.prepare is not None:
         checkpoint, context, plan = target.prepare(source, target, options, settings, remote)
         return Prepared(source, checkpoint, context, plan)

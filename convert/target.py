@@ -106,7 +106,8 @@ class Target:
         emitted_suffix: its head for a head of the source.
         drops: canonical names of tensors that are left behind, with the reason.
         variant: name of the target that takes over for certain options; "" for this one.
-        command: of effconv that makes it; "" where it is called as the target.
+        command: of effconv that makes it; "" where it is called as the target. chosen_by: the option that chooses it
+            there, where the command makes another target without.
         causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
             class for causal heads.
         prepare: opens and plans a source, where the common way does not serve: a target that changes frameworks.
@@ -133,6 +134,7 @@ class Target:
     drops: Callable[[Context], Mapping[str, str]] = lambda context: {}
     variant: Callable[[Any], str] = lambda options: ""
     command: str = ""
+    chosen_by: str = ""
     causal: bool = False
     prepare: Callable[[Source, Target, Any, Settings, bool], tuple[Checkpoint, Context, Plan]] | None = None
     model_types: tuple[str, ...] = ()
@@ -142,6 +144,11 @@ class Target:
     complete: Callable[[Any, Config], Any] = lambda options, config: options
     upgraded: Callable[[Context], Mapping[str, Any]] = lambda context: {}
     ending: str = ""
+
+    @property
+    def asked_for(self) -> str:
+        """How the command line asks for it: its command, and the option that chooses it there."""
+        return " ".join(part for part in (self.command or self.name, self.chosen_by) if part)
 
     def folder(self, source: str, options: Any) -> str:
         """The default output folder."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .source import Source
+from .errors import BadInputError
+from .source import TOKENIZER_FILES, Source
 
+SETTINGS_ALONE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 UNPORTABLE = ("name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", "cache_dir")
 
 
@@ -24,6 +27,19 @@ class SpecialTokens:
     mask: int | None = None
     sep: int | None = None
     pad: int | None = None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's own files are there, not its settings alone (of which transformers makes an empty one)."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES if name not in SETTINGS_ALONE)
+
+
+def require_tokenizer(repo: Path) -> None:
+    """Raises BadInputError for a repo without a tokenizer."""
+    if not has_tokenizer(repo):
+        raise BadInputError(
+            "the repo has no tokenizer", where=str(repo), hint="convert a source that has its tokenizer"
+        )
 
 
 def special_tokens(source: Source, defaults: Mapping[str, str]) -> SpecialTokens:

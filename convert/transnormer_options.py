@@ -9,6 +9,7 @@ from typing import Literal
 
 from .errors import UsageError
 from .options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
+from .text_files import one_or_several
 
 FIRST_HALF = "first-half"
 
@@ -39,7 +40,7 @@ class TransNormerOptions:
         """Raises UsageError with every option that makes no sense."""
         from ..templates.transnormer_configuration import transnormer_faults
 
-        object.__setattr__(self, "calibrate", tuple(Path(path) for path in self.calibrate))
+        object.__setattr__(self, "calibrate", tuple(Path(path) for path in one_or_several(self.calibrate)))
         faults = transnormer_faults(
             SimpleNamespace(
                 variant=self.variant,

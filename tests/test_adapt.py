@@ -642,6 +642,41 @@ def test_bad_input_is_refused_and_nothing_is_left(error, what, options, repos, s
     assert sorted(tmp_path.rglob("*")) == found
 
 
+EARLY = {
+    "no such file": (BadInputError, "no such file: nowhere.txt", {"data": "nowhere.txt"}),
+    "no such held-out file": (BadInputError, "no such file: ./nowhere", {"heldout": "./nowhere"}),
+    "a folder": (UsageError, "is a folder", {"data": "."}),
+    "a column of text files": (UsageError, "text files have no columns", {"text_column": "body"}),
+    "a column of nothing": (UsageError, "no text to train on", {"text_column": "body", "data": None}),
+    "no teacher": (UsageError, "needs a teacher", {"teacher": None}),
+    "globals without a teacher": (UnsupportedError, "global tokens", {"objective": "attention", "repo": "lsg"}),
+    "no attention": (UnsupportedError, "no attention", {"objective": "attention", "manifest": {"family": "bigs"}}),
+    "no masked-LM head": (UnsupportedError, "no masked-LM head", {"objective": "mlm", "manifest": {"heads": []}}),
+    "no logits": (UnsupportedError, "no logits", {"objective": "logits"}),
+    "no tokenizer": (BadInputError, "has no tokenizer", {"left": ("tokenizer.json", "vocab.txt")}),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_what_files_and_config_tell_is_refused_before_anything_is_hashed_or_loaded(
+    name, repos, source, text, tmp_path, monkeypatch
+):
+    error, what, options = EARLY[name]
+    options = dict(options)
+    monkeypatch.setattr("effconv.adapt.run.check_hashes", lambda *_: pytest.fail("too late"))
+    repo = Path(shutil.copytree(repos[options.pop("repo", "linformer")], tmp_path / "repo"))
+    manifest = json.loads((repo / "effconv.json").read_text())
+    changes = {"auto": "AutoModel", **options.pop("manifest", {})}
+    (repo / "effconv.json").write_text(json.dumps(manifest | changes))
+    for file in options.pop("left", ()):
+        (repo / file).unlink(missing_ok=True)
+    asked = {"teacher": source, "data": text, "output": tmp_path / "out", **options}
+    with pytest.raises(error, match=what) as raised:
+        effconv.adapt(repo, **asked)
+    assert raised.value.where
+    assert raised.value.hint
+
+
 def test_the_command_takes_files_as_a_shell_lists_them_and_prints_the_record_as_json(repos, source, text, tmp_path):
     other = write_wiki(tmp_path / "b.txt", count=3, seed=5)
     command = [Path(sys.executable).with_name("effconv"), "adapt", repos["linformer"], "--teacher", source]

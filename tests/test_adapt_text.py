@@ -140,6 +140,8 @@ def test_a_text_that_cannot_be_trained_on_is_refused(content, what, tokenizer, t
 def test_a_name_that_is_neither_file_nor_dataset_is_refused(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInputError, match="no such file, and no such dataset"):
+        corpus_of(tokenizer, "nobody/nothing")
+    with pytest.raises(BadInputError, match="no such file: "):  # it can be no dataset's name
         corpus_of(tokenizer, tmp_path / "missing")
     with pytest.raises(UsageError, match="is a folder"):
         corpus_of(tokenizer, tmp_path)

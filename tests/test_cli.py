@@ -51,6 +51,9 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
         --token --offline --overwrite --no-verify --plan --json --allow-pickle --trust-remote-code"""
     assert [option for option in options.split() if not re.search(rf"(?<![\w-]){option}(?![\w-])", lsg)] == []
     assert "4096" in lsg
+    adapt = effconv_("adapt", "-h", COLUMNS="200").stdout
+    assert "[DATA]..." in adapt.splitlines()[0]  # several files after one --data
+    assert "<list" not in adapt
 
 
 def test_help_stands_under_headings_with_every_default_to_be_read():
@@ -178,7 +181,9 @@ def test_targets_and_families_are_listed():
     assert "ForMaskedLM" in rows["bert"]["heads"]
     assert "lsg" in rows["bert"]["becomes"]
     assert all(name in effconv_("targets").stdout for name in TARGETS)
-    assert all(name in effconv_("families").stdout for name in FAMILIES)
+    text = effconv_("families").stdout
+    assert all(name in text for name in FAMILIES)
+    assert "lambda, lambda --groups 1, transnormer" in text  # as a command makes it, which no lambda-published does
 
 
 @pytest.mark.parametrize(
@@ -314,3 +319,7 @@ def test_the_module_can_be_run_without_its_script():
         [sys.executable, "-m", "effconv.cli", "--version"], capture_output=True, text=True, check=False
     )
     assert run.stdout == f"effconv {effconv.__version__}\n", run.stderr
+
+
+def test_the_packages_names_are_listed_before_they_are_used():
+    assert set(effconv.__all__) <= set(dir(effconv))

@@ -8,9 +8,11 @@ import pytest
 import torch
 import transformers
 from adapt_text import documents
+from typer.testing import CliRunner
 
 import effconv
 from effconv.adapt.retrieval import Encoder, chunk_embeddings, make_task, ranked, retrieval
+from effconv.cli import app
 from effconv.convert.errors import BadInputError, UsageError
 from tiny import save_tiny
 
@@ -29,10 +31,17 @@ def test_queries_are_pieces_of_their_document_beyond_the_sources_length():
     assert sorted({query[0] % 130 for query in task.queries.tolist()}) == [50, 85, 120]
 
 
-@pytest.mark.parametrize("values", [{"length": 600}, {"length": 60}, {"documents": 1}])
-def test_a_text_that_gives_no_task_is_refused(values):
-    with pytest.raises(BadInputError, match="documents of"):
-        make_task(range(1000), **{"documents": 7, "length": 130, "queries": 3, "size": 10, "beyond": 50, **values})
+@pytest.mark.parametrize(
+    ("length", "says"),
+    [
+        (600, "the text has 1,000 tokens: 1 document of 600"),
+        (60, "3 queries of 10 tokens do not fit into documents"),
+    ],
+)
+def test_a_text_that_gives_no_task_is_refused(length, says):
+    with pytest.raises(BadInputError, match=says) as caught:
+        make_task(range(1000), documents=7, length=length, queries=3, size=10, beyond=50)
+    assert caught.value.hint
 
 
 def test_ranks_are_counted_by_hand():
@@ -55,8 +64,29 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
     assert found["task"]["documents"] == 12
     assert found["task"]["queries"] == 48
     assert all(0 <= row["r@1"] <= row["mrr"] <= 1 for row in found["rows"])
-    with pytest.raises(UsageError, match="takes 256 tokens, and a document has 512"):
-        retrieval([tmp_path / "lsg"], against=tmp_path / "source", data=[text], tokens=512)
+    # The same as a shell writes it, --data *.txt, and from one name in place of a list.
+    other = tmp_path / "b.txt"
+    other.write_text(" ".join(documents(6, words=300, seed=1)))
+    words = ["retrieval", tmp_path / "lsg", "--against", tmp_path / "source", "--data", text, other, "--json"]
+    run = CliRunner().invoke(app, [*map(str, words), "--tokens", "144", "--query-tokens", "16", "--queries", "2"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["data"]["text"] == "a.txt, b.txt"
+
+    for says, error, options in (
+        ("takes 256 tokens, and a document has 512", UsageError, {"tokens": 512}),
+        ("beyond the 64 tokens of the source", UsageError, {"tokens": 80}),
+        ("found among others", UsageError, {"documents": 1}),
+        ("no text to cut documents from", UsageError, {"data": ()}),
+        ("cannot be read: .*nowhere.txt", BadInputError, {"data": tmp_path / "nowhere.txt"}),
+        ("no such folder, and no such file", UsageError, {"repos": tmp_path / "nowhere"}),
+        ("no repo to measure", UsageError, {"repos": ()}),
+        ("not a repo that effconv made", BadInputError, {"repos": tmp_path / "source"}),
+    ):
+        asked = {"repos": tmp_path / "lsg", "against": tmp_path / "source", "data": text, "tokens": 144, **options}
+        with pytest.raises(error, match=says) as caught:
+            retrieval(asked.pop("repos"), **asked)
+        assert caught.value.where
+        assert caught.value.hint
 
     stock = transformers.AutoModel.from_pretrained(tmp_path / "source").eval()
     emitted = effconv.load(tmp_path / "lsg", auto="AutoModel").eval()

@@ -204,6 +204,10 @@ COMMANDS = {
     "no such choice": (2, "t3", ["transnormer", "--variant", "t3"]),
     "no calibration file": (4, "cannot be read", ["lambda", "--calibrate", "nowhere.txt"]),
     "a folder to calibrate on": (4, "cannot be read", ["transnormer", "--calibrate", "."]),
+    "the second calibration file": (4, "nowhere.txt: No such", ["lambda", "--calibrate", __file__, "nowhere.txt"]),
+    "a calibration file that is not needed yet": (4, "cannot be read", ["lambda", "--plan", "--calibrate", "nowhere"]),
+    "a file without its option": (2, "what stands alone", ["transnormer", "stray.txt"]),
+    "a fit of what is not fitted": (2, "not fitted", ["lambda", "--groups", "1", "--calibrate", __file__]),
     "a causal head": (3, "see later ones", ["linformer", "--proj-dim", "16", "--architecture", "LMHeadModel"]),
 }
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from checkpoints import SMALL, edit_json, read, read_json, snapshot
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import effconv
-from effconv.convert import run, verify
+from effconv.cli import app
+from effconv.convert import recheck, run, verify
 from effconv.convert.errors import BadInputError, CheckFailedError, UnsupportedError, UsageError
 from effconv.convert.manifest import FIELDS, check_hashes, read_manifest
 from effconv.convert.options import Settings
@@ -74,6 +76,50 @@ def test_equal_states_have_a_cosine_of_one_without_the_noise_of_float32(tmp_path
     model = transformers.AutoModel.from_pretrained(save_tiny(tmp_path / "source", head="Model")).eval()
     row = compare(model, model, torch.randint(5, 50, (16, 32), generator=torch.Generator().manual_seed(0)), None)
     assert (row["token_cosine"], row["sentence_cosine"]) == (1.0, 1.0)
+
+
+def test_fidelity_takes_one_file_or_several_and_leaves_out_what_a_model_does_not_reach(made, tmp_path, monkeypatch):
+    source, repo, _ = made
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in texts:
+        path.write_text("the text")
+    asked, said = [], []
+    monkeypatch.setattr(recheck, "measure_fidelity", lambda *_, **options: asked.append(options) or [{"tokens": 32}])
+    effconv.fidelity(repo, against=source, data=str(texts[0]), lengths=32)
+    effconv.fidelity(
+        repo, against=source, data=texts, lengths="128,64,32", progress=lambda step, done, total: said.append(step)
+    )
+    command = ["fidelity", repo, "--against", source, "--lengths", "32", "--json", "--data", *texts]
+    run = CliRunner().invoke(app, [str(word) for word in command])
+    assert run.exit_code == 0, run.output
+    assert [options["files"] for options in asked] == [texts[:1], texts, texts]
+    assert [options["lengths"] for options in asked] == [[32], [32, 64], [32]]
+    assert "left out 128 tokens: the source takes 64 tokens, the repo 128" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"lengths": [65, 128]}, UsageError, "no length that both models reach: the source takes 64 tokens"),
+        ({"lengths": "a,b"}, UsageError, "lengths are 'a,b'"),
+        ({"lengths": 2}, UsageError, "lengths are 2"),
+        ({"texts": 0}, UsageError, "texts are 0"),
+        ({"data": "nowhere.txt"}, BadInputError, "cannot be read: nowhere.txt: No such file"),
+    ],
+)
+def test_a_fidelity_that_cannot_be_measured_says_why(options, error, says, made):
+    with pytest.raises(error, match=says) as caught:
+        effconv.fidelity(made[1], against=made[0], **options)
+    assert caught.value.where
+    assert caught.value.hint
+
+
+def test_the_result_is_shown_in_a_line(made, tmp_path):
+    shown = repr(made[2])
+    assert all(part in shown for part in (str(made[1]), "LSGBertForPreTraining", "4 of 4 checks hold", "0 findings"))
+    assert len(shown.splitlines()) == 1
+    assert repr(made[2].plan).startswith("<Plan for LSGBertForPreTraining: ")
+    assert len(repr(made[2].plan)) < 120
 
 
 def test_the_card_shows_the_checks(made):

@@ -1,0 +1,84 @@
+"""What an adaptation is refused for before torch is imported: manifest, config.json and file names tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.families import FAMILIES
+from ..convert.target import Target
+from ..convert.text_files import require_readable
+from ..convert.tokenizer import require_tokenizer
+from .options import AdaptOptions
+from .recipes import Phase
+
+TABULAR = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # and their names in datasets
+TEXTS = (".txt", ".text", ".md")
+PATHS = ("/", "./", "../", "~")  # what no dataset's name begins with
+
+
+def require_data(options: AdaptOptions) -> None:
+    """Raises UsageError or BadInputError where there is no text, or one of its files cannot be read."""
+    if not options.data:
+        raise UsageError("no text to train on", where="--data", hint="give text, JSONL or parquet files, or a dataset")
+    require_files(options.data, "--data")
+    require_files(options.heldout, "--heldout")
+    names = (*options.data, *options.heldout)
+    if options.text_column != "text" and not any(_has_columns(name) for name in names):
+        raise UsageError(
+            f"no text has a column {options.text_column!r}: text files have no columns",
+            where="--text-column",
+            hint="leave it out, or give JSONL, parquet or CSV files, or a dataset",
+        )
+
+
+def require_files(names: Sequence[str], where: str) -> None:
+    """Raises for folders, for text files that cannot be read, and for what can only be a file and is not there.
+
+    Args:
+        names: of files or datasets. where: the option that has them.
+    """
+    for name in names:
+        if Path(name).is_dir():
+            raise UsageError(f"{name} is a folder", where=where, hint="give the files in it, such as folder/*.txt")
+        if not Path(name).exists() and (name.startswith(PATHS) or Path(name).suffix in (*TABULAR, *TEXTS)):
+            raise BadInputError(f"no such file: {name}", where=where, hint="check the name, and where you stand")
+    require_readable([Path(name) for name in names if Path(name).exists() and not _has_columns(name)], where)
+
+
+def require_objectives(folder: Path, manifest: Mapping[str, Any], target: Target, phases: Sequence[Phase]) -> None:
+    """Raises UnsupportedError for an objective that the repo cannot have, BadInputError where it has no tokenizer."""
+    require_tokenizer(folder)
+    objectives = {objective for phase in phases for objective in phase.objectives}
+    if "mlm" in objectives and "AutoModelForMaskedLM" not in (manifest["auto"], *manifest["heads"]):
+        raise UnsupportedError(
+            "the repo has no masked-LM head",
+            where="--objective mlm",
+            hint="convert with --architecture ForMaskedLM, or train hidden",
+        )
+    if "logits" in objectives and "mlm" not in objectives and manifest["auto"] == "AutoModel":
+        raise UnsupportedError(
+            "the repo is a base model: it has no logits", where="--objective logits", hint="train hidden"
+        )
+    if "attention" not in objectives:
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("num_global_tokens"):
+        raise UnsupportedError(
+            "its global tokens take part in every layer's attention, and the teacher has none to force on them",
+            where="--objective attention",
+            hint="train hidden, which compares the tokens that both have",
+        )
+    if manifest["family"] not in FAMILIES or target.emits is not None:
+        raise UnsupportedError(
+            f"a {manifest['target']} repo has no attention to compare",
+            where="--objective attention",
+            hint="train hidden",
+        )
+
+
+def _has_columns(name: str) -> bool:
+    return Path(name).suffix in TABULAR or not Path(name).exists()
