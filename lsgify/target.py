@@ -160,7 +160,8 @@ LSG = Target(
         Check(
             "equal_to_source",
             "effconv.lsgify.checks:equal_to_source",
-            "without global tokens, inputs of up to two blocks give the source's outputs on every head",
+            "loaded with num_global_tokens=0, inputs of up to two blocks give the source's outputs on every head "
+            "(with global tokens, close ones)",
             1e-5,
             equal_positions,
         ),
