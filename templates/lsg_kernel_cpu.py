@@ -126,7 +126,7 @@ def cpu_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         causal,
         dropout,
-        max(2, threads()),
+        2 if threads() == 1 else q.shape[1],  # the weights of two stay in the cache; several threads need more work
     )
 
 
@@ -345,11 +345,14 @@ def attention(
         sparse_step: entries of the sparse list for one block.
         causal: no token sees a later one, and globals see each other only.
         dropout: probability for attention weights.
-        at_once: heads to multiply at once: one for every thread. Dropout repeats only for the same number.
+        at_once: heads whose weights are made at once. Dropout repeats only for the same number.
     """
     plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
     context = rows_first(torch.empty, q)
-    weights = Weights(plan, at_once, dropout, seed) if dropout > 0 else None
+    # Of fewer than 192 rows torch's fused attention gets no faster by threads (2.13), while products and softmax do. In
+    # bfloat16 they would round the scores, which it does not.
+    fused = dropout == 0 and (torch.get_num_threads() == 1 or plan.dtype == torch.bfloat16)
+    weights = None if fused else Weights(plan, at_once, dropout, seed)
     scratch = plan.scratches(2)
 
     def write(item: int, rows: slice, bias: Tensor | None, keys: Tensor, values: Tensor) -> None:
@@ -360,7 +363,8 @@ def attention(
             return
         for few in parts(len(queries), at_once):
             shares = weights.of(queries[few], keys[few], bias_of(bias, few))
-            written[few] = shares.mul_(weights.factors(shares)) @ values[few]
+            factors = weights.factors(shares)
+            written[few] = (shares if factors is None else shares.mul_(factors)) @ values[few]
 
     for item in range(plan.batch):
         scratch.zero_()

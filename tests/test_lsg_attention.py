@@ -90,7 +90,7 @@ def cases(draw, sparsity_type):
     if draw(st.booleans()):
         mask = torch.tensor(draw(st.lists(st.booleans(), min_size=2 * length, max_size=2 * length))).reshape(2, length)
         mask = torch.cat([torch.ones(2, config.num_global_tokens, dtype=torch.bool), mask], dim=1)
-    return config, length, mask, draw(st.booleans()), draw(st.integers(0, 99))
+    return config, length, mask, draw(st.booleans()), draw(st.integers(0, 99)), draw(st.sampled_from([1, 2]))
 
 
 @each_type
@@ -98,10 +98,14 @@ def test_the_block_form_equals_the_oracle_for_any_shape(sparsity_type):
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(cases(sparsity_type))
     def check(case):
-        config, length, mask, causal, seed = case
+        config, length, mask, causal, seed, threads = case
+        torch.set_num_threads(threads)  # the kernel multiplies in another way on several
         assert_equals_oracle(*qkv(config, length, heads=3, size=3, seed=seed), mask, config, causal)
 
-    check()
+    try:
+        check()
+    finally:
+        torch.set_num_threads(1)
 
 
 @each_type
@@ -238,7 +242,7 @@ def test_the_mask_of_the_caller_is_left_alone(sparsity_type):
 
 def test_dropout_changes_weights_only_when_asked():
     config = options()
-    inputs = qkv(config, 30, dtype=torch.float32)
+    inputs = qkv(config, 12, dtype=torch.float32)
     plain = lsg.lsg_attention(*inputs, None, config)
     dropped = [lsg.lsg_attention(*inputs, None, config, dropout=0.3) for _ in range(200)]
     assert not torch.allclose(dropped[0], dropped[1])
