@@ -1,9 +1,10 @@
 """The contrastive objective: a long text's embedding against the teacher's embeddings of short pieces.
 
 Beyond the teacher's length nothing says what the embedding of a whole text should be; the mean over windows is only as
-good as that mean. Here it is to be found by its own pieces: short stretches of the text, cut anywhere, embedded by the
-teacher as a query would be. With d the student's embedding of a text, q of one of its pieces, N the pieces of other
-texts (those of the same batch and of the batches before) and s the cosine over `TEMPERATURE`,
+good as that mean, so there this objective takes the place of those that match windows. A text is to be found by its own
+pieces: short stretches of it, cut anywhere, embedded by the teacher as a query would be. With d the student's embedding
+of a text, q of one of its pieces, N the pieces of other texts (those of the same batch and of the batches before) and s
+the cosine over `TEMPERATURE`,
 
     loss = −log( exp s(d, q) / (exp s(d, q) + Σ_{n ∈ N} exp s(d, n)) ),    the mean over pieces and texts:
 

@@ -124,14 +124,16 @@ class HeldOut:
 def score(rows: Sequence[Mapping[str, Any]]) -> float:
     """One number to keep the best state by, higher is better: the mean cosine, or minus the mean loss.
 
-    Of a length at which pieces find texts, their rank takes the place of the sentence cosine: beyond its length the
-    teacher has no embedding that a student could be faithful to.
+    Of a length at which pieces find texts, their rank alone counts: beyond its length the teacher has no states that a
+    student could be faithful to, but those of windows, which is not what contrastive trains.
     """
 
     def one(row: Mapping[str, Any]) -> float:
         if "mlm_loss" in row:
             return -float(row["mlm_loss"])
-        return float(row["token_cosine"] + row.get("piece_mrr", row["sentence_cosine"])) / 2
+        if "piece_mrr" in row:
+            return float(row["piece_mrr"])
+        return float(row["token_cosine"] + row["sentence_cosine"]) / 2
 
     return float(np.mean([one(row) for row in rows]))
 

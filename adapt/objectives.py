@@ -64,11 +64,14 @@ class Objective(nn.Module):
         """The loss of each objective, whose sum is to be minimised."""
         pair, scales = self._pair[0], self._scales
         losses: dict[str, Tensor] = {}
-        taught: Any = lesson(pair, batch.ids) if set(self._objectives) - {"mlm", "contrastive"} else None
+        objectives = set(self._objectives)
+        if batch.pieces is not None:  # the windows that the others would match have the mean that it is to improve on
+            objectives -= {"hidden", "sentence"}
+        taught: Any = lesson(pair, batch.ids) if objectives - {"mlm", "contrastive"} else None
         student: Any = None
-        if {"hidden", "logits", "sentence", "contrastive"} & set(self._objectives):
+        if {"hidden", "logits", "sentence", "contrastive"} & objectives:
             student = self.student(batch.ids, output_hidden_states=True)
-        for name in self._objectives:
+        for name in (name for name in self._objectives if name in objectives):
             if name == "mlm":
                 losses[name] = masked_lm_loss(self.student(batch.masked_ids).logits, batch)
             elif name == "attention":

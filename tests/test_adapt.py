@@ -26,6 +26,7 @@ from effconv.adapt import objectives
 from effconv.adapt.batches import batches, masked
 from effconv.adapt.contrastive import PIECES, Pieces, cut_pieces
 from effconv.adapt.documents import read_corpus
+from effconv.adapt.heldout import score
 from effconv.adapt.models import load_pair, new_tensors, select
 from effconv.adapt.objectives import Objective, attended, scales_of
 from effconv.adapt.recipes import phases_of
@@ -242,6 +243,19 @@ def test_the_contrastive_losses_of_a_batchs_parts_add_up_and_the_first_text_has_
     loss.backward()
     assert loss.item() == 0
     assert all(bool(torch.isfinite(p.grad).all()) for p in pair.student.parameters() if p.grad is not None)
+
+
+def test_contrastive_takes_over_where_the_teachers_own_states_end(repos, source, text):
+    """Up to its length the others hold; beyond, they would match its windows. The best state is chosen likewise."""
+    pair, _, batch = contrasted(repos["lsg"], source, text)
+    short = replace(batch, ids=batch.ids[:, :40], special=batch.special[:40], pieces=None, places=None, before=None)
+    run = Objective(pair, ("hidden", "sentence", "contrastive"), scales_of([lesson(pair, short.ids)]))
+    with torch.no_grad():
+        assert set(run(batch)) == {"contrastive"}
+        assert set(run(short)) == {"hidden", "sentence"}
+    known = {"token_cosine": 0.5, "sentence_cosine": 0.9}
+    assert score([known]) == pytest.approx(0.7)
+    assert score([known, {**known, "piece_mrr": 0.6}]) == pytest.approx(0.65)
 
 
 # What is trained
