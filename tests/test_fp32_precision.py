@@ -30,8 +30,10 @@ def settings():
 
 @pytest.fixture(autouse=True)
 def unchanged():
-    before = settings(), torch.get_float32_matmul_precision()
+    before, threads = (settings(), torch.get_float32_matmul_precision()), torch.get_num_threads()
+    torch.set_num_threads(1)  # under a setting, products of several threads differ in their last bits
     yield
+    torch.set_num_threads(threads)
     assert (settings(), torch.get_float32_matmul_precision()) == before
 
 
@@ -141,6 +143,7 @@ def test_what_the_caller_set_is_put_back():
 def test_a_compiled_model_has_the_callers_setting(model, during):
     before, expected = settings(), run(model)
     model.config.mkldnn_fp32_precision = "bf16"
+    torch._dynamo.reset()  # a process that has compiled many models compiles no more, and then runs them as they are
     graph = torch.compile(model, backend="eager")
     assert torch.equal(run(graph), expected)
     assert settings() == before
