@@ -435,7 +435,9 @@ def retrieval(
     ],
     documents: Annotated[int, typer.Option(help="Documents at most.", min=2)] = 50,
     tokens: Annotated[int, typer.Option(help="Tokens of a document.", min=64)] = 2048,
-    queries: Annotated[int, typer.Option(help="Queries a document.", min=1)] = 4,
+    queries: Annotated[
+        int | None, typer.Option(help="Queries a document. [default: 16, or as many as fit]", min=1, show_default=False)
+    ] = None,
     query_tokens: Annotated[int, typer.Option(help="Tokens of a query.", min=4)] = 32,
     token: Token = None,
     offline: Offline = False,

@@ -159,10 +159,13 @@ def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
         return _json(found)
     task = found["task"]
     title = "{documents} documents of {tokens} tokens, {queries} queries of {query_tokens} tokens".format(**task)
-    table = Table("documents embedded by", "R@1", "MRR", title=title, title_justify="left")
+    table = Table("documents embedded by", "R@1", "MRR", "over chunk average", title=title, title_justify="left")
     for row in found["rows"]:
-        table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}")
+        over = f"{row['over_chunk_average']:+.3f} ± {row['over_chunk_average_error']:.3f}"
+        known = row["documents"] != "chunk average"
+        table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}", over if known else "–")
     _console().print(table)
+    _console().print("±: the standard error of the difference in R@1", highlight=False)
     return None
 
 

@@ -12,11 +12,14 @@ Every file has one subject, and what one hands to the next is data:
     models      student, teacher, and which parameters are trained
     teacher     one run of the teacher, and what is kept of it
     objectives  teacher's run and batch → one loss, normalised over the global batch
+    contrastive long texts against the teacher's embeddings of their pieces
+    ranking     which long document does a piece come from: the task and its ranks
     heldout     fidelity on held-out text, before, during and after
     checkpoints what a kill must not lose, and what `--resume` reads
     trainer     the loop, on accelerate
     results     the new repo: weights, manifest, card, plot
     run         all of it, from options to a published repo
+    retrieval   the ranking task of source and repos, beside the training
 
 Two rules make resuming and processes exact. A batch is a function of seed and step alone, so that every process makes
 the whole of it and takes its rows; and a loss is a sum over the process's rows divided by a count over the global

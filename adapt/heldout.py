@@ -17,7 +17,7 @@ from .contrastive import PIECES, cut_pieces, embedded
 from .documents import Corpus
 from .models import Pair
 from .objectives import Scales, scales_of
-from .retrieval import ranked
+from .ranking import ranked, reciprocal
 from .teacher import lesson, pooled
 
 TEXTS = 8  # of each length in the measurement before and after
@@ -117,7 +117,7 @@ class HeldOut:
         if pieces is not None:
             similarity = pieces.flatten(0, 1) @ F.normalize(pooled(got, self._pair.pooling), dim=-1).T
             answers = torch.arange(texts, device=similarity.device).repeat_interleave(pieces.shape[1])
-            row["piece_mrr"] = ranked(similarity, answers)["mrr"]
+            row["piece_mrr"] = reciprocal(ranked(similarity, answers))
         return row
 
 

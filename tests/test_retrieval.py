@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from adapt_text import documents
 from typer.testing import CliRunner
 
 import effconv
-from effconv.adapt.retrieval import Encoder, chunk_embeddings, make_task, ranked, retrieval
+from effconv.adapt.ranking import Encoder, chunk_embeddings, difference, make_task, ranked, reciprocal
+from effconv.adapt.retrieval import retrieval
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, UsageError
 from tiny import save_tiny
@@ -46,8 +48,18 @@ def test_a_text_that_gives_no_task_is_refused(length, says):
 
 def test_ranks_are_counted_by_hand():
     similarity = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]])
-    found = ranked(similarity, torch.tensor([0, 1, 0, 0]))  # ranks 1, 2, 3 (ties are lost), 3
-    assert found == {"r@1": 0.25, "mrr": pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 3) / 4)}
+    ranks = ranked(similarity, torch.tensor([0, 1, 0, 0]))
+    assert ranks.tolist() == [1, 2, 3, 3]  # ties are lost
+    assert reciprocal(ranks) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 3) / 4)
+
+
+def test_a_difference_comes_with_the_error_of_a_mean_over_documents():
+    """Against the standard library's deviation: queries of one document are found, or not, together."""
+    answers = torch.tensor([0, 0, 1, 1, 2, 2])
+    ranks, others = torch.tensor([1, 1, 1, 2, 3, 1]), torch.tensor([2, 1, 1, 1, 4, 2])
+    over, error = difference(ranks, others, answers)
+    assert over == pytest.approx((1 + 0 + 0 - 1 + 0 + 1) / 6)
+    assert error == pytest.approx(statistics.stdev([0.5, -0.5, 0.5]) / 3**0.5)
 
 
 def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is_truncated(tmp_path):
@@ -62,7 +74,10 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
     found = retrieval([tmp_path / "lsg"], against=tmp_path / "source", data=[text], tokens=144, query_tokens=16)
     assert [row["documents"] for row in found["rows"]] == ["truncation", "chunk average", "chunk maximum", "lsg"]
     assert found["task"]["documents"] == 12
-    assert found["task"]["queries"] == 48
+    assert found["task"]["queries"] == 12 * ((144 - 2 - 64) // 16)  # as many as fit
+    assert found["rows"][1]["over_chunk_average"] == found["rows"][1]["over_chunk_average_error"] == 0
+    for row in found["rows"]:
+        assert row["over_chunk_average"] == pytest.approx(row["r@1"] - found["rows"][1]["r@1"])
     assert all(0 <= row["r@1"] <= row["mrr"] <= 1 for row in found["rows"])
     # The same as a shell writes it, --data *.txt, and from one name in place of a list.
     other = tmp_path / "b.txt"
