@@ -17,6 +17,8 @@ Every file has one subject, and what one hands to the next is data:
     heldout     fidelity on held-out text, before, during and after
     checkpoints what a kill must not lose, and what `--resume` reads
     trainer     the loop, on accelerate
+    sentence    what a sentence-transformers repo has behind its encoder     (no torch)
+    dense       dense layers behind the pooling, and one that whitens embeddings
     results     the new repo: weights, manifest, card, plot
     run         all of it, from options to a published repo
     retrieval   the ranking task of source and repos, beside the training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..calibrate.text import special_ends
-from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.errors import BadInputError, UsageError
 from ..convert.families import FAMILIES
 from ..convert.family import Family
 from ..convert.loaded import Loaded
 from .recipes import Phase
+from .sentence import pooling_of
 
 
 @dataclass
@@ -64,7 +64,13 @@ class Pair:
 
 
 def load_pair(
-    repo: Path, teacher: Path | None, manifest: Mapping[str, Any], phases: tuple[Phase, ...], *, trust_remote_code: bool
+    repo: Path,
+    teacher: Path | None,
+    manifest: Mapping[str, Any],
+    phases: tuple[Phase, ...],
+    *,
+    trust_remote_code: bool,
+    whiten: bool = False,
 ) -> Pair:
     """Loads what the phases need; the repo's files have been compared with its manifest before.
 
@@ -91,7 +97,7 @@ def load_pair(
     family = FAMILIES.get(manifest["family"])
     first, last = special_ends(tokenizer)
     reach = int(manifest["source_max_length"])
-    pooling = pooling_of(repo) if {"sentence", "contrastive"} & objectives else "mean"
+    pooling = pooling_of(repo) if {"sentence", "contrastive"} & objectives or whiten else "mean"
     pair = Pair(student, source, tokenizer, family, auto, manifest, reach, (len(first), len(last)), pooling)
     without_dropout(student)
     student.train()
@@ -104,28 +110,6 @@ def load_pair(
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
-
-
-def pooling_of(repo: Path) -> str:
-    """How a sentence-transformers repo pools: "cls" or "mean"; "mean" too where it is no such repo.
-
-    Raises:
-        UnsupportedError: another pooling.
-    """
-    try:
-        fields = json.loads((repo / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "mean"
-    # Older files have a flag a mode, newer ones a name.
-    chosen = {name for name in ("cls", "mean") if fields.get(f"pooling_mode_{name}_token{'s' * (name == 'mean')}")}
-    chosen |= {fields["pooling_mode"]} if isinstance(fields.get("pooling_mode"), str) else set()
-    if chosen not in ({"cls"}, {"mean"}):
-        raise UnsupportedError(
-            f"it pools in another way than mean or cls ({', '.join(sorted(chosen)) or 'none of them'})",
-            where=str(repo / "1_Pooling" / "config.json"),
-            hint="train hidden, which pools nothing",
-        )
-    return chosen.pop()
 
 
 def without_dropout(model: nn.Module) -> None:

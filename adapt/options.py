@@ -54,8 +54,15 @@ class AdaptOptions:
     batch_tokens: int = option(2048, "Tokens of a step, over all processes.", panel=TRAINING)
     accumulation: int = option(1, "Parts that a process's share of a step is cut into.", panel=TRAINING)
     mask_share: float = option(0.15, "Share of tokens that mlm masks, anew each time.", panel=TRAINING)
-    piece_tokens: int = option(32, "Tokens of the pieces that contrastive finds a long text by.", panel=TRAINING)
+    piece_tokens: int = option(
+        32, "Tokens of the pieces that contrastive finds a long text by, and of whiten's texts.", panel=TRAINING
+    )
     whole_words: bool = option(False, "Mask whole words.", panel=TRAINING)
+    whiten: bool = option(
+        False,
+        "Then whiten the embeddings: a dense layer in the sentence-transformers modules, from training text.",
+        panel=TRAINING,
+    )
     seed: int = option(123, "Of the order of texts and of masks.", panel=TRAINING)
     evaluate_every: int = option(
         50, "Steps between two looks at the held-out text; the best state is kept.", panel=TRAINING

@@ -15,7 +15,7 @@ MRR: the mean of 1 / its rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,19 +42,23 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A model that embeds texts of token ids: special tokens are put around, states pooled ("mean" or "cls")."""
+    """A model that embeds texts of token ids.
+
+    Special tokens are put around a text, states pooled ("mean" or "cls"), and what stands behind that is applied.
+    """
 
     model: nn.Module
     prefix: Sequence[int]
     suffix: Sequence[int]
     pooling: str = "mean"
+    dense: nn.Module = field(default_factory=nn.Identity)
 
     @torch.no_grad()
     def __call__(self, body: Tensor) -> Tensor:
         """Ids (b, t) → normalised embeddings (b, w)."""
         ids = around(body, self.prefix, self.suffix)
         parts = [self.model(part).last_hidden_state for part in torch.split(ids, CHUNKS)]
-        return F.normalize(torch.cat([pooled(part, self.pooling) for part in parts]), dim=-1)
+        return F.normalize(self.dense(torch.cat([pooled(part, self.pooling) for part in parts])), dim=-1)
 
 
 def around(body: Tensor, prefix: Sequence[int], suffix: Sequence[int]) -> Tensor:

@@ -134,6 +134,12 @@ def block(record: Mapping[str, Any], plotted: bool) -> str:
         f"Measured on {counted(data['heldout_documents'], 'document')} that training never saw "
         f"({data['heldout_tokens']:,} tokens, sha256 `{data['heldout_sha256'][:12]}`)."
     )
+    if whitening := record.get("whitening"):
+        how += (
+            f"\n\nThen its embeddings were whitened, on {whitening['texts']:,} pieces of {whitening['tokens']} tokens "
+            "of the training text: the `Dense` among the sentence-transformers modules does it. Loaded without them "
+            "(`AutoModel`), the model gives embeddings that are not whitened."
+        )
     picture = [f"![loss and score by step]({PLOT})", ""] if plotted else []
     return "\n".join([how, "", where, "", *rows, "", *picture])
 

@@ -15,6 +15,7 @@ from ..convert.manifest import check_hashes, read_manifest
 from ..convert.recheck import source_of
 from ..convert.text_files import Named, one_or_several, require_readable
 from ..convert.tokenizer import require_tokenizer
+from .sentence import pooling_of
 
 Progress = Callable[[str, int, int], None]
 QUERIES = 16  # of a document: short, so that many cost little beside the documents
@@ -75,7 +76,7 @@ def retrieval(
     import transformers
 
     from ..calibrate.text import read_text
-    from .models import pooling_of
+    from .dense import dense_layers
     from .ranking import Encoder, make_task, measure
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -95,7 +96,7 @@ def retrieval(
 
     def encoder(place: Path, repo: Path, trusted: bool) -> Encoder:
         model = transformers.AutoModel.from_pretrained(place, trust_remote_code=trusted, dtype=torch.float32)
-        return Encoder(model.eval(), text.prefix, text.suffix, pooling_of(repo))
+        return Encoder(model.eval(), text.prefix, text.suffix, pooling_of(repo), dense_layers(place))
 
     source = encoder(folder, folders[0], trust_remote_code)
     models = {name: encoder(place, place, True) for name, place in zip(names, folders, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..targets import target_named
 from .options import AdaptOptions
 from .recipes import phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_objectives
+from .sentence import require_whitenable
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import Checkpoints
@@ -87,6 +89,8 @@ def adapt_repo(
         )
     require_objectives(folder, manifest, target, phases)
     require_data(options)
+    if options.whiten:
+        require_whitenable(folder)
     lengths = training_lengths(manifest, options.training_lengths(), phases)
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
@@ -103,6 +107,7 @@ def adapt_repo(
         check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
 
     from .checkpoints import Checkpoints
+    from .dense import add_dense, check_enough_pieces, fitted
     from .documents import read_corpus
     from .heldout import HeldOut
     from .models import load_pair
@@ -114,7 +119,9 @@ def adapt_repo(
     if not accelerator.is_main_process:  # one of several processes speaks
         progress, watch = lambda step, done, total: None, lambda tick: None
     progress("models", 0, 0)
-    pair = load_pair(folder, teacher, manifest, phases, trust_remote_code=options.trust_remote_code)
+    pair = load_pair(
+        folder, teacher, manifest, phases, trust_remote_code=options.trust_remote_code, whiten=options.whiten
+    )
     progress("text", 0, 0)
     corpus = read_corpus(
         options.data,
@@ -126,6 +133,8 @@ def adapt_repo(
         streaming=options.streaming,
         token=options.token,
     )
+    if options.whiten:
+        check_enough_pieces(pair, corpus, options.piece_tokens)
     progress("training", 0, 0)
     checkpoints = Checkpoints(beside, _started_with(folder, manifest, options, recipe, corpus.record))
     pair.student.to(accelerator.device)
@@ -148,6 +157,12 @@ def adapt_repo(
         raise
     if not accelerator.is_main_process:
         return None
+    whitening: dict[str, Any] = {}
+    if options.whiten:
+        progress("whiten", 0, 0)
+        began = time.process_time()
+        matrix, texts = fitted(pair, corpus, options.piece_tokens, accelerator.device)
+        whitening = {"texts": texts, "tokens": options.piece_tokens, "cpu_seconds": time.process_time() - began}
     progress("measure", 0, 0)
     place = trained.place
     record = {
@@ -165,6 +180,7 @@ def adapt_repo(
         "before": before,
         "after": heldout.measure(pair.student),
         "history": place.history,
+        **({"whitening": whitening} if whitening else {}),
     }
     findings = list(corpus.findings)
     if not place.best_step:
@@ -173,6 +189,8 @@ def adapt_repo(
         )
     with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
         hashes = copy_repo(folder, staging.folder, manifest, trained.state)
+        if whitening:
+            add_dense(staging.folder, matrix)
         new = with_record(manifest, record, __version__, trained.state)
         measured = None
         if options.verify:

@@ -1,0 +1,65 @@
+"""What a sentence-transformers repo says of the modules behind its encoder. No heavy imports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..convert.errors import UnsupportedError, UsageError
+
+MODULES = "modules.json"
+
+
+def modules_of(repo: Path) -> list[dict[str, Any]]:
+    """The entries of modules.json in their order; [] where it is no sentence-transformers repo."""
+    try:
+        found = json.loads((repo / MODULES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def kind_of(module: dict[str, Any]) -> str:
+    """The class of a module without its package, which differs between versions: Transformer, Pooling, Dense."""
+    return str(module.get("type", "")).rpartition(".")[2]
+
+
+def pooling_of(repo: Path) -> str:
+    """How a sentence-transformers repo pools: "cls" or "mean"; "mean" too where it is no such repo.
+
+    Raises:
+        UnsupportedError: another pooling.
+    """
+    try:
+        fields = json.loads((repo / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "mean"
+    # Older files have a flag a mode, newer ones a name.
+    chosen = {name for name in ("cls", "mean") if fields.get(f"pooling_mode_{name}_token{'s' * (name == 'mean')}")}
+    chosen |= {fields["pooling_mode"]} if isinstance(fields.get("pooling_mode"), str) else set()
+    if chosen not in ({"cls"}, {"mean"}):
+        raise UnsupportedError(
+            f"it pools in another way than mean or cls ({', '.join(sorted(chosen)) or 'none of them'})",
+            where=str(repo / "1_Pooling" / "config.json"),
+            hint="train hidden, which pools nothing",
+        )
+    return chosen.pop()
+
+
+def require_whitenable(repo: Path) -> None:
+    """Raises UsageError where there is no pooled embedding to whiten, or a dense layer that has it already."""
+    kinds = [kind_of(module) for module in modules_of(repo)]
+    if "Pooling" not in kinds:
+        raise UsageError(
+            "the repo is no sentence encoder: it has no sentence-transformers modules that pool its states",
+            where="--whiten",
+            hint="leave it out, or convert a sentence-transformers model",
+        )
+    if "Dense" in kinds:
+        raise UsageError(
+            "the repo has a dense layer behind its pooling already",
+            where="--whiten",
+            hint="leave it out, or start from the repo before it was whitened",
+        )
+    pooling_of(repo)
