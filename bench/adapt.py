@@ -2,8 +2,8 @@
 
 `python -m effconv.bench.adapt SOURCE TRAIN TEST [--only NAME ...] [--budget 580s] [--folder FOLDER]` converts SOURCE to
 each target, trains it on TRAIN for the budget (CPU time of this process, one thread), and prints a line of a table for
-each length, as it is made; then how well long documents are found, where a target takes them. TEST is never trained on;
-what was chosen was chosen on held-out documents of TRAIN. With --folder the repos are kept, and what stands there from
+each length, as it is made; then how well long documents are found, where a target takes them. TEST is never trained on
+(docs/adapt.md says what was chosen by it). With --folder the repos are kept, and what stands there from
 the same options is measured and not made again.
 """
 
