@@ -15,7 +15,6 @@ were, on average. The layer stands in the repo as sentence-transformers' own Den
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +65,41 @@ def dense_layers(repo: Path) -> nn.Module:
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-def check_enough_pieces(pair: Pair, corpus: Corpus, size: int) -> None:
-    """Raises BadInputError where the training text has fewer pieces than embeddings have dimensions."""
-    tokens, width = corpus.record.get("tokens"), int(pair.base.config.hidden_size)
-    if tokens is not None and tokens // size < width:  # unknown of a stream
+def pieces_of(corpus: Corpus, size: int, least: int) -> Tensor:
+    """Consecutive pieces of `size` training tokens, special tokens around them: (n, t) ids, n up to `PIECES`.
+
+    Raises:
+        BadInputError: there are fewer than `least` of them.
+    """
+    tokens: list[int] = []
+    for document in corpus.train(0):
+        tokens += document[:, 0].tolist()
+        if len(tokens) >= PIECES * size:
+            break
+    count = min(PIECES, len(tokens) // size)
+    if count < least:
         raise BadInputError(
-            f"the training text has {tokens // size} pieces of {size} tokens, and embeddings have {width} dimensions",
+            f"the training text has {count} pieces of {size} tokens, and embeddings have {least} dimensions",
             where="--data, --whiten",
-            hint=f"give more text ({width * size:,} tokens at least), or leave out --whiten",
+            hint=f"give more text ({least * size:,} tokens at least), or leave out --whiten",
         )
+    pieces = (tokens[i * size : (i + 1) * size] for i in range(count))
+    return torch.tensor([[*corpus.prefix, *piece, *corpus.suffix] for piece in pieces])
 
 
 @torch.no_grad()
-def fitted(pair: Pair, corpus: Corpus, size: int, device: torch.device) -> tuple[Tensor, int]:
-    """The whitening (w, w) of the student's embeddings of pieces of `size` tokens, and how many pieces there were."""
+def fitted(pair: Pair, pieces: Tensor, device: torch.device) -> Tensor:
+    """The whitening (w, w) of the student's embeddings of pieces (n, t)."""
     was_training = pair.student.training
     pair.student.eval()
     try:
         found = [
             pooled(pair.student(rows.to(device), output_hidden_states=True).hidden_states[-1], pair.pooling).cpu()
-            for rows in torch.split(torch.tensor(list(_pieces(corpus, size))), AT_ONCE)
+            for rows in torch.split(pieces, AT_ONCE)
         ]
     finally:
         pair.student.train(was_training)
-    embeddings = torch.cat(found)
-    return whitening(embeddings), len(embeddings)
+    return whitening(torch.cat(found))
 
 
 def whitening(embeddings: Tensor) -> Tensor:
@@ -122,18 +131,6 @@ def add_dense(folder: Path, matrix: Tensor) -> None:
     _write(folder / path / "config.json", config)
     (folder / path / "model.safetensors").write_bytes(save({"linear.weight": matrix.contiguous()}))
     _write(folder / MODULES, numbered)
-
-
-def _pieces(corpus: Corpus, size: int) -> Iterator[list[int]]:
-    """Consecutive pieces of training documents, special tokens around them."""
-    count = 0
-    for document in corpus.train(0):
-        tokens = document[:, 0].tolist()
-        for start in range(0, len(tokens) - size + 1, size):
-            yield [*corpus.prefix, *tokens[start : start + size], *corpus.suffix]
-            count += 1
-            if count == PIECES:
-                return
 
 
 def _write(path: Path, value: Any) -> None:

@@ -107,7 +107,7 @@ def adapt_repo(
         check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
 
     from .checkpoints import Checkpoints
-    from .dense import add_dense, check_enough_pieces, fitted
+    from .dense import add_dense, fitted, pieces_of
     from .documents import read_corpus
     from .heldout import HeldOut
     from .models import load_pair
@@ -133,8 +133,7 @@ def adapt_repo(
         streaming=options.streaming,
         token=options.token,
     )
-    if options.whiten:
-        check_enough_pieces(pair, corpus, options.piece_tokens)
+    pieces = pieces_of(corpus, options.piece_tokens, int(pair.base.config.hidden_size)) if options.whiten else None
     progress("training", 0, 0)
     checkpoints = Checkpoints(beside, _started_with(folder, manifest, options, recipe, corpus.record))
     pair.student.to(accelerator.device)
@@ -142,8 +141,8 @@ def adapt_repo(
         pair.teacher.to(accelerator.device)
     # What is reported is measured at short texts too, not only at those that were trained on.
     shown = sorted({*lengths, *(n for n in (128, 512) if n <= max(lengths))})
-    pieces = options.piece_tokens if any("contrastive" in phase.objectives for phase in phases) else None
-    heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device, pieces)
+    found_by = options.piece_tokens if any("contrastive" in phase.objectives for phase in phases) else None
+    heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device, found_by)
     before = heldout.measure(pair.student)
     run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
     _first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
@@ -157,12 +156,13 @@ def adapt_repo(
         raise
     if not accelerator.is_main_process:
         return None
-    whitening: dict[str, Any] = {}
-    if options.whiten:
+    matrix, whitening = None, {}
+    if pieces is not None:
         progress("whiten", 0, 0)
         began = time.process_time()
-        matrix, texts = fitted(pair, corpus, options.piece_tokens, accelerator.device)
-        whitening = {"texts": texts, "tokens": options.piece_tokens, "cpu_seconds": time.process_time() - began}
+        matrix = fitted(pair, pieces, accelerator.device)
+        seconds = time.process_time() - began
+        whitening = {"whitening": {"texts": len(pieces), "tokens": options.piece_tokens, "cpu_seconds": seconds}}
     progress("measure", 0, 0)
     place = trained.place
     record = {
@@ -180,7 +180,7 @@ def adapt_repo(
         "before": before,
         "after": heldout.measure(pair.student),
         "history": place.history,
-        **({"whitening": whitening} if whitening else {}),
+        **whitening,
     }
     findings = list(corpus.findings)
     if not place.best_step:
@@ -189,7 +189,7 @@ def adapt_repo(
         )
     with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
         hashes = copy_repo(folder, staging.folder, manifest, trained.state)
-        if whitening:
+        if matrix is not None:
             add_dense(staging.folder, matrix)
         new = with_record(manifest, record, __version__, trained.state)
         measured = None

@@ -14,7 +14,8 @@ from adapt_text import documents
 from safetensors.numpy import load_file
 
 import effconv
-from effconv.adapt.dense import dense_layers, whitening
+from effconv.adapt.dense import dense_layers, pieces_of, whitening
+from effconv.adapt.documents import Corpus
 from effconv.adapt.retrieval import retrieval
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from tiny import save_tiny_sentence_encoder
@@ -128,6 +129,16 @@ def test_dense_layers_of_others_are_read_as_sentence_transformers_reads_them(pla
     assert torch.equal(dense_layers(place / "lsg")(x), x)
 
 
+def test_pieces_run_on_from_one_document_to_the_next():
+    """So many short documents give as many pieces as a few long ones; held-out documents give none."""
+    tokens = [np.stack([np.arange(10 * i, 10 * i + 10), np.zeros(10)], 1).astype(np.int32) for i in range(5)]
+    corpus = Corpus(lambda epoch: iter(tokens), [tokens[0] + 100], [101], [102], {})
+    pieces = pieces_of(corpus, 16, least=3)
+    assert pieces.tolist() == [[101, *range(16 * i, 16 * i + 16), 102] for i in range(3)]
+    with pytest.raises(BadInputError, match="3 pieces of 16 tokens"):
+        pieces_of(corpus, 16, least=4)
+
+
 def test_what_cannot_be_whitened_is_refused_and_nothing_is_left(place, tmp_path):
     shutil.copytree(place / "lsg", tmp_path / "bare")
     (tmp_path / "bare" / "modules.json").unlink()
@@ -142,4 +153,5 @@ def test_what_cannot_be_whitened_is_refused_and_nothing_is_left(place, tmp_path)
             **{**asked, "piece_tokens": 64, "objective": "hidden", "lengths": "32"},
         )
     assert "2,048 tokens at least" in caught.value.hint
+    assert caught.value.where
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "short.txt"]
