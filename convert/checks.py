@@ -33,15 +33,41 @@ def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 
 
 def saved_again_equal(loaded: Loaded) -> tuple[float, dict[str, Any]]:
-    """Saved by the model itself, code files and all, and loaded from there."""
+    """Saved by the model itself, code files and all, and loaded from there.
+
+    Every parameter and buffer must be the same bit for bit. Outputs must agree within the tolerance only: the matrix
+    library picks its kernel by the address of the weights, and the last bit of a sum depends on that.
+
+    Raises:
+        AssertionError: a tensor differs, or only one of the two models has it.
+    """
     model = loaded.model()
     ids, _ = padded_ids(loaded, [min(64, loaded.max_length)])
     before = outputs(model, loaded.auto, ids, None)
     with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
         model.save_pretrained(folder)
         again = loaded.model(folder=Path(folder))
+        compared, differing = compare_tensors(model, again)
         after = outputs(again, loaded.auto, ids, None)
-    return worst_of(difference(after[name], before[name]) for name in before), {}
+    if differing:
+        raise AssertionError(f"{len(differing)} tensors differ after saving and loading: {', '.join(differing[:4])}")
+    return worst_of(difference(after[name], before[name]) for name in before), {"tensors": compared}
+
+
+def compare_tensors(one: nn.Module, other: nn.Module) -> tuple[int, list[str]]:
+    """How many parameters and buffers were compared, and the names of those that are not the same bit for bit."""
+    left, right = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (one, other))
+    differing = sorted(left.keys() ^ right.keys())
+    differing += [name for name in left.keys() & right.keys() if not same_bits(left[name], right[name])]
+    return len(left), differing
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bytes; NaN equals NaN."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    left, right = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (one, other))
+    return bool(torch.equal(left, right))
 
 
 def compare_with_source(loaded: Loaded, longest: int, **overrides: Any) -> tuple[float, dict[str, Any]]:

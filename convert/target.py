@@ -189,6 +189,6 @@ PADDING_CHANGES_NOTHING = Check(
 SAVED_AGAIN_EQUAL = Check(
     "saved_again_equal",
     "effconv.convert.checks:saved_again_equal",
-    "saved with save_pretrained and loaded again, the model gives the same outputs",
-    0.0,
+    "saved with save_pretrained and loaded again, the model has the same tensors bit for bit, and the same outputs",
+    1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
 )
