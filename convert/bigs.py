@@ -38,7 +38,16 @@ from .options import Settings
 from .plan import Plan, Row, check_floats
 from .reader import open_checkpoint
 from .source import Source
-from .target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Target
+from .target import (
+    EVERY_TENSOR_READ,
+    PADDING_CHANGES_NOTHING,
+    RUNS_AT_FULL_LENGTH,
+    SAME_TOKENS,
+    SAVED_AGAIN_EQUAL,
+    Check,
+    Context,
+    Target,
+)
 from .tokenizer import special_tokens
 
 MODEL_TYPES = ("BiGS", "bigs-encoder")  # as published, and ours
@@ -472,6 +481,7 @@ EQUAL_TO_SOURCE = Check(
     "the outputs of the source's weights, by a float64 form of the published formula",
     5e-5,
     _cast,
+    needs_source=True,
 )
 TORCH_EQUALS_FORMULA = Check(
     "equal_to_formula",
@@ -513,6 +523,9 @@ _TORCH: Mapping[str, Any] = {
         FRAMEWORKS_AGREE,
         PADDING_CHANGES_NOTHING.limited(_padding),
         SAVED_AGAIN_EQUAL,
+        EVERY_TENSOR_READ.by(f"{CHECKS}:every_tensor_read"),
+        RUNS_AT_FULL_LENGTH,
+        SAME_TOKENS,
     ),
 }
 JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to torch", "torch", formats=("msgpack",), **_TORCH)
@@ -524,5 +537,5 @@ TORCH2JAX = _target(
     config=to_jax_config,
     form=FLAX,
     code=JAX_CODE,
-    checks=(EQUAL_TO_SOURCE, FRAMEWORKS_AGREE),
+    checks=(EQUAL_TO_SOURCE, FRAMEWORKS_AGREE, EVERY_TENSOR_READ.by(f"{CHECKS}:every_jax_tensor_read"), SAME_TOKENS),
 )

@@ -18,7 +18,7 @@ from . import bigs_reference
 from .bigs import BIGS, DEFAULTS, JAX_CODE, JAX_SIDE, canonical_name, operation
 from .checkpoint import Checkpoint
 from .checks import worst_of
-from .loaded import Loaded
+from .loaded import DoesNotApply, Loaded
 from .ops import Transpose
 from .reader import open_checkpoint
 from .source import resolve
@@ -62,7 +62,7 @@ def frameworks_agree(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     length = _lengths(config["max_position_embeddings"])[0]  # one: JAX compiles for each
     inputs = _inputs(config, length, architecture.endswith("ForMultipleChoice"))
     own_code = loaded.repo / f"{JAX_CODE.module}.py"
-    jax = importlib.util.find_spec("jax") is not None and importlib.util.find_spec("flax") is not None
+    jax = _has_jax()
     if own_code.is_file():
         torch_side = _template_outputs(config, params, architecture, inputs)
     else:
@@ -76,6 +76,55 @@ def frameworks_agree(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         other = _run_jax(_jax_model(config, params, architecture), inputs)
     details = {"tokens": [length], "jax": "run" if jax else "not installed: the float64 formula instead"}
     return worst_of(_differences(torch_side, other)), details
+
+
+def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
+    """Any length uses all tensors."""
+    from . import family_checks
+
+    return family_checks.every_tensor_read(loaded, LONGEST)
+
+
+def every_jax_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
+    """The same of a JAX repo, by its own code: a gradient that is not zero, else NaN that reaches an output.
+
+    Raises:
+        DoesNotApply: JAX is not installed.
+        AssertionError: with the tensors that nothing reads.
+    """
+    if not _has_jax():
+        raise DoesNotApply("jax is not installed")
+    import jax
+    import jax.numpy as jnp
+
+    architecture = loaded.manifest["architecture"]
+    model = getattr(_module(loaded.repo / f"{JAX_CODE.module}.py"), architecture).from_pretrained(loaded.repo)
+    length = _lengths(_config(loaded.repo)["max_position_embeddings"])[0]
+    inputs = _inputs(_config(loaded.repo), length, architecture.endswith("ForMultipleChoice"))
+
+    def run(tree: Any) -> list[Any]:
+        return [value for value in model(**inputs, params=tree).values() if hasattr(value, "shape")]
+
+    def total(tree: Any) -> Any:
+        keys = iter(jax.random.split(jax.random.PRNGKey(0), 16))
+        return sum((value * jax.random.normal(next(keys), value.shape)).sum() for value in run(tree))
+
+    paths, layout = jax.tree_util.tree_flatten_with_path(model.params)
+    gradients = jax.tree_util.tree_leaves(jax.grad(total)(model.params))
+    leaves = [leaf for _, leaf in paths]
+    unread = []
+    for index, ((path, leaf), gradient) in enumerate(zip(paths, gradients, strict=True)):
+        if not bool(jnp.any(gradient != 0)):
+            filled = [*leaves[:index], jnp.full_like(leaf, jnp.nan), *leaves[index + 1 :]]
+            if not any(bool(jnp.isnan(value).any()) for value in run(jax.tree_util.tree_unflatten(layout, filled))):
+                unread.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+    if unread:
+        raise AssertionError(f"no output depends on {len(unread)} of {len(paths)} tensors: {', '.join(unread[:4])}")
+    return None, {"tensors": len(paths), "tokens": length, "exempt": {}}
+
+
+def _has_jax() -> bool:
+    return importlib.util.find_spec("jax") is not None and importlib.util.find_spec("flax") is not None
 
 
 def _lengths(longest: int) -> list[int]:

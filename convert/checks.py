@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,19 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return bool(torch.equal(left, right))
 
 
-def compare_with_source(loaded: Loaded, longest: int, **overrides: Any) -> tuple[float, dict[str, Any]]:
+def compare_with_source(
+    loaded: Loaded,
+    longest: int,
+    prepare: Callable[[nn.Module, nn.Module], None] = lambda emitted, dense: None,
+    **overrides: Any,
+) -> tuple[float, dict[str, Any]]:
     """The repo's outputs against its source's, on every head it has, with and without a mask.
 
     A source without any complete head is compared by its last hidden states.
 
     Args:
         longest: tokens up to which the two are equal; fewer where one of them takes fewer.
+        prepare: called with the emitted and the dense model of each head before they run.
         overrides: fields of the config with which they are.
     """
     longest = min(longest, loaded.max_length, int(loaded.manifest["source_max_length"]))
@@ -85,6 +91,7 @@ def compare_with_source(loaded: Loaded, longest: int, **overrides: Any) -> tuple
     for auto in loaded.autos or ["AutoModel"]:
         dense = loaded.source_model(auto)
         emitted = loaded.model(auto, **overrides) if loaded.autos else loaded.base(**overrides)
+        prepare(emitted, dense)
         calls = count_calls(emitted)
         found = [
             difference(got[name], value, mask.bool() if visible is mask else torch.ones_like(mask).bool())

@@ -11,7 +11,19 @@ from .lambda_options import LambdaOptions
 from .modelcode import LAMBDA_CODE
 from .ops import Calibrated
 from .positions import position_rules
-from .target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
+from .target import (
+    EVERY_TENSOR_READ,
+    PADDING_CHANGES_NOTHING,
+    RUNS_AT_FULL_LENGTH,
+    SAME_EMBEDDING,
+    SAME_TOKENS,
+    SAVED_AGAIN_EQUAL,
+    STOCK_ATTENTION,
+    Check,
+    Context,
+    Rule,
+    Target,
+)
 
 
 def _config(context: Context) -> dict[str, Any]:
@@ -75,6 +87,11 @@ LAMBDA = Target(
         ),
         PADDING_CHANGES_NOTHING,
         SAVED_AGAIN_EQUAL,
+        STOCK_ATTENTION,
+        EVERY_TENSOR_READ.by("effconv.convert.lambda_checks:every_tensor_read"),
+        RUNS_AT_FULL_LENGTH,
+        SAME_TOKENS,
+        SAME_EMBEDDING,
     ),
     calibration="effconv.calibrate.lambda_fit:calibrate_lambda",
     variant=lambda options: "lambda-published" if options.groups == "1" else "",

@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checks import mixes_of, worst_of
-from .loaded import Loaded, difference
+from . import family_checks, sentence_checks
+from .checks import mixes_of, padded_ids, worst_of
+from .loaded import Loaded, difference, outputs
+
+# Outputs of BERT and what the published model calls them.
+PUBLISHED_NAMES = {
+    "last_hidden_state": "last_hidden_state",
+    "pooler_output": "pooler_output",
+    "prediction_logits": "prediction_logits",
+    "seq_relationship_logits": "pair_logits",
+}
+
+
+def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
+    """Any length uses all tensors."""
+    return family_checks.every_tensor_read(loaded, 64)
 
 
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
@@ -49,6 +63,49 @@ def _near(q: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         factor = torch.einsum("bhtd,hd->bht", q, weight[:, offset]) + bias[:, offset, None]
         total = total + factor[..., None] * v[:, :, at.clamp(0, len(rows) - 1)] * inside[:, None]
     return total
+
+
+class _SourceAttention(nn.Module):
+    """A source's self-attention in the place of a published lambda layer, which takes states and mask (b, t)."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        blocked = None
+        if mask is not None:
+            blocked = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None, :]
+        return self.stock(x, blocked)[0], x.new_zeros(())  # the second is λ, of which this has none
+
+
+def published_stock_attention(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """With the source's own self-attention in every layer, the outputs that both models have are the source's."""
+    longest = min(64, loaded.max_length, int(loaded.manifest["source_max_length"]))
+    ids, mask = padded_ids(loaded, (longest, max(longest // 2, 1)))
+    shared = [auto for auto in ("AutoModelForPreTraining", "AutoModel") if auto in loaded.autos] or ["AutoModel"]
+    found, heads = [], {}
+    for auto in shared:
+        dense, emitted = loaded.source_model(auto), loaded.model(auto) if auto in loaded.autos else loaded.base()
+        _put_back(emitted, dense)
+        for visible in (mask, None):
+            got, wanted = (outputs(model, auto, ids, visible) for model in (emitted, dense))
+            both = [name for name in PUBLISHED_NAMES if name in wanted]
+            real = mask.bool() if visible is mask else None
+            found += [difference(got[PUBLISHED_NAMES[name]], wanted[name], real) for name in both]
+            heads[auto] = both
+    return worst_of(found), {"heads": heads, "tokens": longest}
+
+
+def published_same_embedding(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """As a sentence encoder, with the source's own self-attention."""
+    return sentence_checks.same_embedding(loaded, _put_back)
+
+
+def _put_back(emitted: Any, dense: Any) -> None:
+    ours, theirs = emitted.base_model.encoder.layer, dense.base_model.encoder.layer
+    for layer, stock in zip(ours, theirs, strict=True):
+        layer.lambdalayer.self = _SourceAttention(stock.attention.self)
 
 
 def published_equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:

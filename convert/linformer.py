@@ -16,7 +16,19 @@ from .linformer_options import LinformerOptions
 from .modelcode import LINFORMER_CODE
 from .ops import Shape, generator
 from .positions import equal_positions, position_rules
-from .target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
+from .target import (
+    EVERY_TENSOR_READ,
+    PADDING_CHANGES_NOTHING,
+    RUNS_AT_FULL_LENGTH,
+    SAME_EMBEDDING,
+    SAME_TOKENS,
+    SAVED_AGAIN_EQUAL,
+    STOCK_ATTENTION,
+    Check,
+    Context,
+    Rule,
+    Target,
+)
 
 WHY = {
     "segment": "averages of neighbouring tokens that favour one of them, another one in each layer",
@@ -128,6 +140,7 @@ LINFORMER = Target(
             "inputs of up to proj_dim tokens give the source's outputs on every head",
             1e-5,
             _exact,
+            needs_source=True,
         ),
         Check(
             "equal_to_formula",
@@ -137,5 +150,10 @@ LINFORMER = Target(
         ),
         PADDING_CHANGES_NOTHING.limited(_masked),
         SAVED_AGAIN_EQUAL,
+        STOCK_ATTENTION,
+        EVERY_TENSOR_READ.by("effconv.convert.linformer_checks:every_tensor_read"),
+        RUNS_AT_FULL_LENGTH,
+        SAME_TOKENS,
+        SAME_EMBEDDING,
     ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import family_checks
 from .checks import compare_with_source, mixes_of, worst_of
 from .loaded import Loaded, difference
 
@@ -15,6 +16,11 @@ from .loaded import Loaded, difference
 def equal_to_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """Up to proj_dim tokens nothing is projected: the outputs are the source's."""
     return compare_with_source(loaded, int(loaded.config.proj_dim))
+
+
+def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
+    """Beyond proj_dim tokens, where the matrices are used."""
+    return family_checks.every_tensor_read(loaded, loaded.config.proj_dim + 1)
 
 
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:

@@ -10,8 +10,15 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from .dtypes import FLOATS
+
+
+class DoesNotApply(Exception):
+    """Raised by a check that finds nothing to check, with the reason."""
 
 
 class Loaded:
@@ -20,11 +27,12 @@ class Loaded:
     Attributes:
         repo: folder of the repo. source: folder of the dense source, or None.
         manifest: the repo's manifest.
+        trust_remote_code: whether the source may run code of its own.
     """
 
     def __init__(self, repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_remote_code: bool) -> None:
         self.repo, self.source, self.manifest = repo, source, manifest
-        self._trust = trust_remote_code
+        self.trust_remote_code = trust_remote_code
 
     @cached_property
     def config(self) -> Any:
@@ -74,7 +82,7 @@ class Loaded:
             before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **dense)}
         read = getattr(transformers, auto).from_pretrained
         options = {
-            "trust_remote_code": self._trust and not before,
+            "trust_remote_code": self.trust_remote_code and not before,
             "dtype": torch.float32,
             "output_loading_info": True,
             **before,
@@ -85,6 +93,14 @@ class Loaded:
             model = read(self.source, key_mapping={r"^(model\.)?shared\.": "model.decoder.embed_tokens."}, **options)[0]
         evaluating: nn.Module = model.eval()
         return evaluating
+
+    def stored_floats(self) -> list[str]:
+        """Names of the floating-point tensors in the repo's weights files, as they are stored."""
+        names = []
+        for path in sorted(self.repo.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                names += [name for name in file.keys() if file.get_slice(name).get_dtype() in FLOATS]  # noqa: SIM118
+        return names
 
     @property
     def max_length(self) -> int:

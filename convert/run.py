@@ -55,8 +55,8 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        held = [check for check in self.measured or () if check.passed]
-        checks = "not verified" if self.measured is None else f"{len(held)} of {len(self.measured)} checks hold"
+        applying = [check.passed for check in self.measured or () if check.passed is not None]
+        checks = "not verified" if self.measured is None else f"{sum(applying)} of {len(applying)} checks hold"
         size, findings = f"{self.plan.bytes_out / 1e6:,.1f} MB", counted(len(self.findings), "finding")
         return f"<Result {str(self.output)!r}: {self.plan.architecture}, {size}, {checks}, {findings}>"
 

@@ -69,21 +69,28 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """An equality that a target promises.
+    """Something that a target promises.
 
     Attributes:
         name: as it stands in the manifest.
         function: `module:function`, imported in the process that loads the repo; takes a `Loaded`, returns findings.
         says: one line for the card.
-        tolerance: t of max |a - b| <= t max(1, max |b|), in float32, over real tokens.
+        tolerance: t of max |a - b| <= t max(1, max |b|), in float32, over real tokens; None where nothing is measured
+            and the function raises for what is wrong.
         applies: whether the promise holds for this manifest's options (and, where it does not, why).
+        needs_source: whether it compares with the source, so that it is left out where none is given.
     """
 
     name: str
     function: str
     says: str
-    tolerance: float
+    tolerance: float | None
     applies: Callable[[Mapping[str, Any]], str] = lambda manifest: ""
+    needs_source: bool = False
+
+    def by(self, function: str) -> Check:
+        """The same check, by a target's own function."""
+        return replace(self, function=function)
 
     def limited(self, applies: Callable[[Mapping[str, Any]], str]) -> Check:
         """The same check, with a say on where it applies."""
@@ -191,4 +198,37 @@ SAVED_AGAIN_EQUAL = Check(
     "effconv.convert.checks:saved_again_equal",
     "saved with save_pretrained and loaded again, the model has the same tensors bit for bit, and the same outputs",
     1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
+)
+SAME_TOKENS = Check(
+    "same_tokens",
+    "effconv.convert.token_checks:same_tokens",
+    "the tokenizer gives the source's ids, masks and special tokens: many scripts, pairs, long and empty texts",
+    None,
+)
+SAME_EMBEDDING = Check(
+    "same_embedding",
+    "effconv.convert.sentence_checks:same_embedding",
+    "with the source's attention put back, SentenceTransformer gives the source's embedding, for every prompt",
+    1e-5,
+    needs_source=True,
+)
+STOCK_ATTENTION = Check(
+    "stock_attention_equals_source",
+    "effconv.convert.family_checks:stock_attention_equals_source",
+    "with plain softmax attention put back, every head gives the source's outputs",
+    1e-5,
+    lambda manifest: "trained after the conversion" if manifest.get("adapted") else "",
+    needs_source=True,
+)
+EVERY_TENSOR_READ = Check(
+    "every_tensor_read",
+    "effconv.convert.family_checks:every_tensor_read",  # a target names the length that uses all of its tensors
+    "every tensor of the weights takes part in an output",
+    None,
+)
+RUNS_AT_FULL_LENGTH = Check(
+    "runs_at_full_length",
+    "effconv.convert.family_checks:runs_at_full_length",
+    "an input of the promised length stays inside every table",
+    None,
 )

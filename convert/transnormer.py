@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,23 @@ import numpy as np
 from .dtypes import Array, from_float32
 from .errors import UsageError
 from .families import ENCODERS
-from .family import Weight, number
+from .family import Config, Family, Weight, number
 from .modelcode import TRANSNORMER_CODE
 from .ops import Calibrated, Shape
 from .positions import position_rules
-from .target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
+from .target import (
+    EVERY_TENSOR_READ,
+    PADDING_CHANGES_NOTHING,
+    RUNS_AT_FULL_LENGTH,
+    SAME_EMBEDDING,
+    SAME_TOKENS,
+    SAVED_AGAIN_EQUAL,
+    STOCK_ATTENTION,
+    Check,
+    Context,
+    Rule,
+    Target,
+)
 from .transnormer_options import TransNormerOptions
 
 NORM_WEIGHTS = {
@@ -93,19 +105,33 @@ def _rules(context: Context) -> Sequence[Rule]:
     diag = set(options.diag_indices(len(layers)))
     hidden = number(context.config, family.hidden_size)
     rules: list[Rule] = []
-    for index, path in enumerate(layers):
-        fitted = [family.output_projection]
-        if index not in diag and options.variant == "t2":
-            fitted += [f"{family.code.attention_path}.{name}" for name in family.code.projections]
-        for module in fitted:
-            why = "least squares to the source's attention" if module == family.output_projection else "features of φ"
-            for kind, size in (("weight", (hidden, hidden)), ("bias", (hidden,))):
-                name = f"{path}.{module}.{kind}"
-                rules.append(Rule((name,), name, Calibrated(name, size, why, "F32"), f"fitted on text: {why}"))
+    for name in fitted_names(family, context.config, diag, options.variant):
+        module, _, kind = name.rpartition(".")
+        why = (
+            "least squares to the source's attention" if module.endswith(family.output_projection) else "features of φ"
+        )
+        size = (hidden, hidden) if kind == "weight" else (hidden,)
+        rules.append(Rule((name,), name, Calibrated(name, size, why, "F32"), f"fitted on text: {why}"))
+    for path in layers:
         if options.position_encoding == "rotary":
             theta = f"{path}.{family.code.attention_path}.mix.lrpe.theta"
             rules.append(Rule((), theta, Rotary(family.head_width(context.config)), "fixed angles"))
     return [*rules, *position_rules(context, options.max_length)]
+
+
+def fitted_names(family: Family, config: Config, diag_layers: Collection[int], variant: str) -> list[str]:
+    """Canonical names of the source's tensors that are fitted anew, layer by layer.
+
+    Args:
+        diag_layers: indices of the layers with DiagAttention. variant: t1 or t2.
+    """
+    names = []
+    for index, path in enumerate(family.layer_paths(config)):
+        modules = [family.output_projection]
+        if index not in diag_layers and variant == "t2":
+            modules += [f"{family.code.attention_path}.{name}" for name in family.code.projections]
+        names += [f"{path}.{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+    return names
 
 
 def _masked(manifest: Mapping[str, Any]) -> str:
@@ -130,6 +156,11 @@ TRANSNORMER = Target(
         ),
         PADDING_CHANGES_NOTHING.limited(_masked),
         SAVED_AGAIN_EQUAL,
+        STOCK_ATTENTION.by("effconv.convert.transnormer_checks:stock_attention_equals_source"),
+        EVERY_TENSOR_READ.by("effconv.convert.transnormer_checks:every_tensor_read"),
+        RUNS_AT_FULL_LENGTH,
+        SAME_TOKENS,
+        SAME_EMBEDDING.by("effconv.convert.transnormer_checks:same_embedding"),
     ),
     calibration="effconv.calibrate.transnormer_fit:calibrate_transnormer",
     causal=True,

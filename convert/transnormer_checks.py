@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import family_checks, sentence_checks
 from .checks import mixes_of, worst_of
+from .families import FAMILIES
 from .loaded import Loaded, difference
+from .transnormer import fitted_names
 
 FEATURES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "1+elu": lambda x: 1 + F.elu(x),
@@ -21,6 +24,31 @@ FEATURES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
+
+
+def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
+    """Over more than one block."""
+    return family_checks.every_tensor_read(loaded, loaded.config.block_size + 7)
+
+
+def stock_attention_equals_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """With the source's own tensors where others were fitted to its attention."""
+    return family_checks.stock_attention_equals_source(loaded, fitted_tensors(loaded))
+
+
+def same_embedding(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """As a sentence encoder, with the source's own tensors likewise."""
+
+    def put_back(emitted: nn.Module, dense: nn.Module) -> None:
+        family_checks.put_back_attention(loaded, emitted, dense, fitted_tensors(loaded))
+
+    return sentence_checks.same_embedding(loaded, put_back)
+
+
+def fitted_tensors(loaded: Loaded) -> list[str]:
+    """Names, in the base model, of the source's tensors that the target fits anew."""
+    family, config = FAMILIES[loaded.manifest["family"]], loaded.config
+    return fitted_names(family, config.to_dict(), config.diag_layers, config.variant)
 
 
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:

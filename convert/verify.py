@@ -30,7 +30,7 @@ def run_checks(
     progress: Callable[[str], None] = lambda step: None,
     trust_remote_code: bool = False,
 ) -> tuple[list[Measured], dict[str, Any]]:
-    """The result of every check of the target, and the measured fidelity.
+    """The result of every check of the target; the measured fidelity, versions and records for later checks.
 
     Args:
         source: folder of the dense source; None leaves out what compares with it.
@@ -44,14 +44,16 @@ def run_checks(
     left_out: list[tuple[Check, str]] = []
     for check in target.checks:
         why = check.applies(manifest)
-        if not why and source is None and check.name == "equal_to_source":
+        if not why and source is None and check.needs_source:
             why = "no source was given to compare with"
         (left_out if why else applying).append((check, why))
     checks = [{"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying]
     reply = _child(_job(repo, source, manifest, trust_remote_code) | {"checks": checks}, progress)
-    measured = [Measured(**result) for result in reply["checks"]]
-    measured += [Measured(check.name, check.says, None, why=f"does not apply: {why}") for check, why in left_out]
-    return measured, {"fidelity": reply["fidelity"], "versions": reply["versions"]}
+    results = [Measured(**result) for result in reply["checks"]]
+    results += [Measured(check.name, check.says, None, why=f"does not apply: {why}") for check, why in left_out]
+    order = [check.name for check in target.checks]
+    measured = sorted(results, key=lambda result: order.index(result.name))
+    return measured, {"fidelity": reply["fidelity"], "versions": reply["versions"], **reply["records"]}
 
 
 def measure_fidelity(

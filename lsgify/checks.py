@@ -6,15 +6,35 @@ from typing import Any
 
 import torch
 
+from ..convert import family_checks, sentence_checks
 from ..convert.checks import compare_with_source, mixes_of, worst_of
 from ..convert.loaded import Loaded, difference
 from .oracle import dense_attention
 
+NO_GLOBALS = {"num_global_tokens": 0, "pool_with_global": False, "mask_first_token": False}
+
 
 def equal_to_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """Without global tokens and up to two blocks, attention is full: the outputs are the source's."""
-    longest = 2 * loaded.config.block_size
-    return compare_with_source(loaded, longest, num_global_tokens=0, pool_with_global=False, mask_first_token=False)
+    return compare_with_source(loaded, 2 * loaded.config.block_size, **NO_GLOBALS)
+
+
+def stock_attention_equals_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """Without global tokens, with plain attention in the place of LSG's."""
+    return family_checks.stock_attention_equals_source(loaded, **NO_GLOBALS)
+
+
+def same_embedding(loaded: Loaded) -> tuple[float, dict[str, Any]]:
+    """Without global tokens, as a sentence encoder."""
+    return sentence_checks.same_embedding(loaded, **NO_GLOBALS)
+
+
+def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
+    """Beyond two blocks, where sparse keys are used."""
+    none = not loaded.config.num_global_tokens
+    exempt = {"global_embeddings.weight": "kept for loading with global tokens; this config has none"} if none else {}
+    blocks = 3 if loaded.config.adaptive else 4
+    return family_checks.every_tensor_read(loaded, blocks * loaded.config.block_size, exempt)
 
 
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:

@@ -10,7 +10,19 @@ from ..convert.families import ENCODER_DECODERS, ENCODERS
 from ..convert.family import Weight, number
 from ..convert.modelcode import LSG_CODE
 from ..convert.positions import equal_positions, position_rules
-from ..convert.target import PADDING_CHANGES_NOTHING, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target
+from ..convert.target import (
+    EVERY_TENSOR_READ,
+    PADDING_CHANGES_NOTHING,
+    RUNS_AT_FULL_LENGTH,
+    SAME_EMBEDDING,
+    SAME_TOKENS,
+    SAVED_AGAIN_EQUAL,
+    STOCK_ATTENTION,
+    Check,
+    Context,
+    Rule,
+    Target,
+)
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions
 from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
@@ -164,6 +176,7 @@ LSG = Target(
             "(with global tokens, close ones)",
             1e-5,
             equal_positions,
+            needs_source=True,
         ),
         Check(
             "equal_to_formula",
@@ -174,5 +187,10 @@ LSG = Target(
         ),
         PADDING_CHANGES_NOTHING.limited(_padding),
         SAVED_AGAIN_EQUAL,
+        STOCK_ATTENTION.by("effconv.lsgify.checks:stock_attention_equals_source"),
+        EVERY_TENSOR_READ.by("effconv.lsgify.checks:every_tensor_read"),
+        RUNS_AT_FULL_LENGTH,
+        SAME_TOKENS,
+        SAME_EMBEDDING.by("effconv.lsgify.checks:same_embedding"),
     ),
 )

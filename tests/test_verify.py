@@ -48,8 +48,12 @@ def test_every_check_holds_and_is_recorded_with_what_it_measured(made):
     _, repo, result = made
     recorded = read_json(repo / "effconv.json")["measurements"]["checks"]
     assert {check["name"] for check in recorded} == {check.name for check in LSG.checks}
-    assert all(check["passed"] is True for check in recorded)
-    assert all(0 <= check["value"] <= check["tolerance"] for check in recorded)
+    left_out = {check["name"]: check["why"] for check in recorded if check["passed"] is None}
+    assert left_out == {"same_embedding": "does not apply: not a sentence encoder"}
+    assert all(check["passed"] is True for check in recorded if check["name"] not in left_out)
+    measured = [check for check in recorded if check["value"] is not None]
+    assert {"equal_to_source", "saved_again_equal"} <= {check["name"] for check in measured}
+    assert all(0 <= check["value"] <= check["tolerance"] for check in measured)
     (equal,) = [check for check in recorded if check["name"] == "equal_to_source"]
     assert equal["tolerance"] == 1e-5
     heads = {"AutoModel", "AutoModelForPreTraining", "AutoModelForMaskedLM", "AutoModelForNextSentencePrediction"}
@@ -116,7 +120,7 @@ def test_a_fidelity_that_cannot_be_measured_says_why(options, error, says, made)
 
 def test_the_result_is_shown_in_a_line(made, tmp_path):
     shown = repr(made[2])
-    assert all(part in shown for part in (str(made[1]), "LSGBertForPreTraining", "4 of 4 checks hold", "0 findings"))
+    assert all(part in shown for part in (str(made[1]), "LSGBertForPreTraining", "8 of 8 checks hold", "0 findings"))
     assert len(shown.splitlines()) == 1
     assert repr(made[2].plan).startswith("<Plan for LSGBertForPreTraining: ")
     assert len(repr(made[2].plan)) < 120
@@ -143,9 +147,8 @@ def test_a_repo_is_verified_again_against_its_source(made):
         [EFFCONV, "verify", repo, "--against", source, "--json"], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert {check["name"]: check["passed"] for check in json.loads(found.stdout)} == dict.fromkeys(
-        (check.name for check in LSG.checks), True
-    )
+    passed = dict.fromkeys((check.name for check in LSG.checks), True) | {"same_embedding": None}
+    assert {check["name"]: check["passed"] for check in json.loads(found.stdout)} == passed
     assert "hashes" in found.stderr
     assert snapshot(repo) == before  # not even a __pycache__
 
@@ -153,9 +156,10 @@ def test_a_repo_is_verified_again_against_its_source(made):
 def test_without_a_source_what_needs_one_is_left_out(made, verified_in_forks):
     with verified_in_forks():
         measured = {check.name: check for check in effconv.verify(made[1])}
-    assert measured["equal_to_source"].passed is None
-    assert "no source was given" in measured["equal_to_source"].why
-    assert all(check.passed for name, check in measured.items() if name != "equal_to_source")
+    needing = {check.name for check in LSG.checks if check.needs_source}
+    assert needing == {"equal_to_source", "stock_attention_equals_source", "same_embedding"}
+    assert all("no source was given" in measured[name].why for name in needing)
+    assert {name for name, check in measured.items() if not check.passed} == needing
 
 
 def flip_one_bit(repo):
@@ -248,7 +252,9 @@ def test_a_manifest_that_is_older_than_an_option_takes_its_default(made, repo, m
     edit_json(repo / "effconv.json", options={}, settings={})
     jobs = []
     monkeypatch.setattr(
-        verify, "_child", lambda job, _: jobs.append(job) or {"checks": [], "fidelity": [], "versions": {}}
+        verify,
+        "_child",
+        lambda job, _: jobs.append(job) or {"checks": [], "fidelity": [], "versions": {}, "records": {}},
     )
     effconv.verify(repo, against=made[0])
     assert jobs[0]["manifest"]["options"] == asdict(LSGOptions().filled({}))
@@ -284,9 +290,10 @@ def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monke
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     monkeypatch.setattr(run, "emit", spoil)
-    with verified_in_forks(), pytest.raises(CheckFailedError, match="1 of 4 checks failed") as caught:
+    with verified_in_forks(), pytest.raises(CheckFailedError, match="2 of 9 checks failed") as caught:
         effconv.convert(source, "lsg", output=tmp_path / "new" / "out", **VERIFIED)
-    assert "equal_to_source: differs by" in str(caught.value)
+    assert "\n    equal_to_source: differs by" in str(caught.value)
+    assert "\n    stock_attention_equals_source: differs by" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -295,7 +302,10 @@ def test_a_source_without_a_tokenizer_can_be_verified(tmp_path, verified_in_fork
     options = {**VERIFIED, "global_init": "random", "architecture": "ForSequenceClassification"}
     with verified_in_forks():
         result = effconv.convert(source, "lsg", output=tmp_path / "out", **options)
-    assert all(check.passed for check in result.measured)
+    left_out = {check.name: check.why for check in result.measured if check.passed is None}
+    assert left_out["same_tokens"] == "does not apply: the repo has no tokenizer"
+    assert left_out.keys() == {"same_tokens", "same_embedding"}
+    assert all(check.passed for check in result.measured if check.name not in left_out)
     assert read_json(tmp_path / "out" / "effconv.json")["new"] != []
 
 
@@ -335,7 +345,7 @@ for line in range(20_000):
     print("a warning that nobody asked for", file=sys.stderr)
     print('{{"looks": "like a result"}}')
 print({verify.PREFIX!r} + json.dumps({{"begins": "it"}}))
-print({verify.PREFIX!r} + json.dumps({{"checks": [], "fidelity": [], "versions": {{}}}}))
+print({verify.PREFIX!r} + json.dumps({{"checks": [], "fidelity": [], "versions": {{}}, "records": {{}}}}))
 """
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -343,7 +353,8 @@ print({verify.PREFIX!r} + json.dumps({{"checks": [], "fidelity": [], "versions":
     begun = []
     measured, others = verify.run_checks(tmp_path, LSG, MANIFEST, source=None, progress=begun.append)
     assert begun == ["it"]
-    assert [check.passed for check in measured] == [None]  # without a source
+    assert {check.passed for check in measured} == {None}  # without a source
+    assert {check.name for check in measured} == {check.name for check in LSG.checks if check.needs_source}
     assert others["fidelity"] == []
 
 
@@ -356,7 +367,7 @@ def test_equality_with_the_source_is_claimed_only_where_it_holds(options, why, t
 
     def note(job, progress):
         claimed.extend(check["name"] for check in job["checks"])
-        return {"checks": [], "fidelity": [], "versions": {}}
+        return {"checks": [], "fidelity": [], "versions": {}, "records": {}}
 
     monkeypatch.setattr(verify, "_child", note)
     source = save_tiny(tmp_path / "source")
