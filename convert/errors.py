@@ -7,6 +7,7 @@ Every error has three parts: what is wrong, where, and what to do next. The comm
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 SHOWN_FAULTS = 20
 
@@ -18,9 +19,13 @@ class EffconvError(Exception):
         what: what is wrong, one sentence.
         where: the file, tensor or option concerned.
         hint: what to do next.
+
+    Attributes:
+        made: what is there all the same, such as the result of a conversion whose push failed; else None.
     """
 
     exit_code = 1
+    made: Any = None
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(what)

@@ -45,6 +45,7 @@ class Result:
     Attributes:
         output: the folder. bytes: of its weights. seconds: wall time of the whole conversion and of verify alone.
         measured: one entry a check, None where verify was off. findings: what was found in the source.
+        pushed: the `effconv.hub.push.Pushed`, where it was shared on the Hub too.
     """
 
     output: Path
@@ -53,6 +54,7 @@ class Result:
     measured: list[Measured] | None
     findings: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
+    pushed: Any = None
 
     def __repr__(self) -> str:
         held = [check for check in self.measured or () if check.passed]
@@ -71,6 +73,7 @@ class Result:
             "fidelity": self.manifest["measurements"].get("fidelity", []),
             "findings": self.findings,
             "seconds": self.seconds,
+            **({"pushed": self.pushed.described()} if self.pushed is not None else {}),
         }
 
 
