@@ -107,7 +107,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read H
 
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
-    from .convert.errors import EffconvError, StoppedError
+    from .convert.errors import MEMORY, MEMORY_EXIT_CODE, EffconvError, StoppedError, memory_ran_out
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this
@@ -134,7 +134,10 @@ def main() -> None:
     except EffconvError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
+        if memory_ran_out(f"{type(error).__name__}: {error}"):
+            _complain(f"{MEMORY}\n  where: {str(error).strip() or type(error).__name__}")
+            sys.exit(MEMORY_EXIT_CODE)
         import traceback
 
         traceback.print_exc()

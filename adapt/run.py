@@ -203,7 +203,7 @@ def adapt_repo(
                 progress=lambda name: progress(f"verify: {name}", 0, 0),
                 trust_remote_code=options.trust_remote_code,
             )
-            require_passed(staging.folder, measured)
+            require_passed(measured, target, "the training is kept: --resume --no-verify writes the repo unchecked")
             kept = others if teacher is not None else {**others, "fidelity": []}
             new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
         else:

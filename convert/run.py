@@ -14,8 +14,9 @@ from .card import write_card
 from .checkpoint import Checkpoint
 from .dtypes import NAMES
 from .emit import emit, emitted_config
-from .errors import CheckFailedError, OutputError, listing
+from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import Progress, SourceHash, Written, execute
+from .failed import refused
 from .families import family_of
 from .family import Family, Head, number, shape_of
 from .manifest import (
@@ -252,7 +253,10 @@ def convert_source(
         weights = write_weights(staging.folder, ready, progress)
         manifest = write_repo(staging.folder, ready, weights, progress)
         seconds["convert"] = time.monotonic() - begin
-        checked = check_repo(staging.folder, ready, weights, manifest, progress)
+        try:
+            checked = check_repo(staging.folder, ready, weights, manifest, progress)
+        except CheckFailedError as error:
+            raise refused(error, staging, manifest, keep=settings.keep_failed) from None
         if checked.measured is not None:
             seconds["verify"] = time.monotonic() - begin - seconds["convert"]
         complete = write_record(staging.folder, ready, weights, checked, progress)
@@ -333,15 +337,20 @@ def check_repo(
             hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
         )
     progress("verify", 0, 0)
-    measured, others = run_checks(
-        folder,
-        ready.target,
-        manifest,
-        source=source_folder(ready.source),
-        progress=lambda name: progress(f"verify: {name}", 0, 0),
-        trust_remote_code=settings.trust_remote_code,
-    )
-    require_passed(folder, measured)
+    try:
+        measured, others = run_checks(
+            folder,
+            ready.target,
+            manifest,
+            source=source_folder(ready.source),
+            progress=lambda name: progress(f"verify: {name}", 0, 0),
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except CheckFailedError as error:  # no check said anything of the repo
+        error.where = ""
+        error.hint = joined_hints(error.hint, "--no-verify converts without checks")
+        raise
+    require_passed(measured, ready.target, "do not use these weights unchecked (--no-verify)")
     return Checked(manifest, measured, others)
 
 

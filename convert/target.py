@@ -77,6 +77,7 @@ class Check:
         says: one line for the card.
         tolerance: t of max |a - b| <= t max(1, max |b|), in float32, over real tokens.
         applies: whether the promise holds for this manifest's options (and, where it does not, why).
+        means: what it may mean that a repo differs by more, as a clause: "a tensor was copied to the wrong place".
     """
 
     name: str
@@ -84,6 +85,7 @@ class Check:
     says: str
     tolerance: float
     applies: Callable[[Mapping[str, Any]], str] = lambda manifest: ""
+    means: str = ""
 
     def limited(self, applies: Callable[[Mapping[str, Any]], str]) -> Check:
         """The same check, with a say on where it applies."""
@@ -185,10 +187,12 @@ PADDING_CHANGES_NOTHING = Check(
     "effconv.convert.checks:padding_changes_nothing",
     "padding and other texts in the batch do not change a text's outputs",
     1e-5,
+    means="a token reads padding: the same text gives other outputs in another batch",
 )
 SAVED_AGAIN_EQUAL = Check(
     "saved_again_equal",
     "effconv.convert.checks:saved_again_equal",
     "saved with save_pretrained and loaded again, the model has the same tensors bit for bit, and the same outputs",
     1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
+    means="saving the model loses or changes a tensor: a fine-tuned model would not come back as it was saved",
 )
