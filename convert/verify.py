@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import MEMORY, CheckFailedError, joined_hints, listing, memory_ran_out
+from .errors import MEMORY, BadInputError, CheckFailedError, joined_hints, listing, memory_ran_out
 from .manifest import Measured
 from .target import Check, Target
 
@@ -72,6 +72,7 @@ def measure_fidelity(
 
     Raises:
         CheckFailedError: the process that loads both died.
+        BadInputError: a file that cannot be read.
     """
     asked = {"files": [str(path.resolve()) for path in files], "lengths": list(lengths), "texts": texts}
     reply = _child(_job(repo, source, manifest, trust_remote_code) | {"checks": [], "fidelity": asked}, progress)
@@ -168,6 +169,8 @@ def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str,
                 raise
         errors.seek(0)
         said = errors.read()
+    if "refused" in last:
+        raise BadInputError(last["refused"].pop("what"), **last["refused"])
     if process.returncode or "checks" not in last:
         raise _died(process.returncode, said, str(job["repo"]))
     return last
