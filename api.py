@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .convert.errors import UsageError
+from .convert.errors import EffconvError, UsageError
 from .convert.manifest import Measured, check_hashes, read_manifest
 from .convert.options import Settings
 from .convert.plan import Plan
@@ -41,10 +41,11 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
             (`max_length`, `block_size`, `output`, `overwrite`, `verify`, `push_to_hub`, `private`, ...).
 
     Returns:
-        What was made: the folder, the plan, the manifest, one entry a check.
+        What was made: the folder, the plan, the manifest, one entry a check, and what was pushed.
 
     Raises:
-        EffconvError: each kind with its exit code; nothing is left behind.
+        EffconvError: each kind with its exit code; nothing is left behind. Where only the push failed, the folder
+            stands, and the error's `made` is the result.
     """
     from .hub.sharing import check_sharing, push_converted
 
@@ -53,9 +54,13 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
     found, chosen, settings = _split(target, options)
     check_sharing(sharing, settings)
     result = convert_source(source, found, chosen, settings, progress)
-    if sharing.push_to_hub is not None:
-        push_converted(result.output, sharing, settings, progress)
-    return result
+    if sharing.push_to_hub is None:
+        return result
+    try:
+        return dataclasses.replace(result, pushed=push_converted(result.output, sharing, settings, progress))
+    except EffconvError as error:
+        error.made = result
+        raise
 
 
 def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:

@@ -107,7 +107,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read H
 
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
-    from .convert.errors import EffconvError, StoppedError
+    from .convert.errors import MEMORY, MEMORY_EXIT_CODE, EffconvError, StoppedError, memory_ran_out
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this
@@ -134,7 +134,10 @@ def main() -> None:
     except EffconvError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
+        if memory_ran_out(f"{type(error).__name__}: {error}"):
+            _complain(f"{MEMORY}\n  where: {str(error).strip() or type(error).__name__}")
+            sys.exit(MEMORY_EXIT_CODE)
         import traceback
 
         traceback.print_exc()
@@ -202,40 +205,28 @@ def _converting_command(name: str) -> Command:
     several = next((field for field in dataclasses.fields(options_class) if field.default == ()), None)
 
     def command(**values: Any) -> None:
+        from .api import convert, plan
         from .convert.errors import EffconvError
-        from .convert.run import convert_source, prepare
-        from .hub.sharing import check_sharing, push_converted
-        from .report import Progress, show_plan, show_push, show_result
-        from .targets import target_named
+        from .report import Progress, show_plan, show_result
 
-        own = {field.name for field in dataclasses.fields(options_class)}
-        sharing = PushOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)})
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
+        sharing = {field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)}
         if several is not None:
             values[several.name] = _together(flag_of(several), values[several.name], values.pop("more")) or None
-        options = options_class(**{key: values[key] for key in own if values[key] is not None})
-        settings = Settings(**{key: value for key, value in values.items() if key not in own})
-        target = target_named(name, options)
+        given = {key: value for key, value in values.items() if value is not None}
         if plan_only:
-            ready = prepare(source, target, options, settings, remote=True)
-            ready.checkpoint.close()
-            show_plan(ready.plan, as_json=as_json)
+            show_plan(plan(source, name, **given), as_json=as_json)
             return
-        check_sharing(sharing, settings)
-        with Progress() as progress:
-            result = convert_source(source, target, options, settings, progress)
-        if sharing.push_to_hub is None:
-            show_result(result, as_json=as_json)
-            return
+        if sharing["push_to_hub"] is not None:
+            _quiet_hub(bars=True)
         try:
-            with _hub_progress(quiet=False) as progress:
-                pushed = push_converted(result.output, sharing, settings, progress)
-        except EffconvError:
-            show_result(result, as_json=as_json)  # the folder stands all the same
+            with Progress() as progress:
+                result = convert(source, name, progress=progress, **given, **sharing)
+        except EffconvError as error:
+            if error.made is not None:  # the push failed: the converted folder is there all the same
+                show_result(error.made, as_json=as_json)
             raise
-        show_result(result, as_json=as_json, pushed=pushed)
-        if not as_json:
-            show_push(pushed, as_json=False)
+        show_result(result, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("source", keyword, annotation=Source)]
@@ -587,18 +578,23 @@ def refresh(
 @contextlib.contextmanager
 def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Steps on stderr, with the client's own bars where there is a terminal; nothing at all when quiet."""
-    from huggingface_hub.utils import disable_progress_bars, logging
-
     from .report import Progress
 
-    if quiet or not sys.stderr.isatty():
-        disable_progress_bars()
-    logging.set_verbosity_error()  # what is tried again, and why, is one of the steps
+    _quiet_hub(bars=not quiet)
     if quiet:
         yield lambda step, done, total: None
         return
     with Progress(bar=False) as progress:
         yield progress
+
+
+def _quiet_hub(*, bars: bool) -> None:
+    """Keeps the Hub's client from writing to stderr, but for its bars on a terminal."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    if not bars or not sys.stderr.isatty():
+        disable_progress_bars()
+    logging.set_verbosity_error()  # what is tried again, and why, is one of the steps
 
 
 def _complain(message: str) -> None:

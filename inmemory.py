@@ -18,10 +18,10 @@ from torch import nn
 from .convert.checkpoint import Checkpoint, Tensor
 from .convert.dtypes import Array
 from .convert.execute import as_array
-from .convert.families import family_of, head_of
+from .convert.families import head_of
 from .convert.modelcode import render
 from .convert.options import Settings
-from .convert.run import plan_tensors
+from .convert.run import plan_tensors, settle
 from .convert.source import Source
 from .convert.tokenizer import SpecialTokens
 from .lsgify.options import LSGOptions
@@ -58,10 +58,9 @@ def lsgify(
 
     dense: Any = model.config
     config = json.loads(dense.to_json_string(use_diff=False))
-    family = family_of(config, LSG.families, again=LSG.name)
+    family, chosen = settle(LSG, LSGOptions(**options), config)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
-    chosen = LSG.complete(LSGOptions(**options), config)
     context, plan = plan_tensors(
         checkpoint, LSG, chosen, family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
     )

@@ -13,7 +13,7 @@ from .convert.family import number
 from .convert.options import Settings
 from .convert.plan import check_floats, choose_head
 from .convert.reader import DENSE_FORMATS, FILES, open_checkpoint
-from .convert.run import prepare_resolved
+from .convert.run import ask, planned
 from .convert.source import Source, resolve, sentence_modules
 from .convert.target import Target
 from .targets import TARGETS
@@ -113,7 +113,7 @@ def _as_planned(source: Source, targets: list[Target]) -> tuple[str | None, int 
     head, max_length, becomes = None, None, []
     for target in targets:
         if any(source.has(FILES[name]) or source.has(f"{FILES[name]}.index.json") for name in target.formats):
-            ready = prepare_resolved(source, target, target.options(), Settings(), remote=True)
+            ready = planned(ask(source, target, target.options(), Settings()), remote=True)
             ready.checkpoint.close()
             head, max_length = ready.context.head.suffix, int(ready.context.options.max_length)
             becomes.append(target.name)

@@ -70,6 +70,9 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, step: str, done: int, total: int) -> None:
+        if self._bar and step == "done":
+            self._bar.stop()
+            self._bar = None  # a push that follows has bars of its own, from the Hub's client
         if self._bar:
             if step != self._step:
                 if self._task is not None:
@@ -336,9 +339,9 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     return None
 
 
-def show_result(result: Result, *, as_json: bool, pushed: Pushed | None = None) -> None:
+def show_result(result: Result, *, as_json: bool) -> None:
     if as_json:
-        return _json(result.described() | ({"pushed": pushed.described()} if pushed else {}))
+        return _json(result.described())
     console = _console()
     console.print(f"[bold]{escape(str(result.output))}[/bold]", soft_wrap=True)
     counts = ", ".join(f"{count} {action}" for action, count in result.plan.counts().items())
@@ -355,7 +358,7 @@ def show_result(result: Result, *, as_json: bool, pushed: Pushed | None = None) 
         f"converted in {result.seconds['convert']:.1f} s"
         + (f", verified in {result.seconds['verify']:.1f} s" if "verify" in result.seconds else "")
     )
-    return None
+    return None if result.pushed is None else show_push(result.pushed, as_json=False)
 
 
 def show_checks(measured: Sequence[Measured], *, as_json: bool) -> None:

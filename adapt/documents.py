@@ -20,6 +20,7 @@ import numpy as np
 
 from ..calibrate.text import check_tokens, special_ends
 from ..convert.errors import BadInputError, UsageError
+from ..convert.text_files import read_utf8
 from .refusals import TABULAR as TABULAR
 from .refusals import require_files
 
@@ -75,14 +76,14 @@ def read_corpus(
     """
 
     def open_data() -> Iterator[str]:
-        return itertools.chain.from_iterable(_documents(name, column, streaming, token) for name in data)
+        return itertools.chain.from_iterable(_documents(name, column, streaming, token, "--data") for name in data)
 
     encode = _encoder(tokenizer)
     texts = list(itertools.islice(open_data(), STREAM_LOOKAHEAD)) if streaming else list(open_data())
     if not any(text.strip() for text in texts):
         raise BadInputError("the data holds no text", where=", ".join(data), hint="give files with text in them")
     if heldout:
-        apart = [text for name in heldout for text in _documents(name, column, False, token)]
+        apart = [text for name in heldout for text in _documents(name, column, False, token, "--heldout")]
         kept = {_sha256(text) for text in apart}
     else:
         kept = _held_out(texts)
@@ -178,14 +179,14 @@ def _held_out(texts: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _documents(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
+def _documents(name: str, column: str, streaming: bool, token: str | None, where: str) -> Iterator[str]:
     path = Path(name)
-    require_files([name], "--data")
+    require_files([name], where)
     if not path.exists():
         return _dataset_rows(name, column, streaming, token)
     if path.suffix in TABULAR:
         return table_rows(path, column, streaming)
-    return iter(text_documents(path.read_text(encoding="utf-8")))
+    return iter(text_documents(read_utf8(path, where)))
 
 
 def text_documents(text: str) -> list[str]:

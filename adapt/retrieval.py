@@ -83,7 +83,7 @@ def retrieval(
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     names = [folder.absolute().name for folder in folders]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0], trust_remote_code=True)
-    text = read_text(files, tokenizer, len(tokenizer))
+    text = read_text(files, tokenizer, len(tokenizer), "--data")
     length = tokens - len(text.prefix) - len(text.suffix)
     task = make_task(
         text.tokens,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from ..convert.families import ENCODER_DECODERS
 from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
 from ..convert.recheck import source_of
 from ..convert.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.target import Target
 from ..convert.tensorfile import file_sha256
 from ..convert.verify import require_passed, run_checks
 from ..targets import target_named
 from .options import AdaptOptions
-from .recipes import phases_of, recipe_of, training_lengths
+from .recipes import Phase, Recipe, phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_objectives
 from .sentence import require_whitenable
 
@@ -58,6 +59,53 @@ def adapt_repo(
 
     Raises:
         EffconvError: for any fault of repo, teacher, text or options; no output is made then.
+    """
+    asked = open_run(repo, options, progress)
+    finished = train(asked, progress, watch)
+    return None if finished is None else publish(asked, finished, progress)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A repo that can be trained as the options say, told from its files alone.
+
+    Attributes:
+        folder: of the repo. teacher: of the source, None where no phase needs it. output: where the result goes.
+        lengths: tokens of the training texts.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    target: Target
+    options: AdaptOptions
+    recipe: Recipe
+    phases: Sequence[Phase]
+    lengths: Sequence[int]
+    teacher: Path | None
+    output: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A training that has come to its end.
+
+    Attributes:
+        state: the trained tensors by name. matrix: of the dense layer that whitens; None without one.
+        record: what is written of the training. checkpoints: of the run, which go once the result stands.
+    """
+
+    state: Mapping[str, Any]
+    matrix: Any
+    record: dict[str, Any]
+    findings: list[str]
+    checkpoints: Checkpoints
+
+
+def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Progress) -> Asked:
+    """Refuses what files and options show, before torch is imported.
+
+    Returns:
+        The run that was asked for.
     """
     folder = Path(os.path.expanduser(repo)).absolute()
     if not folder.is_dir():
@@ -105,15 +153,24 @@ def adapt_repo(
         check_replaceable(output)
         size = sum((folder / name).stat().st_size for name in manifest["files"])
         check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
+    return Asked(folder, manifest, target, options, recipe, phases, lengths, teacher, output)
 
+
+def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
+    """Loads both models and the text, and trains.
+
+    Returns:
+        The trained tensors and what was measured; None in processes other than the first.
+    """
     from .checkpoints import Checkpoints
-    from .dense import add_dense, fitted, pieces_of
+    from .dense import fitted, pieces_of
     from .documents import read_corpus
     from .heldout import HeldOut
     from .models import load_pair
-    from .results import Adapted, copy_repo, with_record, write_results
     from .trainer import Run, make_accelerator
 
+    folder, manifest, options, output = asked.folder, asked.manifest, asked.options, asked.output
+    recipe, phases, lengths, teacher = asked.recipe, asked.phases, asked.lengths, asked.teacher
     beside = output.with_name(output.name + ".checkpoints")
     accelerator = make_accelerator(options, output.with_name(output.name + ".tensorboard"))
     if not accelerator.is_main_process:  # one of several processes speaks
@@ -187,11 +244,24 @@ def adapt_repo(
         findings.append(
             "no state on the way was closer on held-out text than the repo as it was: its weights are unchanged"
         )
+    return Finished(trained.state, matrix, record, findings, checkpoints)
+
+
+def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
+    """Writes the new repo, checks it and puts it in its place.
+
+    Returns:
+        The `Adapted`.
+    """
+    from .dense import add_dense
+    from .results import Adapted, copy_repo, with_record, write_results
+
+    folder, options, target, output = asked.folder, asked.options, asked.target, asked.output
     with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
-        hashes = copy_repo(folder, staging.folder, manifest, trained.state)
-        if matrix is not None:
-            add_dense(staging.folder, matrix)
-        new = with_record(manifest, record, __version__, trained.state)
+        hashes = copy_repo(folder, staging.folder, asked.manifest, finished.state)
+        if finished.matrix is not None:
+            add_dense(staging.folder, finished.matrix)
+        new = with_record(asked.manifest, finished.record, __version__, finished.state)
         measured = None
         if options.verify:
             progress("verify", 0, 0)
@@ -199,12 +269,12 @@ def adapt_repo(
                 staging.folder,
                 target,
                 new,
-                source=teacher,
+                source=asked.teacher,
                 progress=lambda name: progress(f"verify: {name}", 0, 0),
                 trust_remote_code=options.trust_remote_code,
             )
-            require_passed(staging.folder, measured)
-            kept = others if teacher is not None else {**others, "fidelity": []}
+            require_passed(measured, target, "the training is kept: --resume --no-verify writes the repo unchecked")
+            kept = others if asked.teacher is not None else {**others, "fidelity": []}
             new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
         else:
             new["measurements"] |= {"checks": "not run", "fidelity": []}
@@ -212,13 +282,13 @@ def adapt_repo(
         card = staging.folder / "README.md"
         generated = card_text(target, new, {}, sentence=(folder / "modules.json").is_file())
         card.write_text(merged(card.read_text(encoding="utf-8"), generated) if card.is_file() else generated, "utf-8")
-        write_results(staging.folder, record)
+        write_results(staging.folder, finished.record)
         new["files"] = hash_files(staging.folder, known=hashes)
         write_manifest(staging.folder, new)
         staging.publish()
-    checkpoints.clear()
+    finished.checkpoints.clear()
     progress("done", 0, 0)
-    return Adapted(output, record, measured, findings)
+    return Adapted(output, finished.record, measured, finished.findings)
 
 
 def _first_alone(accelerator: Any, work: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from ..adapt.documents import HEADING, TABULAR, table_rows, text_documents
 from ..calibrate.text import check_tokens
 from ..convert.errors import BadInputError, listing
+from ..convert.text_files import read_utf8
 
 AT_ONCE = 256  # texts that are tokenized together
 LOOKED_AT = 100_000  # tokens of which the share of unknown ones is taken
@@ -63,12 +64,7 @@ def count_tokens(texts: Iterator[str], tokenizer: Any, rows: int, where: str) ->
 
 
 def _plain(path: Path, lines: bool) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"the text cannot be read ({error})", where=str(path), hint="give UTF-8 text files"
-        ) from None
+    text = read_utf8(path, "--data")
     if lines:
         return text.splitlines()
     return text_documents(text) if len(HEADING.findall(text)) > 1 else [text]

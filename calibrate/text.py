@@ -34,19 +34,20 @@ class CalibrationText:
     findings: list[str]
 
 
-def read_text(files: Sequence[Path], tokenizer: Any, rows: int) -> CalibrationText:
+def read_text(files: Sequence[Path], tokenizer: Any, rows: int, where: str = "--calibrate") -> CalibrationText:
     """Reads and tokenizes the files, or the built-in text where there are none.
 
     Args:
-        files: UTF-8 text; that they can be read has been seen before (`require_readable`).
+        files: UTF-8 text. where: the option that named them.
         tokenizer: the source's.
         rows: of the source's table of words.
 
     Raises:
-        BadInputError: a text that the tokenizer mostly does not know, or a tokenizer that is not the source's.
+        BadInputError: a text that cannot be read or that the tokenizer mostly does not know, or a tokenizer that is not
+            the source's.
     """
     if files:
-        text, name = joined(files), ", ".join(path.name for path in files)
+        text, name = joined(files, where), ", ".join(path.name for path in files)
     else:
         text = fitting_text()
         name = "the built-in English text"

@@ -482,18 +482,21 @@ EQUAL_TO_SOURCE = Check(
     5e-5,
     _cast,
     needs_source=True,
+    means="a tensor was copied to the wrong place, or config.json does not say what the weights were trained with",
 )
 TORCH_EQUALS_FORMULA = Check(
     "equal_to_formula",
     f"{CHECKS}:torch_equals_formula",
     "the model gives the outputs of a float64 form of the published formula",
     5e-5,
+    means="the model does not compute its formula on this machine, with this version of torch",
 )
 FRAMEWORKS_AGREE = Check(
     "jax_and_torch_agree",
     f"{CHECKS}:frameworks_agree",
     "the same weights give the same outputs in JAX and in torch (in a float64 form of the formula without JAX)",
     5e-5,
+    means="one of the two frameworks does not compute the formula on this machine",
 )
 
 

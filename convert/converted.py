@@ -1,7 +1,7 @@
 """Sources that were converted before: by effconv, or by the published LSG converter.
 
-What they are is told from config.json alone. None of their code is run: the published one no longer loads, and code of
-a source runs only when somebody asks for it.
+What they are is told from config.json alone: the model_type is TARGET-FAMILY, whatever the target. None of their code
+is run: the published one no longer loads, and code of a source runs only when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .modelcode import LAMBDA_CODE, LAMBDA_PUBLISHED_CODE, LINFORMER_CODE, LSG_CODE, TRANSNORMER_CODE
+from .families import FAMILIES
+from .modelcode import LAMBDA_PUBLISHED_CODE, LSG_CODE
+from .refusals import REFUSED
 
-COMPOSED = (LSG_CODE, LINFORMER_CODE, LAMBDA_CODE, TRANSNORMER_CODE)
+DENSE = (*FAMILIES, *REFUSED)  # model types of models that nobody converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,10 @@ def converted(config: Mapping[str, Any]) -> Converted | None:
         return None
     if model_type == LAMBDA_PUBLISHED_CODE.model_type:
         return Converted(model_type, "bert")
-    for code in COMPOSED:
-        if model_type.startswith(f"{code.name}-"):
-            return Converted(code.name, model_type.removeprefix(f"{code.name}-"))
+    if model_type not in DENSE:  # as xlm-roberta is
+        for family in sorted(DENSE, key=len, reverse=True):  # lsg-xlm-roberta was no roberta
+            if model_type.endswith(f"-{family}") and model_type != f"-{family}":
+                return Converted(model_type.removesuffix(f"-{family}"), family)
     if is_published_lsg(config):
         return Converted(LSG_CODE.name, model_type, published=True)
     return None

@@ -6,9 +6,14 @@ Every error has three parts: what is wrong, where, and what to do next. The comm
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 SHOWN_FAULTS = 20
+OUT_OF_MEMORY = re.compile(r"MemoryError|out of memory|can(?:'t|not) allocate memory", re.IGNORECASE)
+MEMORY = "memory ran out: close other programs, or use a machine with more of it"
+MEMORY_EXIT_CODE = 8
 
 
 class EffconvError(Exception):
@@ -18,9 +23,13 @@ class EffconvError(Exception):
         what: what is wrong, one sentence.
         where: the file, tensor or option concerned.
         hint: what to do next.
+
+    Attributes:
+        made: what is there all the same, such as the result of a conversion whose push failed; else None.
     """
 
     exit_code = 1
+    made: Any = None
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(what)
@@ -54,9 +63,14 @@ class BadInputError(EffconvError):
 
 
 class CheckFailedError(EffconvError):
-    """A repo that does not do what its manifest or its target promises."""
+    """A repo that does not do what its manifest or its target promises.
+
+    Attributes:
+        measured: one entry a check (`manifest.Measured`), where the checks ran to their end.
+    """
 
     exit_code = 5
+    measured: tuple[Any, ...] = ()
 
 
 class HubError(EffconvError):
@@ -75,6 +89,16 @@ class StoppedError(EffconvError):
     """Ctrl-C in a run of which something outlives it: the message says what."""
 
     exit_code = 130
+
+
+def memory_ran_out(said: str) -> bool:
+    """Whether what a process or a library said as it ended is that there was no memory left."""
+    return bool(OUT_OF_MEMORY.search(said))
+
+
+def joined_hints(*hints: str) -> str:
+    """Several hints as one."""
+    return "; ".join(filter(None, hints))
 
 
 def listing(faults: Iterable[str]) -> str:

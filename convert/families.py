@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from textwrap import dedent
 
-from .converted import converted
 from .errors import BadInputError, UnsupportedError
 from .family import LABELS, Config, Family, Head, Size, Weight, is_set, linear, norm, number, numbered, when
 from .modelcode import LSG_CODE, FamilyCode
@@ -589,6 +588,8 @@ def family_of(config: Config, supported: Iterable[str] | None = None, *, again: 
         UnsupportedError: with the reason, and the families that are supported or what to use instead.
         BadInputError: the config contradicts itself.
     """
+    from .converted import converted  # here, for it reads FAMILIES
+
     names = sorted(FAMILIES if supported is None else supported)
     before = converted(config)
     if before is not None and before.target != again:

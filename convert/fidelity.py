@@ -36,7 +36,7 @@ def builtin_fidelity(loaded: Loaded) -> list[dict[str, Any]]:
 
 def file_fidelity(loaded: Loaded, files: list[str], lengths: list[int], texts: int) -> list[dict[str, Any]]:
     """Fidelity on the files' text, or on the built-in one, at the lengths that both models reach."""
-    text = joined([Path(path) for path in files]) if files else measuring_text()
+    text = joined([Path(path) for path in files], "--data") if files else measuring_text()
     reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
     return fidelity(loaded, text, [length for length in lengths if length <= reach], texts)
 

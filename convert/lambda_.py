@@ -84,6 +84,7 @@ LAMBDA = Target(
             "effconv.convert.lambda_checks:equal_to_formula",
             "the attention gives what a float64 form of its formula gives, position by position",
             1e-5,
+            means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         PADDING_CHANGES_NOTHING,
         SAVED_AGAIN_EQUAL,

@@ -150,6 +150,7 @@ LAMBDA_PUBLISHED = Target(
             "effconv.convert.lambda_checks:published_equal_to_formula",
             "the first layer gives what a float64 form of its formula gives",
             1e-5,
+            means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         PADDING_CHANGES_NOTHING,
         SAVED_AGAIN_EQUAL,

@@ -15,6 +15,7 @@ from .errors import BadInputError, CheckFailedError, listing
 from .tensorfile import file_sha256
 
 NAME = "effconv.json"
+FAILED = "effconv-failed.json"  # what a conversion that failed its checks has instead
 FORMAT = 1
 UNHASHED = (NAME, ".gitattributes")
 FIELDS = {
@@ -86,8 +87,11 @@ def read_manifest(repo: Path) -> dict[str, Any]:
 
     Raises:
         BadInputError: the folder is no repo of effconv, or its manifest is damaged.
+        CheckFailedError: it is a conversion that failed its checks.
     """
     path = repo / NAME
+    if (repo / FAILED).is_file():
+        raise _kept_to_be_looked_at(repo)
     if not path.is_file():
         raise BadInputError(
             f"no {NAME} in the folder: not a repo that effconv made", where=str(repo), hint="convert a source first"
@@ -101,6 +105,8 @@ def read_manifest(repo: Path) -> dict[str, Any]:
     ]
     if odd:
         raise BadInputError(f"{NAME} lacks {', '.join(odd)}", where=str(path), hint="convert again")
+    if "failed" in manifest:
+        raise _kept_to_be_looked_at(repo)
     if manifest["format"] > FORMAT:
         raise BadInputError(
             f"{NAME} has format {manifest['format']}, newer than this effconv reads",
@@ -108,6 +114,14 @@ def read_manifest(repo: Path) -> dict[str, Any]:
             hint="upgrade effconv",
         )
     return dict(manifest)
+
+
+def _kept_to_be_looked_at(repo: Path) -> CheckFailedError:
+    return CheckFailedError(
+        "the folder is a conversion that failed its checks, kept to be looked at (--keep-failed)",
+        where=str(repo),
+        hint=f"{FAILED} says what failed; convert the source again",
+    )
 
 
 def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -111,6 +111,7 @@ class Settings:
     max_shard_size: str = option("5GB", "Bound of one weights file.")
     overwrite: bool = option(False, "Replace an output folder that is not empty, once the new one is complete.")
     verify: bool = option(True, "Load the repo in a fresh process and check it before it appears.")
+    keep_failed: bool = option(False, "Keep a repo that fails its checks, as OUTPUT.failed, to look at.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub source.", panel="Hub")
     token: str | None = option(None, "Hub token. [default: HF_TOKEN, else the stored login]", panel="Hub")
     offline: bool = option(False, "Open no socket; read Hub sources from the cache.", panel="Hub")
@@ -129,3 +130,9 @@ class Settings:
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
             raise UsageError(f"{self.seed!r} is no seed", where="--seed", hint="give an integer from 0 to 2^63 - 1")
         parse_size(self.max_shard_size)
+        if self.keep_failed and not self.verify:
+            raise UsageError(
+                "--keep-failed keeps a repo that fails its checks, and --no-verify runs none",
+                where="--keep-failed --no-verify",
+                hint="pass one of the two",
+            )

@@ -60,7 +60,7 @@ def verify_repo(
         progress=lambda name: progress(f"verify: {name}", 0, 0),
         trust_remote_code=trust_remote_code,
     )
-    require_passed(folder, measured)
+    require_passed(measured, target, "do not use this repo as it is: convert its source again", folder)
     return measured
 
 

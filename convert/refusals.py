@@ -31,6 +31,8 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "longformer": (LONG, USE_AS_IS),
     "big_bird": (LONG, USE_AS_IS),
     "nystromformer": (LONG, USE_AS_IS),
+    "megatron-bert": ("its norms come before attention and feed-forward", "a bert checkpoint"),
+    "wav2vec2-bert": ("it reads speech, not text", USE_AS_IS),
     "fnet": ("it has no attention", USE_AS_IS),
     "roformer": (ROTARY, "a bert checkpoint"),
     "xlnet": (DISENTANGLED, "a bert or roberta checkpoint"),

@@ -14,8 +14,9 @@ from .card import write_card
 from .checkpoint import Checkpoint
 from .dtypes import NAMES
 from .emit import emit, emitted_config
-from .errors import CheckFailedError, OutputError, listing
-from .execute import Progress, SourceHash, execute
+from .errors import CheckFailedError, OutputError, joined_hints, listing
+from .execute import Progress, SourceHash, Written, execute
+from .failed import refused
 from .families import family_of
 from .family import Family, Head, number, shape_of
 from .manifest import (
@@ -45,6 +46,7 @@ class Result:
     Attributes:
         output: the folder. bytes: of its weights. seconds: wall time of the whole conversion and of verify alone.
         measured: one entry a check, None where verify was off. findings: what was found in the source.
+        pushed: the `effconv.hub.push.Pushed`, where it was shared on the Hub too.
     """
 
     output: Path
@@ -53,6 +55,7 @@ class Result:
     measured: list[Measured] | None
     findings: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
+    pushed: Any = None
 
     def __repr__(self) -> str:
         applying = [check.passed for check in self.measured or () if check.passed is not None]
@@ -71,17 +74,92 @@ class Result:
             "fidelity": self.manifest["measurements"].get("fidelity", []),
             "findings": self.findings,
             "seconds": self.seconds,
+            **({"pushed": self.pushed.described()} if self.pushed is not None else {}),
         }
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A source opened and planned, nothing written yet."""
+class Asked:
+    """A source and what it shall become: options settled, nothing opened yet.
+
+    Attributes:
+        family: as which the source is read; None where the target has a way of its own to open it.
+        options: with a value for each that was left open.
+    """
 
     source: Source
+    target: Target
+    family: Family | None
+    options: Any
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source opened and planned, nothing written yet. The settled options are the context's."""
+
+    source: Source
+    target: Target
+    settings: Settings
     checkpoint: Checkpoint
     context: Context
     plan: Plan
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What `write_weights` made and found.
+
+    Attributes:
+        written: files, their hashes, tensors that are not finite. calibration: record and findings of the fit.
+        source_sha256: of a local source's weight files, by name.
+    """
+
+    written: Written
+    calibration: Mapping[str, Any]
+    source_sha256: Mapping[str, str]
+
+    @property
+    def unsound(self) -> list[str]:
+        return [f"{name} holds NaN or infinite values" for name in self.written.not_finite]
+
+    @property
+    def findings(self) -> list[str]:
+        return [*self.unsound, *self.calibration.get("findings", ())]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check_repo` found.
+
+    Attributes:
+        manifest: as it was given, with what was measured on the source. measured: one entry a check, None where verify
+            is off. others: further measurements, by name.
+    """
+
+    manifest: Mapping[str, Any]
+    measured: list[Measured] | None
+    others: Mapping[str, Any]
+
+
+def ask(source: Source, target: Target, options: object, settings: Settings) -> Asked:
+    """Settles what a resolved source shall become.
+
+    Raises:
+        EffconvError: the target does not take the source, an option makes no sense for it, a text cannot be read.
+    """
+    if target.calibration:
+        require_readable(getattr(options, "calibrate", ()), "--calibrate")
+    if target.prepare is not None:
+        return Asked(source, target, None, options, settings)
+    family, settled = settle(target, options, source.config)
+    return Asked(source, target, family, settled, settings)
+
+
+def settle(target: Target, options: object, config: Mapping[str, Any]) -> tuple[Family, Any]:
+    """The family of a config, and the options with a value for each that was left open; a model in memory shares it."""
+    family = family_of(config, target.families, again=target.name if target.again else "")
+    return family, target.complete(options, config)
 
 
 def prepare(
@@ -96,33 +174,25 @@ def prepare(
         EffconvError: for any fault of the source or of the options.
     """
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
-    return prepare_resolved(found, target, options, settings, remote=remote)
+    return planned(ask(found, target, options, settings), remote=remote)
 
 
-def prepare_resolved(source: Source, target: Target, options: object, settings: Settings, *, remote: bool) -> Prepared:
-    """The same for a source that is resolved already."""
-    if target.calibration:
-        require_readable(getattr(options, "calibrate", ()), "--calibrate")
+def planned(asked: Asked, *, remote: bool) -> Prepared:
+    """Opens the weights and plans; the same for a source that is resolved already."""
+    source, target, settings = asked.source, asked.target, asked.settings
     if target.prepare is not None:
-        checkpoint, context, plan = target.prepare(source, target, options, settings, remote)
-        return Prepared(source, checkpoint, context, plan)
-    family = family_of(source.config, target.families, again=target.name if target.again else "")
-    options = target.complete(options, source.config)
+        checkpoint, context, plan = target.prepare(source, target, asked.options, settings, remote)
+        return Prepared(source, target, settings, checkpoint, context, plan)
+    family = asked.family
+    assert family is not None
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote)
     check_floats(checkpoint.tensors.values())
     head, unknown_class = choose_head(checkpoint, source.config, family, settings.architecture)
+    tokens = special_tokens(source, family.special_tokens)
     context, plan = plan_tensors(
-        checkpoint,
-        target,
-        options,
-        family,
-        head,
-        source.config,
-        special_tokens(source, family.special_tokens),
-        settings,
-        unknown_class,
+        checkpoint, target, asked.options, family, head, source.config, tokens, settings, unknown_class
     )
-    return Prepared(source, checkpoint, context, plan)
+    return Prepared(source, target, settings, checkpoint, context, plan)
 
 
 def plan_tensors(
@@ -165,33 +235,45 @@ def convert_source(
     begin = time.monotonic()
     progress("source", 0, 0)
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
-    named = target.folder(found.name, target.complete(options, found.config))
-    output = _absolute(settings.output or Path(named))
+    asked = ask(found, target, options, settings)
+    output = _absolute(settings.output or Path(target.folder(found.name, asked.options)))
     with output_errors(output):
         check_apart(found.folder, output)
         check_output(output, overwrite=settings.overwrite)
         check_replaceable(output)
     progress("plan", 0, 0)
     if found.remote_header:  # faults show before gigabytes are fetched
-        prepare_resolved(found, target, options, settings, remote=True)
+        planned(asked, remote=True)
         progress("download", 0, 0)
-    ready = prepare_resolved(found, target, options, settings, remote=False)
+    ready = planned(asked, remote=False)
     with output_errors(output):
         check_room(output.parent, ready.plan.bytes_out + (16 << 20))
+    seconds: dict[str, float] = {}
     with Staging(output, overwrite=settings.overwrite) as staging, output_errors(output):
-        result = _fill(staging.folder, ready, target, options, settings, progress, begin)
+        weights = write_weights(staging.folder, ready, progress)
+        manifest = write_repo(staging.folder, ready, weights, progress)
+        seconds["convert"] = time.monotonic() - begin
+        try:
+            checked = check_repo(staging.folder, ready, weights, manifest, progress)
+        except CheckFailedError as error:
+            raise refused(error, staging, manifest, keep=settings.keep_failed) from None
+        if checked.measured is not None:
+            seconds["verify"] = time.monotonic() - begin - seconds["convert"]
+        complete = write_record(staging.folder, ready, weights, checked, progress)
         progress("publish", 0, 0)
         staging.publish()
     progress("done", 0, 0)
-    result.seconds["all"] = time.monotonic() - begin
-    return Result(output, result.plan, result.manifest, result.measured, result.findings, result.seconds)
+    seconds["all"] = time.monotonic() - begin
+    return Result(output, ready.plan, complete, checked.measured, weights.findings, seconds)
 
 
-def _fill(
-    folder: Path, ready: Prepared, target: Target, options: object, settings: Settings, progress: Progress, begin: float
-) -> Result:
-    options = ready.context.options  # a target may have filled in what was left open
-    calibration = _calibrate(ready, target, progress)
+def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
+    """Calibrates where the target does, and streams every tensor of the plan into files; closes the source's.
+
+    Returns:
+        The files' hashes and what was found on the way.
+    """
+    calibration = _calibrate(ready, progress)
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
     progress("weights", 0, ready.plan.bytes_out)
     try:
@@ -199,75 +281,107 @@ def _fill(
             ready.plan,
             ready.checkpoint,
             folder,
-            shard_bytes=parse_size(settings.max_shard_size),
+            shard_bytes=parse_size(ready.settings.max_shard_size),
             progress=progress,
             values=calibration.values,
-            form=target.form,
+            form=ready.target.form,
         )
     finally:
         ready.checkpoint.close()
+    return Weights(written, calibration.record, hashing.result() if hashing else {})
+
+
+def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progress) -> dict[str, Any]:
+    """Writes config, code and tokenizer beside the weights.
+
+    Returns:
+        The manifest, but for measurements and hashes of files: what checks and card need to know.
+    """
     progress("files", 0, 0)
-    emit(folder, ready.source, target, ready.context, ready.plan, written)
-    unsound = [f"{name} holds NaN or infinite values" for name in written.not_finite]
-    findings = [*unsound, *calibration.record.get("findings", ())]
+    target, context, options = ready.target, ready.context, ready.context.options
+    emit(folder, ready.source, target, context, ready.plan, weights.written)
     manifest = make_manifest(
         version=__version__,
         target=target.name,
-        family=ready.context.family.name,
+        family=context.family.name,
         architecture=ready.plan.architecture,
-        source=_described_source(ready.source, hashing.result() if hashing else {}),
-        options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},  # type: ignore[arg-type]
+        source=_described_source(ready.source, weights.source_sha256),
+        options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},
         plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
         files={},
-        findings=findings,
-    ) | _facts(ready, target, settings)
+        findings=weights.findings,
+    ) | _facts(ready)
     if target.calibration:
-        manifest["calibration"] = {name: value for name, value in calibration.record.items() if name != "findings"}
-    seconds = {"convert": time.monotonic() - begin}
-    measured: list[Measured] | None = None
-    others: dict[str, Any] = {}
-    if settings.verify:
-        if unsound:
-            raise CheckFailedError(
-                f"the weights are not sound:\n{listing(unsound)}",
-                where=ready.source.where(),
-                hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
-            )
-        progress("verify", 0, 0)
+        manifest["calibration"] = {name: value for name, value in weights.calibration.items() if name != "findings"}
+    return manifest
+
+
+def check_repo(
+    folder: Path, ready: Prepared, weights: Weights, manifest: Mapping[str, Any], progress: Progress
+) -> Checked:
+    """Runs the target's checks on the repo in a fresh process, unless verify is off.
+
+    What a check compares with and is measured on the source, so that `effconv verify` can do without the source, is
+    measured here, before the checks and with verify off too: it enters the manifest that is returned.
+
+    Raises:
+        CheckFailedError: weights that are not sound, or a check that fails.
+    """
+    settings = ready.settings
+    if not settings.verify:
+        return Checked(manifest, None, {})
+    if weights.unsound:
+        raise CheckFailedError(
+            f"the weights are not sound:\n{listing(weights.unsound)}",
+            where=ready.source.where(),
+            hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
+        )
+    progress("verify", 0, 0)
+    try:
         measured, others = run_checks(
             folder,
-            target,
+            ready.target,
             manifest,
             source=source_folder(ready.source),
             progress=lambda name: progress(f"verify: {name}", 0, 0),
             trust_remote_code=settings.trust_remote_code,
         )
-        require_passed(folder, measured)
-        seconds["verify"] = time.monotonic() - begin - seconds["convert"]
+    except CheckFailedError as error:  # no check said anything of the repo
+        error.where = ""
+        error.hint = joined_hints(error.hint, "--no-verify converts without checks")
+        raise
+    require_passed(measured, ready.target, "do not use these weights unchecked (--no-verify)")
+    return Checked(manifest, measured, others)
+
+
+def write_record(
+    folder: Path, ready: Prepared, weights: Weights, checked: Checked, progress: Progress
+) -> dict[str, Any]:
+    """Writes the card and, last of all, the manifest with every file's hash; returns the manifest."""
     progress("manifest", 0, 0)
-    complete = with_measurements(manifest, measured, **others)
-    write_card(folder, target, complete, ready.source)
-    complete["files"] = hash_files(folder, known=written.files)
+    complete = with_measurements(checked.manifest, checked.measured, **checked.others)
+    write_card(folder, ready.target, complete, ready.source)
+    complete["files"] = hash_files(folder, known=weights.written.files)
     write_manifest(folder, complete)
-    return Result(folder, ready.plan, complete, measured, findings, seconds)
+    return complete
 
 
-def _calibrate(ready: Prepared, target: Target, progress: Progress) -> Calibration:
+def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
     """Runs the target's calibration, if it has one, on the source's own model."""
-    if not target.calibration:
+    if not ready.target.calibration:
         return Calibration({}, {})
     import importlib
 
-    module, _, function = target.calibration.partition(":")
+    module, _, function = ready.target.calibration.partition(":")
     found: Calibration = getattr(importlib.import_module(module), function)(
         ready.context, source_folder(ready.source), progress
     )
     return found
 
 
-def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any]:
+def _facts(ready: Prepared) -> dict[str, Any]:
     """What checks and card need to know of the repo, beside the options."""
-    context = ready.context
+    target, context, settings = ready.target, ready.context, ready.settings
     upgraded = target.upgraded(context)
     new = [row.target for row in ready.plan.rows if row.action == "new"]
     stored = {

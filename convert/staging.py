@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .errors import OutputError, UsageError
+from .errors import EffconvError, OutputError, UsageError
 
 TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else is ever cleared
 
@@ -57,7 +57,9 @@ class Staging:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, traceback: object = None) -> None:
+        if isinstance(error, EffconvError) and error.where.startswith(str(self.folder)):
+            error.where = ""  # nobody can look there any more
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock >= 0:
             self._lock_path.unlink(missing_ok=True)
@@ -79,6 +81,26 @@ class Staging:
                 check_output(self.output, overwrite=self.overwrite)
                 _exchange(self.folder, self.output)
             _fsync_folder(self.output.parent)
+
+    def keep_failed(self, mark: str) -> Path:
+        """Gives the staging folder a name beside the output that says that it failed; returns its new path.
+
+        One that an earlier failure left, which the file `mark` tells, is replaced. Anything else of that name stays,
+        and a number is added.
+        """
+        for number in itertools.count(1):
+            kept = self.output.with_name(f"{self.output.name}.failed" + (f"-{number}" if number > 1 else ""))
+            if not os.path.lexists(kept):
+                break
+            if kept.is_dir() and not kept.is_symlink() and (kept / mark).is_file():
+                kept.rename(_old_path(self.folder))  # killed here, the next run clears it
+                break
+        try:
+            self.folder.rename(kept)
+        finally:
+            shutil.rmtree(_old_path(self.folder), ignore_errors=True)
+        _fsync_folder(kept.parent)
+        return kept
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

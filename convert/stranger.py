@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 
+from .errors import BadInputError
 from .loaded import DoesNotApply, Loaded
 from .token_checks import RECORD
 from .verify import PREFIX
@@ -61,11 +62,14 @@ def main() -> None:
         from .fidelity import builtin_fidelity, file_fidelity
 
         _say({"begins": "fidelity"})
-        fidelity = file_fidelity(loaded, **job["fidelity"]) if "fidelity" in job else builtin_fidelity(loaded)
+        try:
+            fidelity = file_fidelity(loaded, **job["fidelity"]) if "fidelity" in job else builtin_fidelity(loaded)
+        except BadInputError as error:  # the user's text
+            return _say({"refused": {"what": error.what, "where": error.where, "hint": error.hint}})
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     found = [result["details"].pop("record") for result in results if "record" in result["details"]]
     records = {RECORD: found[0]} if found else {}
-    _say({"checks": results, "fidelity": fidelity, "versions": versions, "records": records})
+    return _say({"checks": results, "fidelity": fidelity, "versions": versions, "records": records})
 
 
 def _say(message: Mapping[str, Any]) -> None:

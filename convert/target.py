@@ -79,6 +79,7 @@ class Check:
             and the function raises for what is wrong.
         applies: whether the promise holds for this manifest's options (and, where it does not, why).
         needs_source: whether it compares with the source, so that it is left out where none is given.
+        means: what it may mean that a repo differs by more, as a clause: "a tensor was copied to the wrong place".
     """
 
     name: str
@@ -87,6 +88,7 @@ class Check:
     tolerance: float | None
     applies: Callable[[Mapping[str, Any]], str] = lambda manifest: ""
     needs_source: bool = False
+    means: str = ""
 
     def by(self, function: str) -> Check:
         """The same check, by a target's own function."""
@@ -192,18 +194,21 @@ PADDING_CHANGES_NOTHING = Check(
     "effconv.convert.checks:padding_changes_nothing",
     "padding and other texts in the batch do not change a text's outputs",
     1e-5,
+    means="a token reads padding: the same text gives other outputs in another batch",
 )
 SAVED_AGAIN_EQUAL = Check(
     "saved_again_equal",
     "effconv.convert.checks:saved_again_equal",
     "saved with save_pretrained and loaded again, the model has the same tensors bit for bit, and the same outputs",
     1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
+    means="saving the model loses or changes a tensor: a fine-tuned model would not come back as it was saved",
 )
 SAME_TOKENS = Check(
     "same_tokens",
     "effconv.convert.token_checks:same_tokens",
     "the tokenizer gives the source's ids, masks and special tokens: many scripts, pairs, long and empty texts",
     None,
+    means="the repo reads other words than its source; the tokenizer's class or one of its files is not the source's",
 )
 SAME_EMBEDDING = Check(
     "same_embedding",
@@ -211,6 +216,7 @@ SAME_EMBEDDING = Check(
     "with the source's attention put back, SentenceTransformer gives the source's embedding, for every prompt",
     1e-5,
     needs_source=True,
+    means="a module, a prompt or a setting of the sentence encoder is lost or changed",
 )
 STOCK_ATTENTION = Check(
     "stock_attention_equals_source",
@@ -219,16 +225,19 @@ STOCK_ATTENTION = Check(
     1e-5,
     lambda manifest: "trained after the conversion" if manifest.get("adapted") else "",
     needs_source=True,
+    means="the source's attention has more to it than softmax of q and k, or a tensor was copied to the wrong place",
 )
 EVERY_TENSOR_READ = Check(
     "every_tensor_read",
     "effconv.convert.family_checks:every_tensor_read",  # a target names the length that uses all of its tensors
     "every tensor of the weights takes part in an output",
     None,
+    means="the source's family has a part that the repo's code does not know",
 )
 RUNS_AT_FULL_LENGTH = Check(
     "runs_at_full_length",
     "effconv.convert.family_checks:runs_at_full_length",
     "an input of the promised length stays inside every table",
     None,
+    means="the source counts its positions from another number than its family does",
 )

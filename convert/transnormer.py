@@ -153,6 +153,7 @@ TRANSNORMER = Target(
             "effconv.convert.transnormer_checks:equal_to_formula",
             "each kind of layer gives what a float64 form of its attention formula gives",
             1e-5,
+            means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         PADDING_CHANGES_NOTHING.limited(_masked),
         SAVED_AGAIN_EQUAL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckFailedError, listing
+from .errors import MEMORY, BadInputError, CheckFailedError, joined_hints, listing, memory_ran_out
 from .manifest import Measured
 from .target import Check, Target
 
@@ -74,21 +75,55 @@ def measure_fidelity(
 
     Raises:
         CheckFailedError: the process that loads both died.
+        BadInputError: a file that cannot be read.
     """
     asked = {"files": [str(path.resolve()) for path in files], "lengths": list(lengths), "texts": texts}
     reply = _child(_job(repo, source, manifest, trust_remote_code) | {"checks": [], "fidelity": asked}, progress)
     return list(reply["fidelity"])
 
 
-def require_passed(repo: Path, measured: list[Measured]) -> None:
-    """Raises CheckFailedError with every check that failed."""
-    failed = [f"{result.name}: {result.why}" for result in measured if result.passed is False]
-    if failed:
-        raise CheckFailedError(
-            f"{len(failed)} of {len(measured)} checks failed:\n{listing(failed)}",
-            where=str(repo),
-            hint="do not use this repo; please report it with the command that made it",
-        )
+def require_passed(measured: Sequence[Measured], target: Target, hint: str, repo: Path | None = None) -> None:
+    """Raises CheckFailedError with every check that failed, by how much, and what that may mean.
+
+    Args:
+        hint: what to do next. repo: a folder that stays, to be looked at.
+    """
+    means = {check.name: check.means for check in target.checks}
+    failed = [result for result in measured if result.passed is False]
+    if not failed:
+        return
+    lines = [
+        f"{result.name}: {result.why}"
+        + (f"; it may mean that {means[result.name]}" if _compared(result) and means.get(result.name) else "")
+        for result in failed
+    ]
+    short = MEMORY if any(memory_ran_out(result.why) for result in failed) else ""
+    error = CheckFailedError(
+        f"{len(failed)} of {len(measured)} checks failed:\n{listing(lines)}",
+        where=str(repo) if repo else "",
+        hint=joined_hints(short, hint),
+    )
+    error.measured = tuple(measured)
+    raise error
+
+
+def _compared(result: Measured) -> bool:
+    """Whether a check failed by what it found, not because code broke on the way."""
+    return result.value is not None or not re.match(r"\w+(Error|Exception): ", result.why)
+
+
+def _died(returncode: int, said: str, repo: str) -> CheckFailedError:
+    """The error for a process that ended before all was said."""
+    tail = "\n".join(f"    {line}" for line in said.strip().splitlines()[-6:])
+    ended = f"it ended with {returncode}"
+    hint = "the lines above say why: install or upgrade the package that they name"
+    if returncode < 0:
+        ended = f"signal {-returncode} ended it"
+        hint = "a package that does not fit this machine does that: install torch and transformers anew"
+    if returncode == -9 or memory_ran_out(said):
+        hint = MEMORY
+    what = f"the repo could not be loaded in a fresh process ({ended}):\n{tail}"
+    return CheckFailedError(what, where=repo, hint=hint)
 
 
 def strangers_environment(modules: str) -> dict[str, str]:
@@ -142,11 +177,8 @@ def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str,
                 raise
         errors.seek(0)
         said = errors.read()
+    if "refused" in last:
+        raise BadInputError(last["refused"].pop("what"), **last["refused"])
     if process.returncode or "checks" not in last:
-        tail = "\n".join(f"    {line}" for line in said.strip().splitlines()[-6:])
-        raise CheckFailedError(
-            f"the repo could not be loaded in a fresh process (it ended with {process.returncode}):\n{tail}",
-            where=str(job["repo"]),
-            hint="if memory ran out, use a machine with more of it or pass --no-verify; else please report this",
-        )
+        raise _died(process.returncode, said, str(job["repo"]))
     return last

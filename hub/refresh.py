@@ -269,7 +269,8 @@ def _measured(
         progress=lambda name: progress(f"verify: {name}", 0, 0),
         trust_remote_code=trust_remote_code,
     )
-    require_passed(folder, measured)
+    stays = "the repo stays as it is; refresh it with another effconv, or with other versions of torch and transformers"
+    require_passed(measured, fresh.target, stays)
     held = {entry.get("name") for entry in _entries(old) if entry.get("passed") is True}
     measured = [
         replace(result, why=f"held when effconv {by} made it; not compared again")

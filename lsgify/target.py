@@ -177,6 +177,7 @@ LSG = Target(
             1e-5,
             equal_positions,
             needs_source=True,
+            means="a tensor was copied to the wrong place, or the source's code does not do what its config.json says",
         ),
         Check(
             "equal_to_formula",
@@ -184,6 +185,7 @@ LSG = Target(
             "longer inputs give what a dense, masked float64 form of the attention formula gives",
             1e-5,
             _has_encoder,
+            means="the attention, or its kernel, does not compute its formula on this machine",
         ),
         PADDING_CHANGES_NOTHING.limited(_padding),
         SAVED_AGAIN_EQUAL,

@@ -263,6 +263,24 @@ def test_the_folder_is_named_after_the_source_not_twice_after_the_target(tmp_pat
     assert effconv.convert(source, "lsg", verify=False, max_length=300).output.name == "lsg-bert-300"
 
 
+def test_what_was_converted_is_told_by_the_form_of_its_model_type_whatever_the_target():
+    for target in (*("lsg", "linformer", "lambda", "transnormer"), "somebodys-own"):
+        for family in FAMILIES:
+            found = converted({"model_type": f"{target}-{family}"})
+            assert (found.target, found.family, found.published) == (target, family, False)
+    assert converted({"model_type": "lsg-mpnet"}).family == "mpnet"  # refused with what to use instead
+    assert converted({"model_type": "lambda-published"}).target == "lambda-published"
+    for model_type in (None, 3, "", "bert", "-bert", "-bert-", "lsg-", "bigs-encoder", "BiGS", "lsg-of-nothing"):
+        assert converted({"model_type": model_type}) is None
+
+
+def test_no_architecture_of_transformers_passes_for_a_converted_one():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert len(CONFIG_MAPPING_NAMES) > 300
+    assert [name for name in CONFIG_MAPPING_NAMES if converted({"model_type": name})] == []
+
+
 def test_other_targets_refuse_what_was_converted_before(tmp_path):
     lsg = convert(save_tiny(tmp_path / "source"), tmp_path / "lsg").output
     linformer = effconv.convert(

@@ -1,0 +1,49 @@
+"""A conversion that failed its checks: what `--keep-failed` keeps of it, and why no command takes it for a repo.
+
+The kept folder has no effconv.json. `effconv-failed.json` stands in its place, and the README says what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from .errors import CheckFailedError, joined_hints
+from .manifest import FAILED
+from .staging import Staging
+
+AGAIN = "run again with --keep-failed to look at the repo that failed"
+
+
+def refused(error: CheckFailedError, staging: Staging, manifest: Mapping[str, Any], *, keep: bool) -> CheckFailedError:
+    """The error with the place of the failed repo, which is kept if asked for, or with the option that keeps it."""
+    if not keep:
+        error.hint = joined_hints(error.hint, AGAIN)
+        return error
+    try:
+        _mark(staging, error, manifest)
+        kept = staging.keep_failed(FAILED)
+    except OSError as problem:
+        error.hint = joined_hints(error.hint, f"the failed repo could not be kept ({problem.strerror})")
+        return error
+    says = f"{FAILED} says what failed" + (f" (in {kept})" if error.where else "")
+    error.where = error.where or str(kept)
+    error.hint = joined_hints(error.hint, f"{says}; effconv neither loads nor pushes that folder")
+    return error
+
+
+def _mark(staging: Staging, error: CheckFailedError, manifest: Mapping[str, Any]) -> None:
+    """Writes into the staging folder what it is: before it gets its name, so that no such folder is ever without."""
+    checks = [asdict(result) for result in error.measured]
+    stated = {**manifest, "failed": error.what.splitlines(), "measurements": {"checks": checks}}
+    text = json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
+    (staging.folder / FAILED).write_text(text, encoding="utf-8")
+    (staging.folder / "README.md").write_text(
+        f"# A conversion that failed its checks\n\n"
+        f"Do not use or share this folder. effconv {manifest['effconv']} made it from {manifest['source']['name']} "
+        f"({manifest['target']}), and kept it to be looked at (`--keep-failed`):\n\n```\n{error.what}\n```\n\n"
+        f"`{FAILED}` has every check's figures.\n",
+        encoding="utf-8",
+    )
