@@ -30,6 +30,7 @@ compat: venv venv-compat  ## run only the tests that load emitted repos in the s
 
 lint: venv build/typing/effconv  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 --exclude tests .  # text files name their encoding
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

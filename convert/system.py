@@ -7,7 +7,6 @@ effconv calls these by name, so a conversion runs wherever Python has files. Win
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import signal
@@ -102,6 +101,8 @@ def lock(descriptor: int, *, wait: bool) -> None:
 
 def exchanged(one: Path, other: Path) -> bool:
     """Swaps two folders in one call; False where the system or the file system cannot."""
+    import ctypes  # takes milliseconds, which --help has no use for
+
     at_cwd, exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
