@@ -7,29 +7,37 @@ COMPAT := .venv-compat
 BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
+RUN_TESTS = EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat demo test compat lint format matrix bench wheel clean
+.PHONY: help venv venv-compat demo quick test nightly compat lint format matrix bench wheel clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(VENV)/.installed  ## create .venv with effconv (editable) and what development needs, pinned
 
-venv-compat: $(COMPAT)/.installed  ## create .venv-compat: transformers 4.57, in which emitted repos must load too
+venv-compat: $(COMPAT)/.installed  ## create .venv-compat: effconv with the oldest versions that it declares
 
 demo: venv  ## convert a real sentence encoder to 4,096 tokens, verify it, encode a long text
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
-test: venv venv-compat  ## run all tests (TESTS="tests/test_x.py -k word" for some)
-	EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest $(TESTS)
+quick: venv  ## run the unit tests, in under two minutes on two cores
+	$(BIN)/python -m pytest -m quick $(TESTS)
 
-compat: venv venv-compat  ## run only the tests that load emitted repos in the second environment
-	EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest -m compat $(TESTS)
+test: venv venv-compat  ## run the tests of every change (TESTS="tests/test_x.py -k word" for some)
+	$(RUN_TESTS) -m "not nightly" $(TESTS)
 
-lint: venv build/typing/effconv  ## ruff (rules and format) and mypy
+nightly: venv venv-compat  ## run all tests: every combination, the other Pythons too
+	$(RUN_TESTS) -m "" $(TESTS)
+
+compat: venv venv-compat  ## run only the tests of the second environment
+	$(RUN_TESTS) -m compat $(TESTS)
+
+lint: venv build/typing/effconv  ## ruff (rules and format) and mypy (strict on the engine and the targets)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 --exclude tests .  # text files name their encoding
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
@@ -58,10 +66,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(COMPAT)/.installed: constraints-compat.txt
+$(COMPAT)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install -q $(TORCH)
-	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt transformers accelerate pytest jinja2
+	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt -e '.[sentence]' accelerate psutil pytest
 	touch $@
 
 # mypy names modules by folder: the link gives the checkout's root, whatever it is called, the package's name.

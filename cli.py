@@ -108,6 +108,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read H
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
     from .convert.errors import MEMORY, MEMORY_EXIT_CODE, EffconvError, StoppedError, memory_ran_out
+    from .convert.system import require_supported_system
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this
@@ -118,6 +119,7 @@ def main() -> None:
     signals = _signals_as_ctrl_c()
     try:
         try:
+            require_supported_system()
             app(standalone_mode=True)
         finally:
             sys.stdout.flush()  # here, where it is no fault that a reader has gone away
@@ -147,6 +149,8 @@ def main() -> None:
 
 def _signals_as_ctrl_c() -> list[int]:
     """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, clean-up and report included; returns which will have come."""
+    from .convert.system import ending_signals
+
     came: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -154,7 +158,7 @@ def _signals_as_ctrl_c() -> list[int]:
         signal.signal(number, signal.SIG_IGN)  # a second one shall not cut the clean-up short
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ending_signals():
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(number, stop)
     return came

@@ -288,7 +288,7 @@ def _free(device: str) -> int:
     """
     if device == "cpu":
         try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
+            lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
             return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         except (OSError, StopIteration):
             pass

@@ -14,7 +14,7 @@ def begin() -> int | None:
     """Forgets the peak so far; returns what is resident, in bytes, or None where the system does not tell."""
     gc.collect()
     try:
-        CLEAR.write_text("5")  # the peak is what is resident now
+        CLEAR.write_bytes(b"5")  # the peak is what is resident now
         return _field("VmHWM")
     except OSError:
         return None
@@ -37,5 +37,5 @@ def resident() -> int | None:
 
 
 def _field(name: str) -> int:
-    lines = STATUS.read_text().splitlines()
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -114,10 +114,11 @@ class Worker:
     def __init__(self, subject: Subject, dtype: str, device: str) -> None:
         self.subject = subject
         self._modules = tempfile.TemporaryDirectory(prefix="effconv-")
-        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
+        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
         self._process = subprocess.Popen(
             [*verify.PYTHON, "-m", "effconv.bench.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=self._modules.name,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, encoding="utf-8",
+            cwd=self._modules.name,
             # One thread until a case asks for more: a process with a pool of threads cannot be forked.
             env=verify.strangers_environment(self._modules.name) | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,

@@ -59,8 +59,8 @@ def serve(commands: TextIO, say: Callable[[Mapping[str, Any]], None]) -> None:
         if child == 0:
             status = 1
             try:
-                with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-                    score.write("1000")  # where memory runs out, this process goes, and not somebody else's
+                with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as score:
+                    score.write(b"1000")  # where memory runs out, this process goes, and not somebody else's
                 run_case(model, case, job["device"], held, commands, say)
                 status = 0
             finally:
@@ -196,7 +196,7 @@ def _available(device: str) -> bool:
 
 def main() -> None:
     """Speaks on what was stdout; whatever models print goes to stderr."""
-    channel = os.fdopen(os.dup(1), "w")
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def say(message: Mapping[str, Any]) -> None:

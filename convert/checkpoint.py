@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .dtypes import SIZES, Array, from_bytes
 from .errors import BadInputError, listing
 from .source import Source
+from .system import read_into
 
 CHUNK = 1 << 20  # bytes; a cast holds a chunk in several forms at once
 
@@ -65,7 +66,7 @@ class Checkpoint:
         done = 0
         while done < tensor.nbytes:
             part = view[: min(len(view), tensor.nbytes - done)]
-            got = os.preadv(self.descriptor(tensor.file), [part], tensor.start + done)
+            got = read_into(self.descriptor(tensor.file), part, tensor.start + done)
             if got == 0:
                 raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
             yield part[:got]

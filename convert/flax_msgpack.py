@@ -21,6 +21,7 @@ from .dtypes import SIZES, Array, from_bytes
 from .errors import BadInputError
 from .ops import Shape
 from .source import Source
+from .system import read_at, read_into
 from .tensorfile import Slot, StreamedFile
 
 NDARRAY, COMPLEX, SCALAR = 1, 2, 3  # extension types
@@ -61,7 +62,7 @@ class FlaxCheckpoint(Checkpoint):
         for start, count in ranges:
             done = 0
             while done < count:
-                got = os.preadv(self.descriptor(tensor.file), [view[: min(len(view), count - done)]], start + done)
+                got = read_into(self.descriptor(tensor.file), view[: min(len(view), count - done)], start + done)
                 if got == 0:
                     raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch it again")
                 yield view[:got]
@@ -284,7 +285,7 @@ class _Reader:
         self._fits(count, "the file")
         begin = self.at - self._window_start
         if begin < 0 or begin + count > len(self._window):
-            self._window = os.pread(self.descriptor, max(count, 512), self.at)
+            self._window = read_at(self.descriptor, max(count, 512), self.at)
             self._window_start, begin = self.at, 0
         self.at += count
         taken = self._window[begin : begin + count]

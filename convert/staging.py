@@ -7,9 +7,7 @@ an owner, which the next run clears.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -19,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from . import system
 from .errors import EffconvError, OutputError, UsageError
 
 TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else is ever cleared
@@ -32,9 +31,11 @@ class Staging:
 
     Raises:
         OutputError: the output exists and `overwrite` is off, no permission, disk full.
+        UnsupportedError: on Windows.
     """
 
     def __init__(self, output: Path, *, overwrite: bool) -> None:
+        system.require_supported_system()
         self.output = output
         self.overwrite = overwrite
         self.folder = _staging_path(output, secrets.token_hex(4))
@@ -146,7 +147,8 @@ def check_apart(source: Path | None, output: Path) -> None:
     if source is None:
         return
     here, there = source.resolve(), output.resolve()
-    if here == there or here in there.parents or there in here.parents:
+    around = [(here, folder) for folder in (there, *there.parents)] + [(folder, there) for folder in here.parents]
+    if any(system.same_place(one, other) for one, other in around):
         raise UsageError(
             "the output and the source overlap, and the source is never touched",
             where=str(output),
@@ -237,7 +239,7 @@ def _locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with contextlib.suppress(OSError):  # some network file systems have no locks: then nothing is ever cleared
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            system.lock(descriptor, wait=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -253,7 +255,7 @@ def _owned(folder: Path) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(descriptor, wait=False)
     except OSError:
         return True
     finally:
@@ -284,11 +286,8 @@ def _journal(output: Path) -> Path:
 
 def _exchange(new: Path, output: Path) -> None:
     """Swaps the two folders in one call where the system has it, else by two renames and a journal."""
-    at_cwd, exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 and renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(output), exchange) == 0:
-        return
-    exchange_with_journal(new, output)
+    if not system.exchanged(new, output):
+        exchange_with_journal(new, output)
 
 
 def exchange_with_journal(new: Path, output: Path) -> None:
@@ -314,7 +313,7 @@ def exchange_with_journal(new: Path, output: Path) -> None:
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        system.sync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -6,7 +6,6 @@ up. When the last byte is written, hash and disk are nearly done.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 from .dtypes import all_finite, from_bytes
 from .ops import Shape
+from .system import copy_range, read_into, sync, write_back
 
 ALIGNMENT = 64  # bytes: tensors begin on a cache line where earlier ones fill whole lines; nothing may rely on it
 COPY_STEP = 1 << 25  # bytes handed to the system in one copy
@@ -51,7 +51,8 @@ class StreamedFile:
     def __init__(self, path: Path, slots: Sequence[Slot], literals: Mapping[int, bytes], size: int) -> None:
         self.path, self.slots, self.size = path, slots, size
         self._literals = deque(sorted(literals.items()))
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._reread = os.open(path, os.O_RDONLY)  # the follower's, with a position of its own
         self._written = 0
         self._progress = threading.Condition()
         self._stop = False
@@ -77,7 +78,7 @@ class StreamedFile:
     def append_range(self, source: int, start: int, count: int) -> Iterator[int]:
         """Copies `count` bytes from the open file `source`; yields the bytes done in each step."""
         while count:
-            done = _copy_range(source, self._file, start, min(count, COPY_STEP, self._room()))
+            done = copy_range(source, self._file, start, min(count, COPY_STEP, self._room()))
             if done == 0:
                 raise EOFError
             start, count = start + done, count - done
@@ -102,15 +103,19 @@ class StreamedFile:
         self._end()
         if self._failure:
             raise self._failure
-        os.fsync(self._file)
-        os.close(self._file)
+        sync(self._file)
+        self._close()
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
         """Stops the followers after an error; the file is left to whoever clears the staging folder."""
         self._stop = True
         self._end()
+        self._close()
+
+    def _close(self) -> None:
         os.close(self._file)
+        os.close(self._reread)
 
     def _end(self) -> None:
         with self._progress:
@@ -152,7 +157,7 @@ class StreamedFile:
             if self._wait_beyond(done, count) == done:
                 return
             part = memoryview(buffer)[:count]
-            got = os.preadv(self._file, [part], done)
+            got = read_into(self._reread, part, done)
             self._digest.update(part[:got])
             new = slot and inside and slot.name not in self.not_finite[-1:]
             if slot and new and not all_finite(from_bytes(part[:got], slot.dtype, (-1,))):
@@ -165,7 +170,7 @@ class StreamedFile:
             reached = self._wait_beyond(done, SYNC_STEP)
             if reached == done:
                 return
-            os.fdatasync(self._file)
+            write_back(self._file)
             done = reached
 
 
@@ -200,17 +205,3 @@ def file_sha256(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
     return digest.hexdigest()
-
-
-def _copy_range(source: int, target: int, start: int, count: int) -> int:
-    """Bytes copied inside the system, or through a buffer where the file systems cannot do that."""
-    try:
-        return os.copy_file_range(source, target, count, offset_src=start)
-    except (OSError, AttributeError) as error:
-        if getattr(error, "errno", errno.ENOSYS) not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    data = os.pread(source, min(count, FOLLOW_STEP), start)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view) :]
-    return len(data)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import MEMORY, BadInputError, CheckFailedError, joined_hints, listing, memory_ran_out
 from .manifest import Measured
@@ -135,6 +135,7 @@ def strangers_environment(modules: str) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONIOENCODING": "utf-8:replace",  # whatever the locale: the repo's code may print anything
     }
 
 
@@ -147,15 +148,20 @@ def _job(repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_rem
     }
 
 
+def _text_file() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+
+
 def _child(job: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     # Errors go to a file: a pipe that nobody reads until the end would stop a process that says much.
-    with tempfile.TemporaryDirectory(prefix="effconv-") as modules, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryDirectory(prefix="effconv-") as modules, _text_file() as errors:
         process = subprocess.Popen(
             [*PYTHON, "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=strangers_environment(modules),
             cwd=modules,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,7 @@ TIMEOUTS = (
 )  # seconds to connect, to read, to write, for a free connection; the client has none
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # answers that another try may change
 MOVED = 412
+NEVER_CONNECTED = {"ConnectError", "ConnectTimeout", "NewConnectionError", "NameResolutionError", "ConnectTimeoutError"}
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 REPO_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
 
@@ -61,6 +62,12 @@ class Failure:
     @property
     def worth_waiting(self) -> bool:
         return (self.wait or 0) <= LONGEST_WAIT
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether no connection came about; httpx names that, requests (before huggingface_hub 1.0) holds what does."""
+        names = {type(error).__name__ for error in (self.error, *_within(self.error))}
+        return self.status is None and bool(names & NEVER_CONNECTED)
 
     @property
     def reason(self) -> str:
@@ -118,8 +125,7 @@ class Connection:
                 failure = failure_of(raised)
                 if failure is None:
                     raise
-                unreachable = first and failure.status is None and "Connect" in type(failure.error).__name__
-                if wait is None or not failure.passing or unreachable or not failure.worth_waiting:
+                if wait is None or not failure.passing or (first and failure.unreachable) or not failure.worth_waiting:
                     raise self.error(failure, what, repo_id) from None
                 self.pause(what, failure, wait)
         raise AssertionError("the last wait is None")
@@ -184,7 +190,11 @@ class Connection:
         """Gives the client's session, which may be new, bounds: it would wait forever for a host that says nothing."""
         from huggingface_hub import get_session
 
-        get_session().timeout = TIMEOUTS
+        session: Any = get_session()
+        if type(session).__module__.partition(".")[0] == "requests":  # before huggingface_hub 1.0
+            _bound_requests(session)
+        else:
+            session.timeout = TIMEOUTS
 
 
 def connect(token: str | None, *, offline: bool, say: Say) -> Connection:
@@ -263,6 +273,24 @@ def failure_of(raised: BaseException) -> Failure | None:
     if type(error).__module__.partition(".")[0] in HTTP_LIBRARIES or isinstance(error, broken):
         return Failure(error, None, passing=True)
     return Failure(error, None, passing=False) if isinstance(error, (OSError, ValueError)) else None
+
+
+def _bound_requests(session: Any) -> None:
+    """The bounds for a session of requests, which has none itself: each request that names no bound gets them."""
+    send = type(session).send
+
+    def bounded(request: object, **options: Any) -> Any:
+        return send(session, request, **{**options, "timeout": options.get("timeout") or TIMEOUTS[:2]})
+
+    session.send = bounded
+
+
+def _within(error: BaseException) -> Iterator[BaseException]:
+    """The errors that one of requests or urllib3 was made of: they are its arguments and its reason."""
+    for part in (*error.args, getattr(error, "reason", None)):
+        if isinstance(part, BaseException):
+            yield part
+            yield from _within(part)
 
 
 def _asked_wait(error: BaseException) -> float | None:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import preforked as forks
 import pytest
 from environments import stranger
+from tiers import QUICK
 
 from effconv.convert import verify
 
@@ -24,6 +25,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for ending in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(ending) is signal.SIG_IGN:
         signal.signal(ending, signal.SIG_DFL)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a processor: hyperthreads too, which xdist leaves out, and at most eight, as each holds torch."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(8, processors))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the unit tests, so that `-m quick` runs them."""
+    for item in items:
+        longer = any(item.get_closest_marker(name) for name in ("slow", "nightly", "compat"))
+        if item.path.name in QUICK and not longer:
+            item.add_marker("quick")
+
+
+@pytest.fixture(autouse=True)
+def _no_process_in_a_quick_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that starts one does not belong to the quick tier."""
+    if not request.node.get_closest_marker("quick"):
+        yield
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a quick test starts no process: mark it slow, or take its file out of tests/tiers.py")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse)
+        yield
 
 
 @pytest.fixture(scope="session")

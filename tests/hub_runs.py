@@ -53,6 +53,10 @@ for line in sys.stdin:
         os.environ.clear()
         os.environ.update(job["env"])
         importlib.reload(constants)  # the client reads its environment there, and nowhere else
+        for name, module in list(sys.modules.items()):  # where clients before 1.0 keep what they imported from there
+            if name.startswith("huggingface_hub."):
+                kept = [key for key in vars(constants) if key.isupper() and key in vars(module)]
+                vars(module).update((key, getattr(constants, key)) for key in kept)
         os.chdir(job["cwd"])
         for number, name in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
@@ -95,10 +99,10 @@ class Run:
 
 
 class Client:
-    """Runs commands as one user of one Hub, with a cache of its own."""
+    """Runs commands as one user of one Hub, with a cache of its own, in this Python or another one with effconv."""
 
-    def __init__(self, hub: LoopbackHub, folder: Path) -> None:
-        self.hub, self.folder = hub, folder
+    def __init__(self, hub: LoopbackHub, folder: Path, python: str = sys.executable) -> None:
+        self.hub, self.folder, self.interpreter = hub, folder, python
 
     def start(
         self,
@@ -113,13 +117,13 @@ class Client:
         files = {name: str(self._file(name)) for name in ("out", "err", "record")}
         job = {"arguments": [str(word) for word in arguments], "env": env, "cwd": str(self.folder)}
         job |= {"script": script, **files}
-        nursery = _nursery()
+        nursery = _nursery(self.interpreter)
         nursery.stdin.write(json.dumps(job) + "\n")
         nursery.stdin.flush()
         return int(nursery.stdout.readline())
 
     def finish(self) -> Run:
-        code = int(_nursery().stdout.readline())
+        code = int(_nursery(self.interpreter).stdout.readline())
         return self._run(code, *(self._file(name).read_text() for name in ("out", "err")))
 
     def __call__(self, *arguments: object, **options: object) -> Run:
@@ -134,7 +138,7 @@ class Client:
         env = self.hub.env(self.folder / "hf-home", "hf_me", offline=offline)
         env |= {"RECORD": str(self._file("record")), "COLUMNS": "200"}
         done = subprocess.run(
-            [sys.executable, "-c", ALONE.replace("PRELUDE", prelude), *map(str, arguments)],
+            [self.interpreter, "-c", ALONE.replace("PRELUDE", prelude), *map(str, arguments)],
             env=env, cwd=self.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return self._run(done.returncode, done.stdout, done.stderr)
@@ -152,18 +156,18 @@ class Client:
         """What the last line that the script prints says, as JSON; transformers reads the Hub."""
         env = self.hub.env(self.folder / "other-home", "hf_me", offline=offline) | {"PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", script], env=env, cwd=self.folder, capture_output=True, text=True, check=False
+            [self.interpreter, "-c", script], env=env, cwd=self.folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
 
 @functools.cache
-def _nursery() -> subprocess.Popen[str]:
+def _nursery(python: str) -> subprocess.Popen[str]:
     """One for all tests of this process; it ends with its stdin."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
     pipe = subprocess.PIPE
-    nursery = subprocess.Popen([sys.executable, "-c", NURSERY], env=env, stdin=pipe, stdout=pipe, text=True)
+    nursery = subprocess.Popen([python, "-c", NURSERY], env=env, stdin=pipe, stdout=pipe, text=True)
     atexit.register(nursery.communicate)
     return nursery
 

@@ -20,6 +20,7 @@ from adapt_text import write_wiki
 from bigs_goldens import ROOT
 from environments import FOUR, stranger
 from safetensors.numpy import load_file
+from tiers import daily
 
 import effconv
 from effconv.adapt import objectives
@@ -310,7 +311,7 @@ def test_training_for_attention_alone_frees_nothing_else(repos, source):
 # Runs
 
 
-@pytest.mark.parametrize("target", ["linformer", "lambda", "transnormer"])
+@pytest.mark.parametrize("target", daily(["linformer"], of=["linformer", "lambda", "transnormer"]))
 def test_training_brings_a_repo_closer_to_its_source(target, repos, source, text, tmp_path):
     losses: dict[str, list[float]] = {}
 
@@ -508,7 +509,7 @@ def test_a_resumed_run_remembers_what_its_texts_are_contrasted_with(repos, sourc
     [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:672]")],
     ids=["the system's", "torch's"],
 )
-@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("kept", daily([2], of=[0, 2]))
 def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
     error, kept, repos, source, text, tmp_path, monkeypatch
 ):
@@ -533,7 +534,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
         assert effconv.adapt(repos["linformer"], objective="hidden", resume=True, **options).record["steps"] == 6
 
 
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("every", daily([1], of=[1, 4]))
 def test_an_interrupted_run_says_what_is_left(every, repos, source, text, tmp_path):
     def interrupt(tick):
         if tick.step == 3:

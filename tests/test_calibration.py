@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from recorded import assert_close
 from safetensors.torch import load_file, save_file
+from tiers import daily
 from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
@@ -332,7 +333,7 @@ def test_the_manifest_says_what_was_fitted_on(target, texts, fitted):
     assert "good.txt" in (result.output / "README.md").read_text()
 
 
-@each_fitted
+@pytest.mark.parametrize("target", daily(["lambda"], of=FITTED))
 def test_without_a_text_the_built_in_one_is_fitted_on(target, source, tmp_path, monkeypatch):
     monkeypatch.setattr("effconv.calibrate.text.fitting_text", lambda: fitting_text()[:6_000])  # enough, and quick
     record = converted(source, target, tmp_path / "out").manifest["calibration"]
@@ -357,7 +358,7 @@ def test_a_text_that_cannot_be_fitted_on_is_refused(target, name, words, source,
     assert not (tmp_path / "out").exists()
 
 
-@each_fitted
+@pytest.mark.parametrize("target", daily(["lambda"], of=FITTED))
 def test_unknown_tokens_are_a_finding(target, source, texts, tmp_path):
     result = converted(source, target, tmp_path / "out", texts / "strange.txt")
     assert any("unknown to the tokenizer" in finding for finding in result.findings)

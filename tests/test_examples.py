@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
 
 import effconv
@@ -15,6 +16,7 @@ from tiny import save_tiny
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.nightly
 def test_training_global_tokens_changes_the_globals_and_the_head_and_nothing_else(tmp_path):
     save_tiny(tmp_path / "source", "bert", "ForMaskedLM")
     result = effconv.convert(

@@ -15,6 +15,7 @@ import transformers
 from checkpoints import bits, convert, read, write
 from environments import FOUR, stranger
 from lsg_goldens import faults, run_worker
+from tiers import daily
 
 from effconv.convert.card_blocks import blocks
 from effconv.convert.families import ENCODER_DECODERS, FAMILIES
@@ -23,6 +24,8 @@ from effconv.lsgify.target import LSG
 from tiny import save_tiny, tiny_config
 
 HEADS = matrix.CELLS
+# Of every family one head with every change, of BERT all of them; nightly the whole matrix.
+DAILY = [pair for pair in HEADS if pair[0] == "bert" or pair[1] == FAMILIES[pair[0]].default_head]
 
 
 def variants(family: str, head: str) -> dict[str, dict]:
@@ -111,7 +114,7 @@ def test_the_first_position_is_where_transformers_begins_to_count(family, tmp_pa
             assert not torch.equal(model(**inputs).last_hidden_state, before)
 
 
-@pytest.mark.parametrize(("family", "head"), HEADS)
+@pytest.mark.parametrize(("family", "head"), daily(DAILY, of=HEADS))
 def test_a_bin_with_the_whole_state_dict_converts_with_and_without_prefix(family, head, tmp_path):
     entry = FAMILIES[family]
     source = save_tiny(tmp_path / "source", family, head, safetensors=False)
@@ -156,16 +159,24 @@ UNUSUAL = [
     ("mbart", "ForCausalLM", "untied"),
 ]
 EVERY = [*((*pair, "plain") for pair in HEADS), *UNUSUAL]
-each = pytest.mark.parametrize(("family", "head", "variant"), EVERY, ids=lambda value: value)
+COMMON = [*((*pair, "plain") for pair in DAILY), UNUSUAL[0]]
+each = pytest.mark.parametrize(("family", "head", "variant"), daily(COMMON, of=EVERY), ids=lambda value: value)
 together = pytest.mark.xdist_group("families")  # they share the repos and the processes
 
 
 @pytest.fixture(scope="session")
-def repos(tmp_path_factory):
+def cells(request) -> list[tuple[str, str, str]]:
+    """The cells to make: all of them where a nightly test is selected."""
+    ours = [item for item in request.session.items if item.path == Path(__file__)]
+    return EVERY if any(item.get_closest_marker("nightly") for item in ours) else COMMON
+
+
+@pytest.fixture(scope="session")
+def repos(cells, tmp_path_factory):
     """Jobs by name, each a tiny source, converted by the command line."""
     folder = tmp_path_factory.mktemp("families")
     jobs = []
-    for family, head, variant in EVERY:
+    for family, head, variant in cells:
         job = matrix.make_job(folder, family, head, variant, **variants(family, head)[variant])
         jobs.append({**job, "in_memory": head == FAMILIES[family].default_head and variant == "plain"})
     return {job["name"]: job for job in jobs}
@@ -187,6 +198,7 @@ def test_every_promise_holds(family, head, variant, verified):
 
 
 @together
+@pytest.mark.nightly
 def test_the_readme_has_the_matrix_of_these_results(verified):
     assert blocks(matrix.README.read_text(encoding="utf-8"))["matrix"] == matrix.table(verified), "run `make matrix`"
 
@@ -198,10 +210,10 @@ def test_a_model_in_memory_becomes_what_the_command_makes(family, verified):
 
 
 @pytest.fixture(scope="session", params=[FOUR])
-def loaded_elsewhere(request, repos, verified, tmp_path_factory):
+def loaded_elsewhere(request, cells, repos, verified, tmp_path_factory):
     autos = {(family, head.suffix): head.auto for family in FAMILIES for head in FAMILIES[family].heads}
     jobs = []
-    for family, head, variant in EVERY:
+    for family, head, variant in cells:
         name = matrix.name_of(family, head, variant)
         case = {"name": name, "file": repos[name]["case"], "auto_class": autos[family, head], "has_pooler": True}
         jobs.append({"repo": repos[name]["repo"], "cases": [case]})

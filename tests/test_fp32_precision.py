@@ -140,6 +140,7 @@ def test_what_the_caller_set_is_put_back():
         MKLDNN.matmul.fp32_precision = "none"
 
 
+@pytest.mark.nightly
 def test_a_compiled_model_has_the_callers_setting(model, during):
     before, expected = settings(), run(model)
     model.config.mkldnn_fp32_precision = "bf16"

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import site
-import subprocess
 import sys
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import ROOT, build_wheel, run
 
 from tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("packaging")  # one wheel for all of them
 
-ROOT = Path(__file__).parent.parent
-NOT_SOURCES = shutil.ignore_patterns(
-    ".*", "__pycache__", "build", "dist", "*.egg-info", "demo-output", "*.safetensors", "*.bin"
-)
-
-
-def run(*command: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command without anything of the checkout, or of the tests, in its environment."""
-    ours = ("PYTHON", "VIRTUAL_ENV", "OMP_NUM_THREADS")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
-    )
-    assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy of the checkout in a folder whose name is no Python name."""
-    copy = tmp_path_factory.mktemp("checkout") / "a copy-1.0"
-    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", copy / "dist", cwd=copy)
-    (wheel,) = (copy / "dist").glob("effconv-*.whl")
-    return wheel
+    return build_wheel(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
