@@ -110,8 +110,9 @@ def seen_by(length: int, entries: int, config: Any, causal: bool, device: torch.
     block, size = config.block_size, config.sparse_block_size
     own = torch.arange(length, device=device) // block
     entry = torch.arange(entries, device=device)
-    never = torch.stack([torch.full_like(own, FAR), torch.zeros_like(own)])
-    parts = [torch.stack([torch.stack([own if causal else own - 1, own + 2]), never])]
+    always = torch.arange(2, device=device)[:, None] * FAR  # as an interval; the other way round, never
+    never = always.flip(0)
+    parts = [torch.stack([torch.stack([own if causal else own - 1, own + 2]), never.expand(-1, length)])]
     if entries:
         step = block // config.sparsity_factor
         # Block i sees entries [start + i * step, + size).
@@ -119,11 +120,8 @@ def seen_by(length: int, entries: int, config: Any, causal: bool, device: torch.
             torch.stack([(entry - start - size) // step + 1, (entry - start) // step + 1])
             for start in sparse_starts(size, step, causal)
         ]
-        sides += [torch.stack([torch.full_like(entry, FAR), torch.zeros_like(entry)])] * (2 - len(sides))
-        parts.append(torch.stack(sides))
-    if config.num_global_tokens:
-        always = torch.tensor([[0, FAR], [FAR, 0]], device=device)
-        parts.append(always[..., None].expand(-1, -1, config.num_global_tokens))
+        parts.append(torch.stack([*sides, never.expand(-1, entries)][:2]))
+    parts.append(torch.stack([always, never]).expand(-1, -1, config.num_global_tokens))
     return torch.cat(parts, dim=2)
 
 
@@ -192,6 +190,6 @@ def of_tiles(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
 
 
 def in_order(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tiles of keys each tile of rows sees (1, 1, rows), and all their numbers, those first (.., rows, keys)."""
+    """How many tiles of keys each tile of rows sees (1, 1, rows), and all numbers, theirs first (.., rows, keys)."""
     order = seen.int().argsort(dim=-1, descending=True, stable=True)
     return seen.sum(-1, dtype=torch.int32)[None, None], order.int().contiguous()[None, None]
