@@ -76,6 +76,16 @@ def test_mask_and_tiles_are_those_of_the_oracle_for_any_shape(sparsity_type, fle
 
 
 @pytest.mark.parametrize("causal", [False, True])
+def test_tiles_follow_a_key_that_one_text_hides_and_a_last_tile_of_one_row(causal, flex, monkeypatch):
+    monkeypatch.setattr(kernel, "kernel_for", lambda q: dense)
+    monkeypatch.setattr(kernel, "TILE", 4)
+    config = options(block_size=8, num_global_tokens=1, sparsity_type="none")
+    mask = mask_of(config, [33, 33], 33)
+    mask[1, 10] = False
+    assert_equals_oracle(*qkv(config, 33), mask, config, causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_context_and_gradients_are_those_of_the_oracle(causal, flex, monkeypatch):
     """By torch's form for debugging. It has gradients on a CPU too, but refuses to give them."""
     monkeypatch.setattr(stock, "_validate_device", lambda *_: None)
