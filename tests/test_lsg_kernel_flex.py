@@ -79,7 +79,7 @@ def test_mask_and_tiles_are_those_of_the_oracle_for_any_shape(sparsity_type, fle
 def test_tiles_follow_a_key_that_one_text_hides_and_a_last_tile_of_one_row(causal, flex, monkeypatch):
     monkeypatch.setattr(kernel, "kernel_for", lambda q: dense)
     monkeypatch.setattr(kernel, "TILE", 4)
-    config = options(block_size=8, num_global_tokens=1, sparsity_type="none")
+    config = options(block_size=8, num_global_tokens=0, sparsity_type="none")
     mask = mask_of(config, [33, 33], 33)
     mask[1, 10] = False
     assert_equals_oracle(*qkv(config, 33), mask, config, causal)
