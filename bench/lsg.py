@@ -32,7 +32,8 @@ HEADS, WIDTH, BLOCK, FACTOR = 12, 64, 128, 4
 CONFIG = SimpleNamespace(
     block_size=BLOCK, sparse_block_size=BLOCK, sparsity_factor=FACTOR, sparsity_type="norm", num_global_tokens=1,
     adaptive=True, is_decoder=False, causal_globals="globals", bos_pooling_padding="masked", lsh_num_pre_rounds=1,
-    lsh_seed=0, attention_probs_dropout_prob=0.0, num_attention_heads=HEADS, hidden_size=HEADS * WIDTH,
+    lsh_seed=0, attention_form="auto", attention_probs_dropout_prob=0.0, num_attention_heads=HEADS,
+    hidden_size=HEADS * WIDTH,
 )  # fmt: skip
 SDPA, LSG, PUBLISHED, FLOOR = "SDPA", "LSG layer", "published LSG layer", "floor: products and softmax alone"
 LONG = 4096  # tokens from which on memory has a bar

@@ -1,16 +1,23 @@
-"""The LSG attention layer on a GPU against SDPA, FlexAttention, Longformer and BigBird: 12 heads of width 64, bfloat16.
+"""The LSG attention layer on a GPU, in each of its forms, against SDPA, Longformer and BigBird: 12 heads of width 64.
 
-`python -m effconv.bench.lsg_gpu [LENGTH ...]`: a Markdown table of forward, and forward and backward, batch 1. Products
-are those that the pattern asks for: 2 of (rows, keys) by d forward, 5 more backward, without what a form wastes. The
-roofline is that of this GPU, measured in the same run: the rate of a large matrix product and that of a copy.
-FlexAttention sees the same keys, laid out as tokens, sparse list and globals. The layers of Longformer and BigBird
-contain their projections, which the others do not. Needs CUDA and Triton.
+`python -m effconv.bench.lsg_gpu [LENGTH ...]`: Markdown tables for batch 1 in bfloat16. First, how far each form is
+from the plain one in float64, context and gradients; then, for every length, forward, and forward and backward. A form
+is asked for by the field of the config, `attention_form`; one that cannot run here is a row that says why. Products are
+those that the pattern asks for: 2 of (rows, keys) by d forward, 5 more backward, without what a form wastes. The
+roofline is that of this GPU, measured in the same run: the rate of a large matrix product and that of a copy. The
+layers of Longformer and BigBird contain their projections, which the others do not.
+
+Needs CUDA. `--device cpu` is a trial of the command itself: its figures say nothing of a GPU, and the forms that only a
+GPU runs are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import copy
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,72 +26,138 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..templates import lsg_attention as lsg
-from ..templates.lsg_kernel_triton import can_run, triton_attention
+from ..templates.lsg_configuration import ATTENTION_FORMS
 from .lsg import CONFIG, HEADS, WIDTH
 
 LENGTHS = [1024, 4096, 16384, 65536]
+SHORTEST = 2 * CONFIG.block_size + 1  # up to two blocks attention is full, in every form
 DTYPE = torch.bfloat16
-FLASH = "SDPA, flash"
+SDPA = "SDPA"
+GPU_FORMS = ("flex", "triton")
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the GPU, its measured limits, and one table a length."""
+    """Prints the device, its measured limits, the differences from float64, and one table a length."""
     parser = argparse.ArgumentParser(prog="python -m effconv.bench.lsg_gpu")
     parser.add_argument("lengths", nargs="*", type=int, default=LENGTHS)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    if given.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this measurement needs an NVIDIA GPU: torch.cuda.is_available() is False here")
-    probe = torch.empty((1, HEADS, 1, WIDTH), dtype=DTYPE, device="cuda")
-    if not can_run(probe):
-        raise SystemExit("this measurement needs Triton and a GPU of compute capability 8.0 or later")
-    rate, bandwidth = limits()
+    if min(given.lengths) < SHORTEST:
+        raise SystemExit(f"give lengths from {SHORTEST} tokens on: shorter inputs get full attention in every form")
+    rate, bandwidth = limits(given.device)
+    name = torch.cuda.get_device_name() if given.device == "cuda" else "a CPU, as a trial"
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}: "
-        f"{rate / 1e12:.0f} TFLOP/s, {bandwidth / 1e9:.0f} GB/s"
+        f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}: "
+        f"{rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e9:.3g} GB/s"
     )
+    print_differences(given.device)
     for length in given.lengths:
-        measure(length, rate, bandwidth)
+        measure(length, rate, bandwidth, given.device)
 
 
-def limits() -> tuple[float, float]:
+def limits(device: str) -> tuple[float, float]:
     """FLOP/s of a product of large matrices and bytes/s of a copy (read and written)."""
-    a, b = torch.randn((2, 8192, 8192), dtype=DTYPE, device="cuda")
-    source, target = torch.empty((2, 1 << 30), dtype=torch.uint8, device="cuda")
-    product, copy = milliseconds(lambda: a @ b), milliseconds(lambda: target.copy_(source))
-    return 2 * 8192**3 / product * 1e3, 2 * source.numel() / copy * 1e3
+    size, count = (8192, 1 << 30) if device == "cuda" else (256, 1 << 20)
+    a, b = torch.randn((2, size, size), dtype=DTYPE, device=device)
+    source, target = torch.empty((2, count), dtype=torch.uint8, device=device)
+    product, copying = (milliseconds(x, device) for x in (lambda: a @ b, lambda: target.copy_(source)))
+    return 2 * size**3 / product * 1e3, 2 * source.numel() / copying * 1e3
 
 
-def milliseconds(run: Callable[[], Any]) -> float:
-    """The median of many runs, each with a cold L2 cache."""
-    from triton.testing import do_bench
+def milliseconds(run: Callable[[], Any], device: str) -> float:
+    """The median of many runs, each with a cold L2 cache; on a CPU of three."""
+    if device == "cuda":
+        from triton.testing import do_bench
 
-    return do_bench(run, return_mode="median")
+        return float(do_bench(run, return_mode="median"))
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e3)
+    return median(times)
 
 
-def measure(length: int, rate: float, bandwidth: float) -> None:
+def print_differences(device: str) -> None:
+    """How far the forms are from plain attention in float64: max |a - b| / max(1, max |b|), of all rows.
+
+    Over whole blocks and a part of one. Sparse keys are chosen once, so that no near tie is decided in two ways.
+    """
+    length = 8 * CONFIG.block_size + CONFIG.block_size // 3
+    torch.manual_seed(0)
+    inputs = qkv(length, device, True)
+    with torch.no_grad():
+        chosen = sparse_list(*inputs)
+    wanted = context_and_gradients(asked("plain"), [x.detach().double().requires_grad_() for x in inputs], chosen)
+    print(f"\n{length:,} tokens, from float64\n\n| attention_form | context | dq | dk | dv |\n|---|---|---|---|---|")
+    for form in measured(device):
+        try:
+            found = context_and_gradients(asked(form), inputs, chosen)
+            cells = [f"{difference(x, y):.1e}" for x, y in zip(found, wanted, strict=True)]
+        except (ValueError, RuntimeError) as error:
+            cells = [reason(error), "", "", ""]
+        print(f"| {form} | {' | '.join(cells)} |", flush=True)
+
+
+def reason(error: Exception) -> str:
+    """Why a form did not run, for a cell of a table."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".replace("|", "/")
+
+
+def context_and_gradients(config: Any, inputs: Sequence[Tensor], chosen: lsg.Sparse) -> list[Tensor]:
+    keys, values, visible = chosen
+    chosen = keys.to(inputs[0].dtype), values.to(inputs[0].dtype), visible
+    context = lsg.lsg_attention(*inputs, None, config, sparse_list=lambda *_: chosen)
+    weight = torch.randn(context.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight = weight.to(context)
+    return [context.detach(), *torch.autograd.grad(context, list(inputs), weight)]
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+
+
+def measured(device: str) -> list[str]:
+    """The forms that run there, if anything is installed for them; on a CPU the others would be the one for CPUs."""
+    return [form for form in ATTENTION_FORMS if device == "cuda" or form not in GPU_FORMS]
+
+
+def asked(form: str) -> Any:
+    """The layer's config with that form."""
+    config = copy.copy(CONFIG)
+    config.attention_form = form
+    return config
+
+
+def measure(length: int, rate: float, bandwidth: float, device: str) -> None:
     """Prints the table of one length."""
     torch.manual_seed(0)
     print(f"\n{length:,} tokens\n\n| | forward ms | TFLOP/s | of the roofline | peak MB |", end="")
     print(" forward and backward ms | TFLOP/s | of the roofline | peak MB |\n|---|" + "---|" * 8)
-    for name, form in forms(length, "cuda").items():
-        dense = name == FLASH
+    for name, form in forms(length, device).items():
+        dense = name == SDPA
         cells = []
         for backward in (False, True):
             work = products(length, dense) * (3.5 if backward else 1)
             least = max(work / rate, traffic(length, dense, backward) / bandwidth) * 1e3
             try:
-                time, peak = run(form, length, backward)
-            except torch.OutOfMemoryError:
-                cells += ["out of memory", "", "", ""]
+                took, peak = run(form, length, backward, device)
+            except (ValueError, RuntimeError) as error:
+                cells += [reason(error), "", "", ""]
                 continue
-            cells += [f"{time:.3f}", f"{work / time / 1e9:.1f}", f"{least / time:.0%}", f"{peak / 2**20:.0f}"]
+            memory = "" if peak is None else f"{peak / 2**20:.0f}"
+            cells += [f"{took:.3f}", f"{work / took / 1e9:.1f}", f"{least / took:.0%}", memory]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def run(form: Form, length: int, backward: bool) -> tuple[float, int]:
-    """Milliseconds, and peak bytes beyond the inputs."""
-    inputs = qkv(length, "cuda", backward)
+def run(form: Form, length: int, backward: bool, device: str) -> tuple[float, int | None]:
+    """Milliseconds, and peak bytes beyond the inputs; None where nothing counts them."""
+    inputs = qkv(length, device, backward)
 
     def once() -> None:
         context = form(*inputs)
@@ -93,12 +166,15 @@ def run(form: Form, length: int, backward: bool) -> tuple[float, int]:
 
     with torch.set_grad_enabled(backward):
         once()  # compiled now
+        if device == "cpu":
+            return milliseconds(once, device), None
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         once()
         torch.cuda.synchronize()
-        return milliseconds(once), torch.cuda.max_memory_allocated() - before
+        peak = torch.cuda.max_memory_allocated() - before  # now: to time it takes memory too
+        return milliseconds(once, device), peak
 
 
 def qkv(length: int, device: str, gradients: bool = False) -> list[Tensor]:
@@ -108,70 +184,30 @@ def qkv(length: int, device: str, gradients: bool = False) -> list[Tensor]:
 
 
 def forms(length: int, device: str) -> dict[str, Form]:
-    """Each form as a function of q, k and v."""
-    listed = sparse_list(*qkv(length, device)) if length > 2 * CONFIG.block_size else None
+    """Each form of the layer, and what it is compared with, as a function of q, k and v."""
     return {
-        "LSG, Triton": lambda q, k, v: triton_attention(q, k, v, None, sparse_list(q, k, v), CONFIG, False, 0.0),
-        "its kernel alone, the sparse list given": lambda q, k, v: triton_attention(
-            q, k, v, None, listed, CONFIG, False, 0.0
-        ),
-        "LSG, plain torch": lambda q, k, v: lsg.plain_attention(
-            q, k, v, None, sparse_list(q, k, v), CONFIG, False, 0.0
-        ),
-        "FlexAttention, the same pattern": flex_form(length, device),
-        FLASH: flash,
+        **{f"LSG, attention_form={form}": lsg_form(asked(form)) for form in measured(device)},
+        SDPA: sdpa,
         "Longformer layer, window of 512": longformer(length, device),
         "BigBird layer, blocks of 64": bigbird(length, device),
     }
+
+
+def lsg_form(config: Any) -> Form:
+    layer = lsg.LSGMix(config, 0).eval()
+    return lambda q, k, v: layer(q, k, v, None)
 
 
 def sparse_list(q: Tensor, k: Tensor, v: Tensor) -> lsg.Sparse:
     return lsg.select_sparse(q, k, v, None, CONFIG, 0, lsg.sparse_tokens)
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Dense attention; on a GPU by flash attention, and by nothing else."""
+    if q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return F.scaled_dot_product_attention(q, k, v)
-
-
-def flex_form(length: int, device: str) -> Form:
-    """FlexAttention over the tokens, the sparse list and the globals."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    first, entries = CONFIG.num_global_tokens, length // CONFIG.sparsity_factor
-    mask = create_block_mask(pattern(length, CONFIG), None, None, length + first, length + entries + first, device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values, _ = sparse_list(q, k, v)
-        q, k, v = (
-            torch.cat([x[:, :, first:], *between, x[:, :, :first]], dim=2)
-            for x, between in ((q, []), (k, [keys]), (v, [values]))
-        )
-        return compiled(q, k, v, block_mask=mask)
-
-    return run
-
-
-def pattern(length: int, config: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """LSG attention as a mask function: rows are tokens, then globals; keys tokens, sparse list, then globals.
-
-    For whole blocks of tokens and all keys visible.
-    """
-    block, step, size = config.block_size, config.block_size // config.sparsity_factor, config.sparse_block_size
-    left, right = lsg.sparse_starts(size, step, causal=False)
-    entries = length // config.sparsity_factor
-
-    def sees(_: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        own, entry = row // block, key - length
-        local = (key < length) & (key // block >= own - 1) & (key // block <= own + 1)
-        before = (entry >= left + own * step) & (entry < left + own * step + size)
-        after = (entry >= right + own * step) & (entry < right + own * step + size)
-        listed = (entry >= 0) & (entry < entries)
-        of_token = local | (listed & (before | after)) | (entry >= entries)
-        return torch.where(row < length, of_token, ~listed)
-
-    return sees
 
 
 def products(length: int, dense: bool) -> int:

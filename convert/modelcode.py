@@ -164,7 +164,11 @@ LSG_CODE = TargetCode(
     mix=("lsg_attention", "LSGMix"),
     encoder_mixin=("lsg_encoder", "LSGEncoderMixin"),
     config_mixin=("lsg_configuration", "LSGConfigMixin"),
-    others=(("lsg_kernel_cpu", "cpu_attention"), ("lsg_kernel_triton", "triton_attention")),
+    others=(
+        ("lsg_kernel_cpu", "cpu_attention"),
+        ("lsg_kernel_flex", "flex_rows"),
+        ("lsg_kernel_triton", "triton_attention"),
+    ),
     seq2seq=Seq2SeqCode(
         encoder_mixin=("lsg_seq2seq", "LSGSeq2SeqEncoderMixin"),
         model_mixin=("lsg_seq2seq", "Seq2SeqModelMixin"),

@@ -14,6 +14,8 @@ LONGEST = 1 << 24  # tokens: a bound on the position table, which is made in mem
 
 SparsityType = Literal["none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling"]
 PARITY = "For parity with published LSG models"
+SPEED = "How attention is computed; the outputs are the same"
+AttentionForm = Literal["auto", "plain", "flex", "triton"]
 UPGRADE = "For sources that are LSG already (what they have is kept unless asked)"
 
 
@@ -57,6 +59,9 @@ class LSGOptions:
     )
     decoder_first_token: Literal["seen", "published"] = open_option(
         "seen", "Whether a decoder sees a masked first token.", panel=PARITY
+    )
+    attention_form: AttentionForm = open_option(
+        "auto", "Form that a GPU runs; auto is plain torch. On CPUs only plain changes it.", panel=SPEED
     )
 
     def __post_init__(self) -> None:

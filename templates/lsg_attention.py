@@ -6,12 +6,11 @@ what may be seen. Axes: b batch, h heads, t tokens, d head size, n blocks, l ent
 window.
 
 Inputs of up to two blocks get full attention. Beyond that memory is linear in the length, and one of several forms of
-the same formula is run: see `window_attention`.
+the same formula is run: see `form_of`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .efficient_encoder import attention_dropout
-from .lsg_configuration import sparse_chunk_size, uses_sparse_keys
+from .lsg_configuration import ATTENTION_FORMS, sparse_chunk_size, uses_sparse_keys
 from .lsg_kernel_cpu import cpu_attention, sparse_starts
-from .lsg_kernel_triton import can_run, triton_attention
+from .lsg_kernel_flex import flex_rows
+from .lsg_kernel_triton import INTERPRETED, triton_attention
 
 Sparse = tuple[
     Tensor, Tensor, Tensor
 ]  # the sparse list: keys and values (b, h, l, d), and visible, bool (b, h or 1, l)
-FORM = os.environ.get("LSG_FORM", "auto")  # of attention beyond two blocks: "plain", "cpu" or "triton" to force one
 
 
 class LSGMix(nn.Module):
@@ -79,7 +78,8 @@ def lsg_attention(
         The context (b, h, g + t, d).
 
     Raises:
-        ValueError: for a length that is no multiple of the block size where `config.adaptive` is false.
+        ValueError: for a length that is no multiple of the block size where `config.adaptive` is false, and for an
+            `attention_form` that cannot run.
     """
     length = q.shape[2] - config.num_global_tokens
     if length > 2 * config.block_size and length % config.block_size and not config.adaptive:
@@ -132,21 +132,26 @@ def window_attention(
     causal: bool,
     dropout: float,
 ) -> Tensor:
-    """Attention beyond two blocks, in the form that is best here; all forms take and return the same."""
-    forms = {"plain": plain_attention, "cpu": cpu_attention, "triton": triton_attention}
-    name = best_form(q) if FORM == "auto" else FORM
-    if name not in forms:
-        raise ValueError(f"the environment variable LSG_FORM is {name!r}: set it to auto, {', '.join(forms)}")
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        name = "plain"  # a graph that leaves this process must not hold an operator of its own
-    return forms[name](q, k, v, mask, sparse, config, causal, dropout)
+    """Attention beyond two blocks, in the form that `form_of` names; all forms take and return the same."""
+    forms = {"plain": plain_attention, "cpu": cpu_attention, "flex": flex_attention, "triton": triton_attention}
+    return forms[form_of(config, q)](q, k, v, mask, sparse, config, causal, dropout)
 
 
-def best_form(q: Tensor) -> str:
-    """The form of attention beyond two blocks that runs unless another one is forced."""
-    if q.device.type == "cpu":
+def form_of(config: Any, q: Tensor) -> str:
+    """The form of attention beyond two blocks: "plain", "cpu", "flex" or "triton".
+
+    Raises:
+        ValueError: if `config.attention_form` names none.
+    """
+    asked = config.attention_form
+    if asked not in ATTENTION_FORMS:
+        raise ValueError(f"attention_form is {asked!r}: set it to one of {', '.join(ATTENTION_FORMS)}")
+    # A graph that leaves this process must not hold an operator of its own.
+    if asked == "plain" or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return "plain"
+    if q.device.type == "cpu" and not (asked == "triton" and INTERPRETED):
         return "cpu"
-    return "triton" if can_run(q) else "plain"
+    return "plain" if asked == "auto" else asked
 
 
 def plain_attention(
@@ -161,6 +166,21 @@ def plain_attention(
 ) -> Tensor:
     """The form in plain torch: a copy of every block's window, and one scaled_dot_product_attention for all of them."""
     tokens = block_attention(q, k, v, mask, sparse, config, causal, dropout)
+    return torch.cat([global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout), tokens], dim=2)
+
+
+def flex_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sparse: Sparse | None,
+    config: Any,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """The form in FlexAttention; the globals' rows, which are few and see everything, as in plain torch."""
+    tokens = flex_rows(q, k, v, mask, sparse, config, causal, dropout)
     return torch.cat([global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout), tokens], dim=2)
 
 

@@ -7,6 +7,8 @@ import warnings
 from typing import Any
 
 MAX_GLOBAL_TOKENS = 512  # rows of the table of global embeddings
+# Of attention beyond two blocks: "auto" and "plain" run everywhere, the others are what a GPU runs.
+ATTENTION_FORMS = ("auto", "plain", "flex", "triton")
 SPARSITY_TYPES = ("none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling")
 
 
@@ -31,6 +33,9 @@ class LSGConfigMixin:
             leaks from the future; "published" returns their raw query projection, as the published code does.
         bos_pooling_padding: "masked" hides groups of "bos_pooling" that are all padding; "published" leaves them
             visible, as the published code does.
+        attention_form: how attention beyond two blocks is computed on a GPU: "auto" and "plain" in plain torch, "flex"
+            by FlexAttention, "triton" by a kernel in Triton; one that cannot run there is an error. On a CPU all but
+            "plain" take the kernel for CPUs. A graph of torch.export, ONNX or torch.jit.trace holds the plain form.
 
     Raises:
         ValueError: for values that have no meaning, all of them named in one message.
@@ -52,6 +57,7 @@ class LSGConfigMixin:
         lsh_seed: int = 0,
         causal_globals: str = "globals",
         bos_pooling_padding: str = "masked",
+        attention_form: str = "auto",
         **kwargs: Any,
     ) -> None:
         if not self.has_cache:
@@ -69,6 +75,7 @@ class LSGConfigMixin:
         self.lsh_seed = lsh_seed
         self.causal_globals = causal_globals
         self.bos_pooling_padding = bos_pooling_padding
+        self.attention_form = attention_form
         self.validate_lsg()
 
     def validate_lsg(self) -> None:
@@ -135,6 +142,7 @@ def lsg_faults(config: Any) -> list[str]:
         "sparsity_type": SPARSITY_TYPES,
         "causal_globals": ("globals", "published"),
         "bos_pooling_padding": ("masked", "published"),
+        "attention_form": ATTENTION_FORMS,
     }
     switches = ["adaptive", "mask_first_token", "pool_with_global"]
     if hasattr(config, "decoder_first_token"):  # a model of an encoder and a decoder

@@ -8,7 +8,7 @@ for a tile of rows sums dQ; one for a tile of keys sums dK and dV over the rows 
 and are seen by everything: that is split into chunks for several programs, whose sums are added afterwards. Nothing is
 added atomically, so that the same input gives the same bits.
 
-Without Triton the file can be imported all the same: `can_run` is then False. Axes: b batch, h heads, t tokens, g
+Without Triton the file can be imported all the same: `obstacle` then says so. Axes: b batch, h heads, t tokens, g
 globals, l entries of the sparse list, d head size. Rows are those of q, keys those of k, v and the sparse list.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,26 +50,34 @@ DROPOUT_STEPS = 1 << 24  # the probability of dropout is rounded to a multiple o
 CHUNK = 1024  # keys or rows at least that one program goes over for globals
 
 
-def can_run(q: Tensor) -> bool:
-    """Whether the kernel takes queries like q here; where not, the plain form does."""
-    if triton is None or q.dtype not in DTYPES or q.shape[-1] > MAX_SIZE:
-        return False
-    return INTERPRETED or (q.device.type == "cuda" and compiles_for(q.device.index))
+def obstacle(q: Tensor) -> str:
+    """Why the kernel does not take queries like q here, or "" if it does."""
+    if triton is None:
+        return "Triton is not installed"
+    if q.dtype not in DTYPES:
+        return f"the inputs are {q.dtype}, and it takes float32, float16 and bfloat16"
+    if q.shape[-1] > MAX_SIZE:
+        return f"heads have size {q.shape[-1]}, and it takes up to {MAX_SIZE}"
+    if INTERPRETED:
+        return ""
+    return "the inputs are not on an NVIDIA GPU" if q.device.type != "cuda" else obstacle_of_gpu(q.device.index)
 
 
 @functools.cache
-def compiles_for(device: int) -> bool:
-    """Whether Triton compiles for this GPU: an NVIDIA one of compute capability 8.0 or later, and a C compiler."""
+def obstacle_of_gpu(device: int) -> str:
+    """Why Triton does not compile the kernel for this GPU, or "" if it does."""
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
-        return False
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    if torch.version.cuda is None:
+        return "the GPU is not one of NVIDIA"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, and it needs 8.0"
     try:
         triton.runtime.driver.active.get_current_target()
-    except Exception as error:  # whatever it is, attention without Triton is better than none
-        warnings.warn(f"LSG attention runs in plain torch, as Triton does not work here: {error}", stacklevel=2)
-        return False
-    return True
+    except Exception as error:  # whatever it is; most often there is no C compiler
+        return f"Triton does not work here: {error}"
+    return ""
 
 
 def triton_attention(
@@ -99,14 +106,11 @@ def triton_attention(
         The context (b, h, g + t, d). A row that may see nothing is zero.
 
     Raises:
-        ValueError: for what `can_run` does not take.
+        ValueError: for what `obstacle` names.
     """
-    if not can_run(q):
-        raise ValueError(
-            f"the Triton form of LSG attention does not take {q.dtype} heads of size {q.shape[-1]} on {q.device.type}: "
-            f"it needs Triton {'.'.join(map(str, OLDEST))} or later, an NVIDIA GPU of compute capability 8.0 or later, "
-            f"float32, float16 or bfloat16, and heads of up to {MAX_SIZE}; use the plain form"
-        )
+    why = obstacle(q)
+    if why:
+        raise ValueError(f"attention_form is 'triton', which cannot run: {why}. Set attention_form to 'auto'")
     context, _ = attention_op(
         q,
         k,

@@ -43,6 +43,8 @@ class LSGSelfAttention(nn.Module):
         lsh_seed: seed of the random projections of "lsh"; give each layer of a model another.
         padding_groups: "masked" hides groups of "pooling" and "bos_pooling" that are all padding; "published" leaves
             them visible, as the published layers do.
+        attention_form: how attention beyond two blocks is computed on a GPU: "auto" or "plain", "flex", "triton"; see
+            `LSGConfigMixin`.
 
     Raises:
         ValueError: for options that have no meaning, all of them named in one message.
@@ -60,6 +62,7 @@ class LSGSelfAttention(nn.Module):
         lsh_num_pre_rounds: int = 1,
         lsh_seed: int = 0,
         padding_groups: str = "masked",
+        attention_form: str = "auto",
     ) -> None:
         super().__init__()
         self.compute_global_attention = compute_global_attention
@@ -79,6 +82,7 @@ class LSGSelfAttention(nn.Module):
             lsh_seed=lsh_seed,
             causal_globals="globals",
             bos_pooling_padding="masked",
+            attention_form=attention_form,
         )
         faults = lsg_faults(self.options)
         for name in ("compute_global_attention", "is_causal"):
@@ -171,6 +175,7 @@ class BlockLocalSelfAttention(LSGSelfAttention):
         compute_global_attention: the first token sees all tokens and is seen by all. If false, it is one like others.
         is_causal: a token sees no later one.
         dropout: probability for attention weights, in training.
+        attention_form: as of `LSGSelfAttention`.
 
     Raises:
         ValueError: for options that have no meaning.
@@ -182,12 +187,14 @@ class BlockLocalSelfAttention(LSGSelfAttention):
         compute_global_attention: bool = True,
         is_causal: bool = False,
         dropout: float = 0.0,
+        attention_form: str = "auto",
     ) -> None:
         super().__init__(
             block_size=block_size,
             compute_global_attention=compute_global_attention,
             is_causal=is_causal,
             dropout=dropout,
+            attention_form=attention_form,
         )
 
 

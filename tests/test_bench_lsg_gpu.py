@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from effconv.bench import lsg_gpu
+from effconv.templates.lsg_configuration import ATTENTION_FORMS
 
 CONFIGS = [
     {},
@@ -38,18 +39,6 @@ def keys_by_row(length, config):
 
 
 @each_config
-def test_the_mask_function_shows_what_the_formula_says(changes):
-    config = options(changes)
-    length = 6 * config.block_size
-    kinds = {"token": length, "sparse": length // config.sparsity_factor, "global": config.num_global_tokens}
-    names = [(kind, i) for kind, count in kinds.items() for i in range(count)]
-    rows = torch.arange(length + config.num_global_tokens)[:, None]
-    seen = lsg_gpu.pattern(length, config)(torch.tensor(0), torch.tensor(0), rows, torch.arange(len(names)))
-    found = [{name for name, sees in zip(names, row, strict=True) if sees} for row in seen.tolist()]
-    assert found == keys_by_row(length, config)
-
-
-@each_config
 def test_pairs_are_those_of_the_formula(changes):
     config = options(changes)
     length = 6 * config.block_size
@@ -71,6 +60,35 @@ def test_the_layers_to_compare_with_run():
         context = form(*inputs)
         assert context.shape == (1, 1024, 768)
         assert context.isfinite().all()
+
+
+def test_every_form_is_asked_for_by_the_field():
+    assert lsg_gpu.measured("cuda") == list(ATTENTION_FORMS)
+    assert lsg_gpu.measured("cpu") == ["auto", "plain"]  # what a CPU runs for the others is neither
+    assert [lsg_gpu.asked(form).attention_form for form in ATTENTION_FORMS] == list(ATTENTION_FORMS)
+    assert lsg_gpu.CONFIG.attention_form == "auto"
+
+
+def test_on_a_cpu_the_command_can_be_tried(capsys, monkeypatch):
+    monkeypatch.setattr(lsg_gpu, "longformer", lambda length, device: lsg_gpu.sdpa)  # they run in the test above
+    monkeypatch.setattr(lsg_gpu, "bigbird", lambda length, device: lsg_gpu.sdpa)
+    monkeypatch.setattr(lsg_gpu, "measured", lambda device: ["auto", "plain", "broken"])
+    lsg_gpu.main(["--device", "cpu", "300"])
+    text = capsys.readouterr().out
+    assert text.startswith("a CPU, as a trial")
+    differences, timed = text.split("300 tokens")
+    for form in ("auto", "plain"):
+        (row,) = [line for line in differences.splitlines() if line.startswith(f"| {form} |")]
+        far = [float(cell) for cell in row.split("|")[2:6]]
+        assert all(0 < x < 3e-2 for x in far)  # bfloat16
+        assert f"\n| LSG, attention_form={form} | " in timed
+    assert "| broken | ValueError: attention_form is 'broken': set it to" in differences
+    assert "| LSG, attention_form=broken | ValueError: attention_form is" in timed
+
+
+def test_lengths_of_full_attention_are_refused():
+    with pytest.raises(SystemExit, match="from 257 tokens on"):
+        lsg_gpu.main(["--device", "cpu", "256"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

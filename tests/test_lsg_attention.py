@@ -28,13 +28,14 @@ DEFAULTS = {
     "lsh_seed": 0,
     "causal_globals": "globals",
     "bos_pooling_padding": "masked",
+    "attention_form": "auto",
 }
 
 
-@pytest.fixture(autouse=True, params=["plain", "cpu"])
+@pytest.fixture(autouse=True, params=["plain", "auto"])
 def form(request, monkeypatch):
     """Every promise is kept by every form that runs on a CPU."""
-    monkeypatch.setattr(lsg, "FORM", request.param)
+    monkeypatch.setitem(DEFAULTS, "attention_form", request.param)
     return request.param
 
 

@@ -32,6 +32,7 @@ DEFAULTS = {
     "lsh_seed": 0,
     "causal_globals": "globals",
     "bos_pooling_padding": "masked",
+    "attention_form": "auto",
 }
 each_family = pytest.mark.parametrize("family", LSG.families)
 
@@ -104,6 +105,7 @@ def test_rendered_files_pass_the_linter(family, tmp_path):
         ({"lsh_seed": 2**32}, "lsh_seed is 4294967296: give an integer from 0 to 4294967295"),
         ({"sparsity_type": "bigbird"}, "give one of none, norm, lsh"),
         ({"causal_globals": "all"}, "globals, published"),
+        ({"attention_form": "cpu"}, "attention_form is 'cpu': give one of auto, plain, flex, triton"),
         ({"pool_with_global": 1}, "pool_with_global is 1: give true or false"),
         ({"sparsity_factor": 3}, "block_size 128 is not divisible by sparsity_factor 3"),
         ({"sparsity_factor": 256}, "block_size 128 is not divisible by sparsity_factor 256"),

@@ -183,6 +183,7 @@ def test_training_hashes_as_inference_does_until_the_seed_changes():
         lsh_seed=0,
         causal_globals="globals",
         bos_pooling_padding="masked",
+        attention_form="auto",
         attention_probs_dropout_prob=0.0,
     )
     mix, inputs = LSGMix(config, 0), [keys_of(1, 2, 31, 6, seed=seed) for seed in range(3)]

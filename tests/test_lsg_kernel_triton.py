@@ -18,6 +18,7 @@ from test_lsg_attention import options, qkv
 
 from effconv.templates import lsg_attention as lsg
 from effconv.templates import lsg_kernel_triton as kernel
+from effconv.templates.lsg_configuration import ATTENTION_FORMS
 
 pytestmark = pytest.mark.xdist_group("triton")
 needs_triton = pytest.mark.skipif(
@@ -71,8 +72,9 @@ def test_an_emitted_model_with_the_kernel_gives_the_recorded_outputs(tmp_path, m
     wanted = ("norm_33_b16",)
     monkeypatch.setattr(lsg_goldens, "read_cases", lambda path: [x for x in read(path) if x["name"] in wanted])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setenv("LSG_FORM", "triton")
     jobs = lsg_goldens.parity_jobs("bert", tmp_path)
+    for case in (case for job in jobs for case in job["cases"]):
+        case["load"]["attention_form"] = "triton"
     results = lsg_goldens.run_worker(jobs, tmp_path, sys.executable)
     assert set(results) == {f"bert/{name}" for name in wanted}
     assert not lsg_goldens.faults(results), "\n".join(lsg_goldens.faults(results))
@@ -115,32 +117,34 @@ def test_kernels_compile_without_a_gpu(name, tmp_path, monkeypatch):
     assert made.metadata.shared <= 99 * 1024
 
 
-def test_the_form_is_the_best_that_runs_here(monkeypatch):
-    on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    for able, name in ((True, "triton"), (False, "plain")):
-        monkeypatch.setattr(lsg, "can_run", lambda _, able=able: able)
-        assert lsg.best_form(on_gpu) == name
-    assert lsg.best_form(torch.zeros(1)) == "cpu"
+def test_a_gpu_gets_the_plain_form_unless_the_config_asks_for_another():
+    on_gpu, on_cpu = (SimpleNamespace(device=SimpleNamespace(type=name)) for name in ("cuda", "cpu"))
+    chosen = {
+        form: tuple(lsg.form_of(options(attention_form=form), q) for q in (on_gpu, on_cpu)) for form in ATTENTION_FORMS
+    }
+    assert chosen == {
+        "auto": ("plain", "cpu"),
+        "plain": ("plain", "plain"),
+        "flex": ("flex", "cpu"),
+        "triton": ("triton", "cpu"),
+    }
 
 
-def test_a_form_can_be_forced(monkeypatch):
-    config = options()
+def test_the_field_is_read_at_every_call_and_the_environment_never(monkeypatch):
+    monkeypatch.setenv("LSG_FORM", "triton")
+    config, ran = options(), []
     inputs = qkv(config, 17)
-    ran = []
-    for name in ("plain", "cpu", "triton"):
+    for name in ("plain", "cpu"):
         stock = getattr(lsg, f"{name}_attention")
         monkeypatch.setattr(
             lsg, f"{name}_attention", lambda *x, name=name, stock=stock: (ran.append(name), stock(*x))[1]
         )
-    for form in ("plain", "cpu"):
-        monkeypatch.setattr(lsg, "FORM", form)
+    for form in ("auto", "plain", "triton"):
+        config.attention_form = form
         lsg.lsg_attention(*inputs, None, config)
-    assert ran == ["plain", "cpu"]
-    monkeypatch.setattr(lsg, "FORM", "cuda")
-    with pytest.raises(ValueError, match="LSG_FORM is 'cuda': set it to auto, plain, cpu, triton"):
-        lsg.lsg_attention(*inputs, None, config)
-    monkeypatch.setattr(lsg, "FORM", "triton")
-    with pytest.raises(ValueError, match=r"does not take torch\.float64 heads of size 6 on cpu: it needs Triton"):
+    assert ran == ["cpu", "plain", "cpu"]
+    config.attention_form = "cuda"
+    with pytest.raises(ValueError, match="attention_form is 'cuda': set it to one of auto, plain, flex, triton"):
         lsg.lsg_attention(*inputs, None, config)
 
 
@@ -149,22 +153,22 @@ def on(kind, dtype=torch.bfloat16, size=64):
 
 
 @needs_triton
-def test_the_kernel_takes_what_it_was_made_for(monkeypatch):
-    monkeypatch.setattr(kernel, "compiles_for", lambda device: True)
-    assert kernel.can_run(on("cuda"))
-    assert not kernel.can_run(on("cpu"))
-    assert not kernel.can_run(on("cuda", torch.float64))
-    assert not kernel.can_run(on("cuda", size=256))
+def test_the_kernel_says_what_it_does_not_take(monkeypatch):
+    monkeypatch.setattr(kernel, "obstacle_of_gpu", lambda device: "")
+    assert kernel.obstacle(on("cuda")) == ""
+    assert kernel.obstacle(on("cpu")) == "the inputs are not on an NVIDIA GPU"
+    assert "the inputs are torch.float64" in kernel.obstacle(on("cuda", torch.float64))
+    assert "heads have size 256" in kernel.obstacle(on("cuda", size=256))
     monkeypatch.setattr(kernel, "triton", None)
-    assert not kernel.can_run(on("cuda"))
+    assert kernel.obstacle(on("cuda")) == "Triton is not installed"
 
 
 @needs_triton
-def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form(monkeypatch):
+def test_what_keeps_triton_from_compiling_for_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    probe = kernel.compiles_for.__wrapped__
-    assert not probe(0)
+    probe = kernel.obstacle_of_gpu.__wrapped__
+    assert probe(0) == "the GPU has compute capability 7.5, and it needs 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     target = SimpleNamespace(get_current_target=lambda: None)
     monkeypatch.setattr(
@@ -172,30 +176,31 @@ def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form(monkeypatch):
         "triton",
         SimpleNamespace(__version__="3.10.1", runtime=SimpleNamespace(driver=SimpleNamespace(active=target))),
     )
-    assert probe(0)
+    assert probe(0) == ""
     monkeypatch.setattr(kernel.triton, "__version__", "3.5.1")
-    assert not probe(0)
+    assert probe(0) == "Triton 3.5.1 is older than 3.6"
     monkeypatch.setattr(kernel.triton, "__version__", "3.10.0+git")
 
     def fails():
         raise RuntimeError("Failed to find C compiler")
 
     target.get_current_target = fails
-    with pytest.warns(
-        UserWarning, match="runs in plain torch, as Triton does not work here: Failed to find C compiler"
-    ):
-        assert not probe(0)
+    assert probe(0) == "Triton does not work here: Failed to find C compiler"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert probe(0) == "the GPU is not one of NVIDIA"
 
 
-def test_the_file_can_be_imported_without_triton(monkeypatch):
+def test_without_triton_the_file_is_imported_and_asking_for_the_kernel_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     spec = importlib.util.spec_from_file_location("effconv.templates.no_triton_kernel", kernel.__file__)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    assert not module.can_run(on("cuda"))
-    with pytest.raises(ValueError, match="it needs Triton"):
-        module.triton_attention(*qkv(options(), 17, dtype=torch.float32), None, None, options(), False, 0.0)
+    config = options(attention_form="triton")
+    monkeypatch.setattr(lsg, "form_of", lambda config, q: config.attention_form)  # as on a GPU
+    monkeypatch.setattr(lsg, "triton_attention", module.triton_attention)
+    with pytest.raises(ValueError, match=r"Triton is not installed\. Set attention_form to 'auto'"):
+        lsg.lsg_attention(*qkv(config, 17, dtype=torch.float32), None, config)
 
 
 def test_float32_is_multiplied_as_torch_is_told_to():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from bigs_goldens import ROOT
 from hub_runs import Client, files_of
+from transformers import AutoConfig
 
 import effconv
 from effconv.convert.card_blocks import blocks, front_matter
@@ -121,6 +122,23 @@ def test_an_older_repo_becomes_what_todays_effconv_makes(made, old):
     assert measured["fidelity"] == manifest_of(made)["measurements"]["fidelity"]
     assert measured["fidelity_by"] == "0.0.9"
     assert "effconv 0.0.9" in blocks((old / "README.md").read_text())["fidelity"]
+
+
+def test_a_repo_from_before_a_field_gets_the_code_that_knows_it_and_its_default(made, tmp_path):
+    repo = Path(shutil.copytree(made, tmp_path / "before"))
+    (repo / "lsg_kernel_flex.py").unlink()
+    config = json.loads((repo / "config.json").read_text())
+    del config["attention_form"]
+    (repo / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    options = manifest_of(repo)["options"]
+    del options["attention_form"]
+    restate(repo, effconv="0.0.9", options=options)
+    effconv.refresh(repo, verify=False)
+    assert (repo / "lsg_kernel_flex.py").read_bytes() == (made / "lsg_kernel_flex.py").read_bytes()
+    assert AutoConfig.from_pretrained(repo, trust_remote_code=True).attention_form == "auto"
+    before = files_of(repo)
+    assert effconv.refresh(repo, verify=False).changed == ()
+    assert files_of(repo) == before
 
 
 def test_with_the_source_at_hand_it_is_compared_again(made, old):

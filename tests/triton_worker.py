@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from lsg_oracle import oracle
-from test_lsg_attention import mask_of, options, qkv
+from test_lsg_attention import DEFAULTS, mask_of, options, qkv
 from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
 
@@ -274,7 +274,7 @@ def main() -> None:
     torch.set_num_threads(1)
     multiply_bfloat16()
     prepare_once()
-    lsg.FORM = "triton"
+    DEFAULTS["attention_form"] = "triton"
     draw = torch.randint
     results = {}
     for name in (*FULL, *OTHERS):
