@@ -58,7 +58,7 @@ def lsgify(
 
     dense: Any = model.config
     config = json.loads(dense.to_json_string(use_diff=False))
-    family, chosen = settle(LSG, LSGOptions(**options), config)
+    family, config, chosen = settle(LSG, LSGOptions(**options), config)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
     context, plan = plan_tensors(

@@ -57,8 +57,9 @@ def inspect_source(
         EffconvError: the source cannot be found or read. One that is read but not supported is no error here.
     """
     found = resolve(source, revision=revision, token=token, offline=offline)
-    own = [target for target in TARGETS.values() if found.config.get("model_type") in target.model_types]
-    formats = list(dict.fromkeys(name for target in own for name in target.formats)) or DENSE_FORMATS
+    model_type = found.config.get("model_type")
+    own = [target for target in TARGETS.values() if target.brings and model_type in target.brings.model_types]
+    formats = list(dict.fromkeys(name for target in own for name in target.reads)) or DENSE_FORMATS
     checkpoint = open_checkpoint(found, remote=True, formats=formats)
     tensors = list(checkpoint.tensors.values())
     dtypes: dict[str, int] = {}
@@ -109,10 +110,10 @@ def inspect_source(
 
 
 def _as_planned(source: Source, targets: list[Target]) -> tuple[str | None, int | None, list[str]]:
-    """Head, tokens and names of the targets, each with a way of its own to open a source, that take what is stored."""
+    """Head, tokens and names of those targets, of a family that they bring, that read what is stored."""
     head, max_length, becomes = None, None, []
     for target in targets:
-        if any(source.has(FILES[name]) or source.has(f"{FILES[name]}.index.json") for name in target.formats):
+        if any(source.has(FILES[name]) or source.has(f"{FILES[name]}.index.json") for name in target.reads):
             ready = planned(ask(source, target, target.options(), Settings()), remote=True)
             ready.checkpoint.close()
             head, max_length = ready.context.head.suffix, int(ready.context.options.max_length)

@@ -1,21 +1,18 @@
 """BiGS between JAX and torch, and to another length: names, shapes, plan and configs of both sides.
 
 A tensor has one canonical name, the torch one without the base model's prefix. `NAMES` pairs it with the JAX name and
-the operation between the two, which is its own inverse; everything else here follows from that table.
+the operation between the two, which is its own inverse. The plan is the common one, which `BIGS.flax` tells both sides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .bigs_options import BiGSOptions
-from .checkpoint import Checkpoint, Tensor
-from .dtypes import FLOATS, SIZES
-from .dtypes import NAMES as DTYPE_NAMES
-from .errors import BadInputError, UnsupportedError, listing
+from .errors import BadInputError, listing
 from .families import (
     BERT_NSP,
     BERT_PREDICTIONS,
@@ -26,18 +23,12 @@ from .families import (
     INNER,
     POOLER,
     H,
-    V,
     embeddings,
 )
-from .family import Config, Family, Head, Weight, linear, norm, number, shape_of, when
-from .flax_msgpack import tree_order
+from .family import Config, Family, FlaxNames, Head, Weight, linear, norm, number, when
 from .formats import FLAX, SAFETENSORS
 from .modelcode import FamilyCode, StandaloneCode, auto_map
-from .ops import Copy, InterpolatePositions, New, Op, TilePositions, Transpose
-from .options import Settings
-from .plan import Plan, Row, check_floats
-from .reader import open_checkpoint
-from .source import Source
+from .ops import Copy, InterpolatePositions, Op, TilePositions, Transpose
 from .target import (
     EVERY_TENSOR_READ,
     PADDING_CHANGES_NOTHING,
@@ -46,13 +37,14 @@ from .target import (
     SAVED_AGAIN_EQUAL,
     Check,
     Context,
+    Rule,
     Target,
 )
-from .tokenizer import special_tokens
 
 MODEL_TYPES = ("BiGS", "bigs-encoder")  # as published, and ours
 JAX_PREFIX, TORCH_PREFIX = "s4_bert", "bigs"
 MODES, HEADS = "num_ssm", "num_ssm_heads"
+UNCAST = "the phases of a convolution do not survive less"
 DENSE = {
     "dv": (H, INNER), "du_forward": (H, H), "du_backward": (H, H), "duc_forward": (H, H), "duc_backward": (H, H),
     "dol": (H, INNER), "do": (INNER, H),
@@ -129,9 +121,7 @@ BY_TORCH = {pair.torch: pair for pair in NAMES}
 
 
 def canonical_name(stored: str) -> str | None:
-    """The canonical name of a stored tensor of either side; None for a JAX name that no BiGS model has."""
-    if "/" not in stored:
-        return stored.removeprefix(f"{TORCH_PREFIX}.")
+    """The canonical name of a tensor of a JAX checkpoint; None for one that no BiGS model has."""
     pattern, layer = _pattern(stored.removeprefix(f"{JAX_PREFIX}/"), "/")
     pair = BY_JAX.get(pattern)
     return pair.torch.replace("{i}", layer) if pair else None
@@ -163,11 +153,11 @@ def is_multi_head(config: Config) -> bool:
 
 def _convolution(way: str, heads: tuple[str, ...]) -> tuple[Weight, ...]:
     return (
-        Weight(f"{way}.D", (*heads, 1), "ones"),
-        Weight(f"{way}.kernel.A_re", (*heads, MODES)),
-        Weight(f"{way}.kernel.A_im", (*heads, MODES)),
-        Weight(f"{way}.kernel.C", (*heads, MODES, 2)),
-        Weight(f"{way}.kernel.log_step", (*heads, 1)),
+        Weight(f"{way}.D", (*heads, 1), "ones", uncast=UNCAST),
+        Weight(f"{way}.kernel.A_re", (*heads, MODES), uncast=UNCAST),
+        Weight(f"{way}.kernel.A_im", (*heads, MODES), uncast=UNCAST),
+        Weight(f"{way}.kernel.C", (*heads, MODES, 2), uncast=UNCAST),
+        Weight(f"{way}.kernel.log_step", (*heads, 1), uncast=UNCAST),
     )
 
 
@@ -202,6 +192,11 @@ BIGS = Family(
     default_head="ForMaskedLM",
     special_tokens=BRACKETED,
     tokenizer="BertTokenizer",
+    num_heads="",
+    same={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    model_types=MODEL_TYPES,
+    read_config=lambda config: read_bigs_config(config),
+    flax=FlaxNames(JAX_PREFIX, canonical_name, jax_name, operation),
 )
 
 
@@ -234,214 +229,30 @@ def _config(context: Context) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """How one framework names tensors and which head's tensors a file of it may hold beyond its class's own."""
-
-    name: str
-    carries: bool
-
-    def emitted(self, canonical: str, head: Head, *, prefixed: bool, in_head: bool) -> str:
-        if self.name == "torch":
-            return canonical if in_head or not prefixed else f"{TORCH_PREFIX}.{canonical}"
-        name = jax_name(canonical)
-        return name if in_head or head.suffix == "Model" else f"{JAX_PREFIX}/{name}"
+def read_bigs_config(config: Config) -> Config:
+    """A source's config with what published ones leave out, checked."""
+    whole = {**DEFAULTS, **config}
+    check_bigs_config(whole)
+    return whole
 
 
-TORCH_SIDE, JAX_SIDE = Side("torch", carries=True), Side("jax", carries=False)
-
-
-def make_bigs_plan(
-    checkpoint: Checkpoint, context: Context, side: Side, *, target: str, dtype: str | None = None
-) -> Plan:
-    """Matches every stored tensor with every tensor of the emitted model.
-
-    Raises:
-        BadInputError: unmatched, missing or misshapen tensors, all of them listed.
-    """
-    return _Planner(checkpoint, context, side, target, dtype).plan()
-
-
-class _Planner:
-    def __init__(self, checkpoint: Checkpoint, context: Context, side: Side, target: str, dtype: str | None) -> None:
-        self.checkpoint, self.context, self.side, self.target, self.dtype = checkpoint, context, side, target, dtype
-        self.family, self.head = context.family, context.head
-        self.tied = bool(context.emitted["tie_word_embeddings"])
-        self.faults: list[str] = []
-        self.rows: list[Row] = []
-        self.stored: dict[str, Tensor] = {}
-        for tensor in checkpoint.tensors.values():
-            name = canonical_name(tensor.name)
-            if name is None:
-                self.faults.append(f"{tensor.name}: unknown to BiGS")
-            elif name in self.stored:
-                self.faults.append(f"{name}: stored twice, as {self.stored[name].name} and {tensor.name}")
-            else:
-                self.stored[name] = tensor
-        self.in_heads = {weight.name for head in self.family.heads for weight in head.weights} | set(BERT_TIED)
-        self.prefixed = self.head.suffix != "Model" or bool(self.stored.keys() & self.in_heads)
-
-    def plan(self) -> Plan:
-        used = set()
-        for weight in self._wanted():
-            used.add(weight.name)
-            self._make(weight)
-        for name, tensor in self.stored.items():
-            if name not in used:
-                self._leave(name, tensor)
-        if self.faults:
-            raise BadInputError(
-                f"the checkpoint does not fit BiGS{self.head.suffix}:\n{listing(self.faults)}",
-                where=self.checkpoint.source.where(),
-                hint="check config.json against the weights",
-            )
-        return Plan(self.target, self.family.name, f"BiGS{self.head.suffix}", tuple(self._ordered()))
-
-    def _wanted(self) -> Iterator[Weight]:
-        yield from self.family.weights(self.context.emitted, self.head)
-        if not self.tied and "cls.predictions.decoder.weight" in self.head.tied:
-            yield Weight("cls.predictions.decoder.weight", (V, H))
-
-    def _make(self, weight: Weight) -> None:
-        shape = shape_of(weight, self.context.emitted)
-        tensor = self.stored.get(weight.name)
-        if tensor is None:
-            if any(weight.name == base.name for base in self.family.base_weights(self.context.emitted)):
-                self.faults.append(f"{weight.name}: missing")
-                return
-            dtype = self.dtype or self._main_dtype()
-            size = operation(weight.name).shape(shape) if self.side is JAX_SIDE else shape
-            std = float(self.context.emitted["initializer_range"])
-            op = New(weight.name, size, weight.init, std, self.context.seed, dtype)
-            why = f"the source has none; train it ({weight.init})"
-            self.rows.append(Row("new", (), self._emitted(weight.name), size, dtype, op, why))
-            return
-        length = number(self.context.emitted, "max_position_embeddings")
-        if weight.name == self.family.positions and len(tensor.shape) == 2 and tensor.shape[0] != length:
-            resize = TilePositions if self.context.options.positions == "repeat" else InterpolatePositions
-            self._add(weight.name, tensor, resize(length), shape)
-        else:
-            self._add(weight.name, tensor, self._crossing(weight.name, tensor), shape)
-
-    def _crossing(self, name: str, tensor: Tensor) -> Op:
-        """The table's operation where the tensor changes sides, else a copy."""
-        return operation(name) if ("/" in tensor.name) != (self.side is JAX_SIDE) else Copy()
-
-    def _add(self, name: str, tensor: Tensor, op: Op, shape: tuple[int, ...], why: str = "") -> None:
-        """A row from `tensor` to the canonical `name`; `shape` is the torch one."""
-        try:
-            made = op.shape(tensor.shape)
-            wanted = operation(name).shape(shape) if self.side is JAX_SIDE else shape
-        except ValueError as error:
-            self.faults.append(f"{tensor.name}: {error}")
-            return
-        if made != wanted:
-            self.faults.append(f"{tensor.name}: makes {made}, where the config says {wanted}")
-            return
-        emitted, dtype, action = self._emitted(name), tensor.dtype, op.action
-        if self.dtype and dtype in FLOATS and dtype != self.dtype:
-            if ".fs4." in name or ".bs4." in name:
-                why = f"{why}; kept in {dtype}: the phases of a convolution do not survive less".lstrip("; ")
-            else:
-                why = f"{why}; {dtype} to {self.dtype}".lstrip("; ")
-                dtype, action = self.dtype, "derive"
-        if action == "copy" and tensor.name != emitted:
-            action = "rename"
-        self.rows.append(Row(action, (tensor.name,), emitted, made, dtype, op, why))
-
-    def _leave(self, name: str, tensor: Tensor) -> None:
-        """A stored tensor that the emitted class does not have."""
-        drop, equals = "", None
-        others = [
-            head.suffix
-            for head in self.family.heads
-            if name in head.tied or any(weight.name == name for weight in self.family.head_weights(head))
-        ]
-        if name in self.family.buffers:
-            drop = "a buffer, built anew when the model loads"
-        elif name == "cls.predictions.decoder.bias" and "cls.predictions.bias" in self.stored:
-            drop, equals = "the same tensor as cls.predictions.bias, stored once", "cls.predictions.bias"
-        elif name == "cls.predictions.decoder.weight" and self.tied:
-            drop, equals = f"tied to {self.family.words}, stored once", self.family.words
-        elif not others:
-            self.faults.append(f"{tensor.name}: unknown to BiGS")
-            return
-        elif not self.side.carries:
-            drop = f"BiGS{self.head.suffix} has none in JAX (it belongs to {', '.join(others)})"
-        if equals and ("/" in self.stored[equals].name) != ("/" in tensor.name):
-            equals = None
-        if drop:
-            twin = self.stored[equals].name if equals else None
-            self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, twin))
-            return
-        op = self._crossing(name, tensor)
-        try:
-            shape = op.shape(tensor.shape)
-        except ValueError as error:
-            self.faults.append(f"{tensor.name}: {error}")
-            return
-        self._add(name, tensor, op, shape, f"not in BiGS{self.head.suffix}: kept for {', '.join(others)}")
-
-    def _emitted(self, name: str) -> str:
-        in_head = name in self.in_heads
-        return self.side.emitted(name, self.head, prefixed=self.prefixed, in_head=in_head)
-
-    def _main_dtype(self) -> str:
-        words = self.stored.get(self.family.words)
-        return words.dtype if words and words.dtype in FLOATS else "F32"
-
-    def _ordered(self) -> list[Row]:
-        """Rows in the order of the source, as far as the form allows: wide types first, or a tree in one walk.
-
-        Tensors that were neighbours are then copied in one go, and the way there and back gives the file it began with.
-        """
-        order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
-        rows = sorted(self.rows, key=lambda row: order.get(row.sources[0], -1) if row.sources else len(order))
-        if self.side is JAX_SIDE:
-            tree = {name: i for i, name in enumerate(tree_order([row.target for row in rows if row.target]))}
-            return sorted(rows, key=lambda row: tree.get(row.target or "", len(tree)))
-        return sorted(rows, key=lambda row: -SIZES[row.dtype])
-
-
-def prepare_bigs(
-    source: Source, target: Target, options: BiGSOptions, settings: Settings, remote: bool
-) -> tuple[Checkpoint, Context, Plan]:
-    """Opens and plans a source; the context's options have no value left open."""
-    if source.config.get("model_type") not in target.model_types:
-        raise UnsupportedError(
-            f"no BiGS model: its model_type is {source.config.get('model_type')!r}",
-            where="config.json: model_type",
-            hint="this command takes " + " and ".join(target.model_types),
-        )
-    config = {**DEFAULTS, **source.config}
-    check_bigs_config(config)
-    options = replace(
+def complete(options: BiGSOptions, config: Config) -> BiGSOptions:
+    """The options with the source's own values for those that were left open."""
+    return replace(
         options,
         max_length=options.max_length or number(config, "max_position_embeddings"),
         layer_gelu=options.layer_gelu or config["layer_gelu"],
         mask_mode=options.mask_mode or config["mask_mode"],
     )
-    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.formats)
-    check_floats(checkpoint.tensors.values())
-    head = _head(config, checkpoint, settings.architecture)
-    tokens = special_tokens(source, BIGS.special_tokens)
-    context = Context(BIGS, head, config, options, tokens, settings.seed, config, BIGS, head)
-    context = replace(context, emitted=target.config(context))
-    dtype = DTYPE_NAMES[settings.dtype] if settings.dtype else None
-    side = JAX_SIDE if target.form is FLAX else TORCH_SIDE
-    return checkpoint, context, make_bigs_plan(checkpoint, context, side, target=target.name, dtype=dtype)
 
 
-def _head(config: Config, checkpoint: Checkpoint, architecture: str | None) -> Head:
-    """The head asked for, else the config's, else the richest whose tensors are all there."""
-    if architecture is not None:
-        return BIGS.head_asked_for(architecture)
-    named = config.get("architectures")
-    if isinstance(named, list) and named and isinstance(named[0], str):
-        return BIGS.head(named[0].rpartition("BiGS")[2])
-    stored = {canonical_name(name) for name in checkpoint.tensors}
-    fitting = [head for head in BIGS.heads if {weight.name for weight in head.weights} <= stored]
-    return max(fitting, key=lambda head: (len(head.weights), head.suffix == BIGS.default_head))
+def _rules(context: Context) -> list[Rule]:
+    """The position table, where its length changes."""
+    length, positions = context.options.max_length, context.family.positions
+    if length == number(context.config, "max_position_embeddings"):
+        return []
+    resize = TilePositions if context.options.positions == "repeat" else InterpolatePositions
+    return [Rule((positions,), positions, resize(length))]
 
 
 def check_bigs_config(config: Config) -> None:
@@ -509,9 +320,10 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
         options=BiGSOptions,
         ending=ending,
         weights=lambda context: (),
-        rules=lambda context: (),
-        prepare=prepare_bigs,
-        model_types=MODEL_TYPES,
+        rules=_rules,
+        complete=complete,
+        whole_config=True,
+        new_last=True,
         **fields,
     )
 
@@ -531,7 +343,7 @@ _TORCH: Mapping[str, Any] = {
         SAME_TOKENS,
     ),
 }
-JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to torch", "torch", formats=("msgpack",), **_TORCH)
+JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to torch", "torch", reads=("msgpack",), **_TORCH)
 RESIZED = _target("bigs", "BiGS (arXiv 2212.10544), torch to torch, to another length", "torch", **_TORCH)
 TORCH2JAX = _target(
     "torch2jax",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import bigs_reference
-from .bigs import BIGS, DEFAULTS, JAX_CODE, JAX_SIDE, canonical_name, operation
+from .bigs import BIGS, DEFAULTS, JAX_CODE, operation
 from .checkpoint import Checkpoint
 from .checks import worst_of
 from .loaded import DoesNotApply, Loaded
@@ -152,7 +152,7 @@ def _params(folder: Path) -> dict[str, np.ndarray]:
     try:
         params = {}
         for name, tensor in checkpoint.tensors.items():
-            canonical = canonical_name(name)
+            canonical = BIGS.canonical_name(name)
             if canonical is None or tensor.dtype.startswith("I"):
                 continue
             array = checkpoint.read(name)
@@ -229,7 +229,7 @@ def _jax_model(config: Mapping[str, Any], params: Mapping[str, np.ndarray], arch
     head = BIGS.head(architecture.removeprefix("BiGS"))
     tree: dict[str, Any] = {}
     for name, value in params.items():
-        *branches, last = JAX_SIDE.emitted(name, head, prefixed=True, in_head=BIGS.is_head_weight(name)).split("/")
+        *branches, last = BIGS.flax_name(name, head).split("/")
         branch = tree
         for key in branches:
             branch = branch.setdefault(key, {})

@@ -25,6 +25,8 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
     """config.json of the repo: the source's fields, the target's, a model_type of its own and the code to load."""
+    if target.whole_config:
+        return target.config(context)
     kept = {key: value for key, value in context.config.items() if key not in STALE_FIELDS}
     return {**portable(kept), **target.config(context), **code_fields(target, context.emits, context.emitted_head)}
 

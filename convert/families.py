@@ -577,12 +577,15 @@ ENCODERS = (
 ENCODER_DECODERS = ("bart", "mbart", "pegasus")
 
 
-def family_of(config: Config, supported: Iterable[str] | None = None, *, again: str = "") -> Family:
+def family_of(
+    config: Config, supported: Iterable[str] | None = None, *, again: str = "", brought: Family | None = None
+) -> Family:
     """The family of a checkpoint from its config's model_type.
 
     Args:
         supported: names of families; all where None.
         again: the target whose own repos are taken, as the family that they were made from.
+        brought: a family that only the target reads, whose `read_config` knows what its configs can say.
 
     Raises:
         UnsupportedError: with the reason, and the families that are supported or what to use instead.
@@ -600,6 +603,10 @@ def family_of(config: Config, supported: Iterable[str] | None = None, *, again: 
             hint=f"convert the dense checkpoint that it was made from{mend}",
         )
     model_type = before.family if before else config.get("model_type")
+    if brought is not None:
+        if model_type in brought.model_types:
+            return brought
+        names = sorted({*names, *brought.model_types} - {brought.name})
     if model_type not in names:
         reason, instead = REFUSED.get(str(model_type), ("", ""))
         raise UnsupportedError(

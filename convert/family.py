@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import BadInputError, UnsupportedError, UsageError
 from .modelcode import FamilyCode
+
+if TYPE_CHECKING:
+    from .ops import Op
 
 Config = Mapping[str, Any]
 Condition = Callable[[Config], bool]
@@ -31,7 +34,8 @@ class Weight:
 
     `init` is one of those of `ops.New`; `dtype` is set where it is not the other tensors'. `when` says of which
     configs a model has the tensor. One that is `computed` is never trained: where the source lacks it, or has it in
-    another length, it is what `init` says (one of those of `ops.Computed`).
+    another length, it is what `init` says (one of those of `ops.Computed`). `uncast` is why it keeps its type where the
+    others are cast; "" for one that is cast with them.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Weight:
     dtype: str = ""
     when: Condition = always
     computed: bool = False
+    uncast: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,23 @@ class Head:
     weights: tuple[Weight, ...] = ()
     pooler: bool = False
     tied: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FlaxNames:
+    """How the family's JAX checkpoints name and lay out a tensor; a stored name with `/` is one of theirs.
+
+    Attributes:
+        prefix: of the base model's tensors in a checkpoint with a head.
+        canonical: the canonical name of a stored one, None where no model of the family has it.
+        name: the other way, without the prefix.
+        operation: what a tensor of a canonical name goes through from one side to the other, in both directions.
+    """
+
+    prefix: str
+    canonical: Callable[[str], str | None]
+    name: Callable[[str], str]
+    operation: Callable[[str], Op]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +100,10 @@ class Family:
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
         token_types: embeddings whose first row every token gets unless other ids are given.
         buffers: what old checkpoints store although a model builds it anew.
+        same: parameters that are one tensor with another whatever the config ties, and that other.
+        model_types: of its configs, where they are not its name.
+        read_config: the source's config with what it may leave out; raises BadInputError for one that cannot be.
+        flax: how JAX checkpoints store it, where effconv reads them.
     """
 
     name: str
@@ -108,6 +134,26 @@ class Family:
     decoder_positions: str = ""
     uncounted_positions: int = 0
     tied: Mapping[str, str] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    model_types: tuple[str, ...] = ()
+    read_config: Callable[[Config], Config] = lambda config: config
+    flax: FlaxNames | None = None
+
+    def canonical_name(self, stored: str) -> str | None:
+        """The canonical name of a stored tensor of either side; None for a JAX name that no model has."""
+        if self.flax and is_flax(stored):
+            return self.flax.canonical(stored)
+        name = stored.removeprefix(f"{self.prefix}.")
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return name
+
+    def flax_name(self, name: str, head: Head) -> str:
+        """What a JAX checkpoint of the class calls a tensor: only a model with a head has the base's prefix."""
+        assert self.flax is not None
+        inside = head.suffix != "Model" and not self.is_head_weight(name)
+        return f"{self.flax.prefix}/{self.flax.name(name)}" if inside else self.flax.name(name)
 
     @property
     def tokenizer_class(self) -> str:
@@ -231,6 +277,11 @@ class Family:
         """Every tensor that the class stores."""
         own = (weight for weight in self.head_weights(head) if weight.when(config))
         return [*self.base_weights(config, self.part(head)), *own]
+
+
+def is_flax(stored: str) -> bool:
+    """Whether a stored name is that of a JAX checkpoint: the path of a leaf in a tree."""
+    return "/" in stored
 
 
 def number(config: Config, name: str, most: int = 1 << 31) -> int:

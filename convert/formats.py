@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .flax_msgpack import FlaxFile
+from .flax_msgpack import FlaxFile, tree_order
 from .ops import Shape
 from .tensorfile import StreamedFile, TensorFile
 
@@ -19,11 +19,15 @@ class Form:
         single: name of a single file.
         library: that loads it, as the Hub calls it.
         file: the class that streams one from (name, dtype, shape, bytes) of its tensors.
+        order: the names in the one order in which a file can hold them; None where any will do.
+        flax: whether tensors have the names and the layout of JAX.
     """
 
     single: str
     library: str
     file: Callable[[Path, Sequence[tuple[str, str, Shape, int]]], StreamedFile]
+    order: Callable[[Sequence[str]], list[str]] | None = None
+    flax: bool = False
 
     @property
     def index(self) -> str:
@@ -37,4 +41,4 @@ class Form:
 
 
 SAFETENSORS = Form("model.safetensors", "transformers", TensorFile)
-FLAX = Form("flax_model.msgpack", "jax", FlaxFile)
+FLAX = Form("flax_model.msgpack", "jax", FlaxFile, tree_order, flax=True)

@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from .checkpoint import Checkpoint, Tensor
 from .dtypes import FLOATS, SIZES
 from .errors import BadInputError, UnsupportedError, listing
 from .families import head_of
-from .family import Family, Head, Weight, shape_of
+from .family import Family, Head, Weight, is_flax, shape_of
 from .modelcode import class_name
 from .ops import Computed, Copy, New, Op, Shape, elements
 from .target import Context, Rule, Target
@@ -117,7 +117,7 @@ def choose_head(
     """
     if architecture is not None or config.get("architectures"):
         return head_of(config, family, architecture)
-    stored = set(_canonical(checkpoint, family)[0])
+    stored = _canonical(checkpoint, family)[0].keys()
     fitting = [head for head in family.heads if {weight.name for weight in head.weights} <= stored]
     return max(fitting, key=lambda head: (len(head.weights), head.suffix == family.default_head)), None
 
@@ -160,6 +160,7 @@ class _Planner:
         # A base model stores no prefix, unless it carries tensors of a head: transformers 4.57 tells by the prefix
         # whether a checkpoint holds more than the base.
         self.emits, self.emitted_head = context.emits, context.emitted_head
+        self.flax = self.emits.flax if target.form.flax else None
         self.prefixed = self.emitted_head.suffix != "Model" or bool(
             self.stored.keys() - base - set(self.family.buffers)
         )
@@ -188,16 +189,26 @@ class _Planner:
                 where=self.checkpoint.source.where(),
                 hint="check config.json against the weights; name a class of your own in config.json: architectures",
             )
-        order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
-        rows = sorted(
-            self.rows, key=lambda row: (-SIZES[row.dtype], order.get(row.sources[0], -1) if row.sources else -1)
-        )
         return Plan(
             target=self.target.name,
             family=self.family.name,
             architecture=class_name(self.emits.code, self.target.code, self.emitted_head.suffix),
-            rows=tuple(rows),
+            rows=tuple(self._ordered()),
         )
+
+    def _ordered(self) -> list[Row]:
+        """Rows in the order of the source, as far as the form allows: wide types first, or a tree in one walk.
+
+        Neighbours in the source are then copied in one go, and the way to JAX and back gives the file it began with.
+        """
+        order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
+        new = len(order) if self.target.new_last else -1
+        rows = sorted(self.rows, key=lambda row: order.get(row.sources[0], -1) if row.sources else new)
+        if self.target.form.order is None:
+            return sorted(rows, key=lambda row: -SIZES[row.dtype])
+        names = self.target.form.order([row.target for row in rows if row.target])
+        places = {name: i for i, name in enumerate(names)}
+        return sorted(rows, key=lambda row: places.get(row.target or "", len(places)))
 
     def _tied(self) -> dict[str, str]:
         """Every parameter that is tied in one of the family's classes, and the one that all of them store."""
@@ -213,7 +224,7 @@ class _Planner:
             return {}
         shapes = {weight.name: weight.shape for weight in self.emits.weights(self.context.emitted, self.emitted_head)}
         tied = self.emits.tied_weights(self.emitted_head)
-        return {alias: Weight(alias, shapes[name]) for alias, name in tied.items()}
+        return {alias: Weight(alias, shapes[name]) for alias, name in tied.items() if alias not in self.emits.same}
 
     def _make(self, weight: Weight, rule: Rule | None) -> None:
         expected = shape_of(weight, self.context.emitted)
@@ -228,25 +239,45 @@ class _Planner:
             return
         inputs = [self.stored[name] for name in sources]
         self.used.update(sources)
-        odd = [self._misshapen(name, tensor) for name, tensor in zip(rule.src, inputs, strict=True)]
-        if any(odd):
-            self.faults += filter(None, odd)
-            return
         try:
-            shape = rule.op.shape(*(tensor.shape for tensor in inputs))
+            shapes = [self._shape(name, tensor) for name, tensor in zip(sources, inputs, strict=True)]
+            odd = [self._misshapen(name, shape) for name, shape in zip(rule.src, shapes, strict=True)]
+            if any(odd):
+                self.faults += filter(None, odd)
+                return
+            shape, wanted = rule.op.shape(*shapes), self._laid_out(weight.name, expected)
+            shape = self._laid_out(weight.name, shape) if inputs else shape
         except ValueError as error:
             self.faults.append(f"{weight.name}: {error}")
             return
-        if shape != expected:
-            self.faults.append(f"{weight.name}: made with shape {shape}, where the new config says {expected}")
+        if shape != wanted:
+            self.faults.append(f"{weight.name}: made with shape {shape}, where the new config says {wanted}")
             return
-        self._add(rule, inputs, self._emitted_name(weight.name), shape)
+        if isinstance(rule.op, Copy):
+            rule = replace(rule, op=self._crossing(sources[0], weight.name, inputs[0]))
+        self._add(rule, inputs, self._emitted_name(weight.name), shape, weight.uncast)
 
-    def _misshapen(self, name: str, tensor: Tensor) -> str:
+    def _shape(self, name: str, tensor: Tensor) -> Shape:
+        """A stored tensor's shape as the family declares it."""
+        flax = self.family.flax
+        return flax.operation(name).shape(tensor.shape) if flax and is_flax(tensor.name) else tensor.shape
+
+    def _laid_out(self, name: str, shape: Shape) -> Shape:
+        """A declared shape as the emitted weights have it."""
+        return self.flax.operation(name).shape(shape) if self.flax else shape
+
+    def _crossing(self, source: str, made: str, tensor: Tensor) -> Op:
+        """What a tensor that is else copied goes through where it changes sides."""
+        flax = self.family.flax
+        if flax is None or is_flax(tensor.name) == (self.flax is not None):
+            return Copy()
+        return flax.operation(made if self.flax else source)
+
+    def _misshapen(self, name: str, shape: Shape) -> str:
         """What is wrong with a stored tensor's shape, judged by the source's own config: a recipe may hide it."""
         weight = self.declared.get(name)
-        expected = shape_of(weight, self.context.config) if weight else tensor.shape
-        return "" if tensor.shape == expected else f"{name}: shape {tensor.shape}, where config.json says {expected}"
+        expected = shape_of(weight, self.context.config) if weight else shape
+        return "" if shape == expected else f"{name}: shape {shape}, where config.json says {expected}"
 
     def _default_rule(self, weight: Weight, expected: Shape) -> Rule | None:
         if weight.computed and (weight.name not in self.stored or self.stored[weight.name].shape != expected):
@@ -262,7 +293,7 @@ class _Planner:
             return None
         op = New(
             weight.name,
-            expected,
+            self._laid_out(weight.name, expected),
             weight.init,
             self._initializer_range(),
             self.context.seed,
@@ -283,8 +314,16 @@ class _Planner:
         drop = ""
         equals = None
         twin = next((twin for twin in self._twins(name) if twin in self.used), None)
+        others = [
+            head.suffix
+            for head in self.family.heads
+            if any(weight.name == name for weight in self.family.head_weights(head)) or name in head.tied
+        ]
         if name in self.family.buffers:
             drop = "a buffer, built anew when the model loads"
+        elif self.family.same.get(name) in self.stored:
+            equals = self.stored[self.family.same[name]].name
+            drop = f"the same tensor as {self.family.same[name]}, stored once"
         elif twin and self.context.config.get("tie_word_embeddings", True):
             equals = self.stored[twin].name
             drop = f"tied to {twin}, stored once"
@@ -296,14 +335,13 @@ class _Planner:
             drop = f"{self.family.class_name(self.head)} is the {self.family.part(self.head)} alone"
         elif self.emits is not self.family:
             drop = f"no part of {self.emits.class_name(self.emitted_head)}"
+        elif self.flax and others:
+            drop = f"{self.emits.class_name(self.emitted_head)} has none in JAX (it belongs to {', '.join(others)})"
+        if equals and is_flax(equals) != is_flax(tensor.name):  # bytes of the two sides cannot be compared
+            equals = None
         if drop:
             self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
             return
-        others = [
-            head.suffix
-            for head in self.family.heads
-            if any(weight.name == name for weight in self.family.head_weights(head)) or name in head.tied
-        ]
         if others:
             why = f"not in {self.family.class_name(self.head)}: kept for {', '.join(others)}"
         elif self.unknown_class:
@@ -312,18 +350,28 @@ class _Planner:
             self.faults.append(f"{tensor.name}: unknown to {self.family.name}")
             return
         base = any(weight.name == name for weight in self.family.pooler)
-        self._add(Rule((name,), name, why=why), [tensor], self._emitted_name(name) if base else name, tensor.shape)
+        op = self._crossing(name, name, tensor)
+        try:
+            shape = op.shape(tensor.shape)
+        except ValueError as error:
+            self.faults.append(f"{tensor.name}: {error}")
+            return
+        self._add(Rule((name,), name, op, why), [tensor], self._emitted_name(name) if base else name, shape)
 
     def _emitted_name(self, name: str) -> str:
+        if self.flax:
+            return self.emits.flax_name(name, self.emitted_head)
         return f"{self.emits.prefix}.{name}" if self.prefixed and not self.emits.is_head_weight(name) else name
 
-    def _add(self, rule: Rule, inputs: Sequence[Tensor], emitted: str, shape: Shape) -> None:
+    def _add(self, rule: Rule, inputs: Sequence[Tensor], emitted: str, shape: Shape, uncast: str = "") -> None:
         dtype = inputs[0].dtype if inputs else getattr(rule.op, "dtype", self._main_dtype())
         action, why = rule.op.action, rule.why
         if inputs and self.dtype and dtype in FLOATS and dtype != self.dtype:
-            why = f"{why}; {dtype} to {self.dtype}".lstrip("; ")
-            dtype = self.dtype
-            action = "derive" if action == "copy" else action
+            says = f"kept in {dtype}: {uncast}" if uncast else f"{dtype} to {self.dtype}"
+            why = f"{why}; {says}".lstrip("; ")
+            if not uncast:
+                dtype = self.dtype
+                action = "derive" if action == "copy" else action
         if action == "copy" and inputs[0].name != emitted:
             action = "rename"
         self.rows.append(Row(action, tuple(tensor.name for tensor in inputs), emitted, shape, dtype, rule.op, why))
@@ -343,14 +391,14 @@ class _Planner:
 
 
 def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor], list[str]]:
-    """Stored tensors by canonical name, and a fault for each name that two stored tensors claim."""
+    """Stored tensors by canonical name, and a fault for each name that is none or that two stored tensors claim."""
     found: dict[str, Tensor] = {}
     faults = []
     for stored, tensor in checkpoint.tensors.items():
-        name = stored.removeprefix(f"{family.prefix}.")
-        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
+        name = family.canonical_name(stored)
+        if name is None:
+            faults.append(f"{stored}: unknown to {family.name}")
+            continue
         if name in found:
             faults.append(f"{name}: stored twice, as {found[name].name} and {stored}")
         found[name] = tensor

@@ -182,17 +182,17 @@ def source_of(
     offline: bool,
     target: Target | None = None,
 ) -> Path:
-    """The source's folder, its weights fetched; `target` where it has a way of its own to open sources."""
+    """The source's folder, its weights fetched; `target` says which forms of weights it reads."""
     found = resolve(against, token=token, offline=offline)
-    own = target if target and target.model_types else None
+    brought = target.brings if target else None
     before = converted(found.config)
-    family = before.family if before and not own else found.config.get("model_type")
-    if family not in (own.model_types if own else (manifest["family"],)):
+    family = before.family if before else found.config.get("model_type")
+    if family not in (brought.model_types if brought else (manifest["family"],)):
         raise UsageError(
             f"the source is a {family}, the repo was made from a {manifest['family']}",
             where=str(against),
             hint="give the checkpoint that the repo was made from",
         )
-    for name in open_checkpoint(found, formats=own.formats if own else DENSE_FORMATS).files():
+    for name in open_checkpoint(found, formats=target.reads if target else DENSE_FORMATS).files():
         found.path(name)
     return source_folder(found)

@@ -83,13 +83,14 @@ class Asked:
     """A source and what it shall become: options settled, nothing opened yet.
 
     Attributes:
-        family: as which the source is read; None where the target has a way of its own to open it.
+        family: as which the source is read. config: the source's, with what it leaves out.
         options: with a value for each that was left open.
     """
 
     source: Source
     target: Target
-    family: Family | None
+    family: Family
+    config: Mapping[str, Any]
     options: Any
     settings: Settings
 
@@ -150,16 +151,14 @@ def ask(source: Source, target: Target, options: object, settings: Settings) -> 
     """
     if target.calibration:
         require_readable(getattr(options, "calibrate", ()), "--calibrate")
-    if target.prepare is not None:
-        return Asked(source, target, None, options, settings)
-    family, settled = settle(target, options, source.config)
-    return Asked(source, target, family, settled, settings)
+    return Asked(source, target, *settle(target, options, source.config), settings)
 
 
-def settle(target: Target, options: object, config: Mapping[str, Any]) -> tuple[Family, Any]:
-    """The family of a config, and the options with a value for each that was left open; a model in memory shares it."""
-    family = family_of(config, target.families, again=target.name if target.again else "")
-    return family, target.complete(options, config)
+def settle(target: Target, options: object, config: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any], Any]:
+    """Family, config and options with a value for whatever was left open; a model in memory shares it."""
+    family = family_of(config, target.families, again=target.name if target.again else "", brought=target.brings)
+    config = family.read_config(config)
+    return family, config, target.complete(options, config)
 
 
 def prepare(
@@ -180,17 +179,13 @@ def prepare(
 def planned(asked: Asked, *, remote: bool) -> Prepared:
     """Opens the weights and plans; the same for a source that is resolved already."""
     source, target, settings = asked.source, asked.target, asked.settings
-    if target.prepare is not None:
-        checkpoint, context, plan = target.prepare(source, target, asked.options, settings, remote)
-        return Prepared(source, target, settings, checkpoint, context, plan)
-    family = asked.family
-    assert family is not None
-    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote)
+    family, config = asked.family, asked.config
+    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.reads)
     check_floats(checkpoint.tensors.values())
-    head, unknown_class = choose_head(checkpoint, source.config, family, settings.architecture)
+    head, unknown_class = choose_head(checkpoint, config, family, settings.architecture)
     tokens = special_tokens(source, family.special_tokens)
     context, plan = plan_tensors(
-        checkpoint, target, asked.options, family, head, source.config, tokens, settings, unknown_class
+        checkpoint, target, asked.options, family, head, config, tokens, settings, unknown_class
     )
     return Prepared(source, target, settings, checkpoint, context, plan)
 
@@ -207,7 +202,10 @@ def plan_tensors(
     unknown_class: str | None = None,
 ) -> tuple[Context, Plan]:
     """Context and plan from what has been read; the part that a model in memory shares."""
-    family.head_width(config)
+    if family.num_heads:
+        family.head_width(config)
+    if unknown_class and target.brings:  # the emitted model has no place for what such a class adds
+        family.head(unknown_class)
     target.check_takes(family, head, config)
     emits = target.emits or family
     emitted_head = emits.head(target.emitted_suffix(head.suffix))
@@ -236,7 +234,7 @@ def convert_source(
     progress("source", 0, 0)
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
     asked = ask(found, target, options, settings)
-    output = _absolute(settings.output or Path(target.folder(found.name, asked.options)))
+    output = _absolute(settings.output or Path(target.folder(found.name, options, asked.options)))
     with output_errors(output):
         check_apart(found.folder, output)
         check_output(output, overwrite=settings.overwrite)
@@ -407,7 +405,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "auto": context.emitted_head.auto,
         "part": part,
         # One that the repo approximates, so that fidelity means something.
-        "dense_source": target.prepare is None and not upgraded,
+        "dense_source": target.brings is None and not upgraded,
         "heads": heads,
         "new": new,
         "carried": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import UnsupportedError
 from .family import Config, Family, Head, Weight
@@ -14,12 +14,6 @@ from .modelcode import StandaloneCode, TargetCode
 from .ops import Copy, Op
 from .tokenizer import SpecialTokens
 
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-    from .options import Settings
-    from .plan import Plan
-    from .source import Source
-
 CAUSAL_AUTO = "AutoModelForCausalLM"
 
 
@@ -27,7 +21,8 @@ CAUSAL_AUTO = "AutoModelForCausalLM"
 class Rule:
     """One line of a recipe: canonical names in, one canonical name out, and the operation between.
 
-    `why` is required for a tensor that the source does not have.
+    A stored tensor is taken under its canonical name whichever side it comes from, torch or JAX, and the plan adds what
+    it goes through from one side to the other. `why` is required for a tensor that the source does not have.
     """
 
     src: tuple[str, ...]
@@ -119,9 +114,9 @@ class Target:
             there, where the command makes another target without.
         causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
             class for causal heads.
-        prepare: opens and plans a source, where the common way does not serve: a target that changes frameworks.
-        model_types, formats: of the sources that `prepare` takes: as config.json has them, and of `reader.FILES`.
-        form: how the weights are stored.
+        reads: forms of weights that it takes, of `reader.FILES`, in the order of preference. form: the one it makes.
+        whole_config: whether `config` gives all of config.json, so that nothing of the source's is carried over.
+        new_last: whether tensors that the source lacks are written after its own, not before them.
         again: whether it takes repos that it made already (or that its published converter made).
         complete: the options with those filled in that were left open, from the source's config.
         upgraded: of a repo that it takes again, what it was, for card and manifest; {} for a dense source.
@@ -145,10 +140,10 @@ class Target:
     command: str = ""
     chosen_by: str = ""
     causal: bool = False
-    prepare: Callable[[Source, Target, Any, Settings, bool], tuple[Checkpoint, Context, Plan]] | None = None
-    model_types: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ("safetensors", "bin")
+    reads: tuple[str, ...] = ("safetensors", "bin")
     form: Form = SAFETENSORS
+    whole_config: bool = False
+    new_last: bool = False
     again: bool = False
     complete: Callable[[Any, Config], Any] = lambda options, config: options
     upgraded: Callable[[Context], Mapping[str, Any]] = lambda context: {}
@@ -159,10 +154,19 @@ class Target:
         """How the command line asks for it: its command, and the option that chooses it there."""
         return " ".join(part for part in (self.command or self.name, self.chosen_by) if part)
 
-    def folder(self, source: str, options: Any) -> str:
-        """The default output folder."""
+    @property
+    def brings(self) -> Family | None:
+        """A family that only this target reads, beside those of `families.FAMILIES`."""
+        return self.emits if self.emits is not None and self.emits.name in self.families else None
+
+    def folder(self, source: str, given: Any, options: Any) -> str:
+        """The default output folder.
+
+        Args:
+            given: the options as they were given. options: with a value for each that was left open.
+        """
         if self.ending:
-            return "-".join(str(part) for part in (source, self.ending, options.max_length) if part)
+            return "-".join(str(part) for part in (source, self.ending, given.max_length) if part)
         if self.again and source.startswith(f"{self.name}-"):  # named by this very rule, with its old length
             source = re.sub(r"-\d+$", "", source.removeprefix(f"{self.name}-"))
         return f"{self.name}-{source}-{options.max_length}"

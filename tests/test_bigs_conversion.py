@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from effconv.api import convert, fidelity, plan, verify
 from effconv.cli import app
-from effconv.convert.bigs import BIGS, JAX2TORCH, NAMES, canonical_name, jax_name, operation
+from effconv.convert.bigs import BIGS, JAX2TORCH, NAMES, jax_name, operation
 from effconv.convert.bigs_checks import _params
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from effconv.convert.flax_msgpack import read_structure
@@ -42,12 +42,13 @@ def copied(case, folder, **config):
 def test_every_name_has_its_way_back():
     for pair in NAMES:
         jax, torch_name = pair.jax.replace("{i}", "7"), pair.torch.replace("{i}", "7")
-        assert canonical_name(jax) == canonical_name(f"s4_bert/{jax}") == torch_name == canonical_name(torch_name)
+        names = (jax, f"s4_bert/{jax}", torch_name, f"bigs.{torch_name}")
+        assert [BIGS.canonical_name(name) for name in names] == [torch_name] * 4
         assert jax_name(torch_name) == jax
         if pair.op.action == "derive":
             assert operation(torch_name).shape(operation(torch_name).shape((3, 4))) == (3, 4)
     for name in ("encoder/layer/07/dv/kernel", "encoder/layer/-1/dv/kernel", "encoder/layer/x/D", "s4_bert/", "a/b"):
-        assert canonical_name(name) is None
+        assert BIGS.canonical_name(name) is None
 
 
 def test_the_table_covers_every_tensor_of_every_head():
@@ -180,11 +181,11 @@ def test_a_tied_tensor_that_differs_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "kind", "words"),
     [
-        ({"model_type": "bert"}, UnsupportedError, "no BiGS model"),
+        ({"model_type": "bert"}, UnsupportedError, "the family 'bert' is not supported"),
         ({"num_hidden_layers": 3}, BadInputError, "missing"),
-        ({"num_hidden_layers": 1}, BadInputError, "unknown to BiGS"),
-        ({"hidden_size": 33}, BadInputError, "where the config says"),
-        ({"num_ssm_heads": 4}, BadInputError, "where the config says"),
+        ({"num_hidden_layers": 1}, BadInputError, "unknown to bigs"),
+        ({"hidden_size": 33}, BadInputError, "where config.json says"),
+        ({"num_ssm_heads": 4}, BadInputError, "where config.json says"),
         ({"decode": True}, BadInputError, "decode"),
         ({"position_embedding_type": "relative_key"}, BadInputError, "position_embedding_type"),
         ({"num_ssm_heads": 5}, BadInputError, "does not divide"),
