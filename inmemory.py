@@ -58,7 +58,8 @@ def lsgify(
 
     dense: Any = model.config
     config = json.loads(dense.to_json_string(use_diff=False))
-    family = family_of(config, LSG.families, again=LSG.name)
+    stock = type(model).__module__.startswith("transformers.")  # whatever code the config of its folder names
+    family = family_of(config, LSG.families, again=LSG.name, own_code=stock)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
     chosen = LSG.complete(LSGOptions(**options), config)

@@ -93,7 +93,8 @@ def load_pair(
     source = None
     if teacher is not None:
         _check_tokenizers(tokenizer, teacher)
-        source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code)
+        asked = manifest.get("source_config", {})
+        source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code, asked)
     family = FAMILIES.get(manifest["family"])
     first, last = special_ends(tokenizer)
     reach = int(manifest["source_max_length"])
@@ -193,11 +194,11 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
             yield modules[id(layer.get_submodule(path))] + "."
 
 
-def _load_teacher(folder: Path, auto: str, trust_remote_code: bool) -> Any:
+def _load_teacher(folder: Path, auto: str, trust_remote_code: bool, asked: Mapping[str, Any]) -> Any:
     import transformers
 
     model, info = getattr(transformers, auto).from_pretrained(
-        folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
+        folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True, **asked
     )
     missing = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or "pooler" not in name)
     if missing:

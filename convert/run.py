@@ -16,7 +16,7 @@ from .dtypes import NAMES
 from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, listing
 from .execute import Progress, SourceHash, execute
-from .families import family_of
+from .families import asked_config, family_of
 from .family import Family, Head, number, shape_of
 from .manifest import (
     Measured,
@@ -25,9 +25,11 @@ from .manifest import (
     with_measurements,
     write_manifest,
 )
+from .notices import notices, overrides
 from .options import Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
 from .reader import open_checkpoint
+from .refusals import compares_with_source
 from .source import Source, resolve
 from .staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .target import Calibration, Context, Target
@@ -106,11 +108,13 @@ def prepare_resolved(source: Source, target: Target, options: object, settings: 
     if target.prepare is not None:
         checkpoint, context, plan = target.prepare(source, target, options, settings, remote)
         return Prepared(source, checkpoint, context, plan)
-    family = family_of(source.config, target.families, again=target.name if target.again else "")
     options = target.complete(options, source.config)
+    own_code = settings.trust_remote_code and compares_with_source(target, options, settings)
+    family = family_of(source.config, target.families, again=target.name if target.again else "", own_code=own_code)
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote)
     check_floats(checkpoint.tensors.values())
-    head, unknown_class = choose_head(checkpoint, source.config, family, settings.architecture)
+    read_as = None if target.emits else settings.architecture  # a model of its own has heads of its own
+    head, unknown_class = choose_head(checkpoint, source.config, family, read_as)
     context, plan = plan_tensors(
         checkpoint,
         target,
@@ -140,7 +144,8 @@ def plan_tensors(
     family.head_width(config)
     target.check_takes(family, head, config)
     emits = target.emits or family
-    emitted_head = emits.head(target.emitted_suffix(head.suffix))
+    emitted_head = target.emitted_head(family, head, unknown_class, settings.architecture)
+    config = asked_config(config, family, head, settings.architecture)
     context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
     context = replace(context, emitted=emitted_config(target, context))
     dtype = NAMES[settings.dtype] if settings.dtype else None
@@ -209,7 +214,7 @@ def _fill(
     progress("files", 0, 0)
     emit(folder, ready.source, target, ready.context, ready.plan, written)
     unsound = [f"{name} holds NaN or infinite values" for name in written.not_finite]
-    findings = [*unsound, *calibration.record.get("findings", ())]
+    findings = [*unsound, *notices(ready.context, ready.source.config), *calibration.record.get("findings", ())]
     manifest = make_manifest(
         version=__version__,
         target=target.name,
@@ -300,6 +305,7 @@ def _facts(ready: Prepared, target: Target, settings: Settings) -> dict[str, Any
             row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)
         ],
         **({"upgraded": dict(upgraded)} if upgraded else {}),
+        **({"source_config": changed} if (changed := overrides(context, ready.source.config)) else {}),
     }
 
 
