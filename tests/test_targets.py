@@ -177,7 +177,7 @@ def test_every_head_is_planned_or_refused(target, family, source):
             assert {row.action for row in plan.rows} <= {"copy", "rename", "tile", "derive", "new", "drop"}
             assert all(row.why for row in plan.rows if row.action in ("new", "drop"))
         else:
-            with pytest.raises(EffconvError, match="see later ones|say which head to emit") as refused:
+            with pytest.raises(EffconvError, match=r"see later ones|say which head to emit") as refused:
                 effconv.plan(made, target, max_length=TOKENS, **SMALL[target])
             assert refused.value.exit_code == 3
 
