@@ -15,7 +15,7 @@ from .bigs_options import BiGSOptions
 from .checkpoint import Checkpoint, Tensor
 from .dtypes import FLOATS, SIZES
 from .dtypes import NAMES as DTYPE_NAMES
-from .errors import BadInputError, UnsupportedError, listing
+from .errors import BadInputError, UnsupportedError, UsageError, listing
 from .families import (
     BERT_NSP,
     BERT_PREDICTIONS,
@@ -412,6 +412,12 @@ def prepare_bigs(
         layer_gelu=options.layer_gelu or config["layer_gelu"],
         mask_mode=options.mask_mode or config["mask_mode"],
     )
+    if options.positions != "repeat" and options.max_length == config["max_position_embeddings"]:
+        raise UsageError(
+            f"the source takes {options.max_length} tokens, as the result: no position table is {options.positions}d",
+            where="--positions",
+            hint="leave it out, or give another --max-len",
+        )
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.formats)
     check_floats(checkpoint.tensors.values())
     head = _head(config, checkpoint, settings.architecture)

@@ -52,7 +52,7 @@ VARIANTS = {
         *((family, GLU) for family in TARGETS["transnormer"].families),
         ("bert", {"variant": "t1", "norm": "gatedrmsnorm", "max_length": 40}),
         ("electra", {"variant": "t1", "norm": "layernorm", "diag_layers": "0"}),
-        ("distilbert", {"position_encoding": "rotary", "norm": "rmsnorm", "diag_layers": "2"}),
+        ("distilbert", {"position_encoding": "rotary", "norm": "rmsnorm", "diag_layers": "2", "variant": "t1"}),
         ("roberta", {"dtype": "bfloat16", "diag_layers": "0,1"}),
     ],
 }
