@@ -21,10 +21,12 @@ def notices(context: Context, source: Config) -> list[str]:
     Args:
         source: the source's config.json as it stands.
     """
-    name = context.family.class_name(context.head)
+    name, part = context.family.class_name(context.head), context.family.part(context.head)
+    if part:
+        return [f"{name} is the {part} alone, which keeps its stock attention: options of the attention do not act"]
     if overrides(context, source):
         return [f"{name} was asked for, so {DECODER} is set: a token sees no later one, unlike in the source"]
-    if context.head.causal and not context.family.part(context.head) and not source.get(DECODER):
+    if context.head.causal and not source.get(DECODER):
         return [
             f"the source is a {name} without {DECODER}, in which a token sees later ones, and so is the repo; "
             f"--architecture {context.head.suffix} makes it causal"

@@ -56,13 +56,20 @@ def complete(options: LSGOptions, config: Config) -> LSGOptions:
             f"{family} has no decoder beside its encoder", where="--decoder-first-token", hint="leave it out"
         )
     try:
-        return options.filled(stated(config))
+        filled = options.filled(stated(config))
     except UsageError as error:
         raise BadInputError(
             f"with what the source states, {error.what}",
             where="config.json",
             hint="give the options that mend it, such as --block-size",
         ) from None
+    if options.pool_with_global is False and filled.mask_first_token:
+        raise UsageError(
+            "a global token stands in for a first token that is masked, so it is returned in its place",
+            where="--no-pool-with-global, --mask-first-token",
+            hint="leave one of them out",
+        )
+    return filled
 
 
 def globals_of(context: Context) -> str:
