@@ -58,7 +58,8 @@ def lsgify(
 
     dense: Any = model.config
     config = json.loads(dense.to_json_string(use_diff=False))
-    family, config, chosen = settle(LSG, LSGOptions(**options), config)
+    stock = type(model).__module__.startswith("transformers.")  # whatever code the config of its folder names
+    family, config, chosen = settle(LSG, LSGOptions(**options), config, own_code=stock)
     head, unknown = head_of({"architectures": [type(model).__name__]}, family)
     checkpoint = _MemoryCheckpoint(model.state_dict())
     context, plan = plan_tensors(

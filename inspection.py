@@ -75,13 +75,14 @@ def inspect_source(
             before = converted(found.config)
             family = family_of(found.config, FAMILIES, again=before.target if before else "")
             check_floats(tensors)
-            chosen = choose_head(checkpoint, found.config, family, None)[0]
+            chosen, unknown_class = choose_head(checkpoint, found.config, family, None)
             head = chosen.suffix
             max_length = number(found.config, "max_position_embeddings") - family.special_positions
             becomes = [
                 target.name
                 for target in TARGETS.values()
                 if target.takes(family, chosen, found.config)
+                and target.keeps(chosen, unknown_class)
                 and (before is None or (target.again and target.name == before.target))
             ]
             if before is not None and not becomes:

@@ -16,6 +16,7 @@ from ..convert.errors import BadInputError, UsageError
 from ..convert.families import FAMILIES
 from ..convert.family import Family
 from ..convert.loaded import Loaded
+from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase
 from .sentence import pooling_of
 
@@ -30,6 +31,7 @@ class Pair:
         auto: the Auto class that both were loaded with.
         reach: tokens that the teacher takes. ends: how many special tokens stand before and after a text.
         pooling: how states become a text's embedding, "mean" or "cls".
+        logits: what those of the head are, as `kind_of_logits` says.
     """
 
     student: Any
@@ -41,6 +43,7 @@ class Pair:
     reach: int
     ends: tuple[int, int]
     pooling: str = "mean"
+    logits: str = DISTRIBUTION
 
     @property
     def base(self) -> Any:
@@ -93,12 +96,14 @@ def load_pair(
     source = None
     if teacher is not None:
         _check_tokenizers(tokenizer, teacher)
-        source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code)
+        asked = manifest.get("source_config", {})
+        source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code, asked)
     family = FAMILIES.get(manifest["family"])
     first, last = special_ends(tokenizer)
     reach = int(manifest["source_max_length"])
     pooling = pooling_of(repo) if {"sentence", "contrastive"} & objectives or whiten else "mean"
-    pair = Pair(student, source, tokenizer, family, auto, manifest, reach, (len(first), len(last)), pooling)
+    kind = kind_of_logits(auto, student.config.to_dict(), manifest["family"])
+    pair = Pair(student, source, tokenizer, family, auto, manifest, reach, (len(first), len(last)), pooling, kind)
     without_dropout(student)
     student.train()
     for module in student.modules():
@@ -138,7 +143,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
     local = phase.objectives == ("attention",)  # it reaches nothing else
     chosen: dict[str, bool] = {}
     for name, parameter in pair.student.named_parameters():
-        own = name in new or ".mix." in name
+        own = name in new
         inside = name.startswith(attention) if attention else False
         wanted = {
             "new": own,
@@ -162,7 +167,8 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
 
 def new_tensors(pair: Pair) -> frozenset[str]:
     """Parameters that came with the target: they are no parameters of the stock model."""
-    return frozenset(name for name, _ in pair.student.named_parameters() if ".mix." in name or "global_emb" in name)
+    own = (".mix.", "global_emb", ".gate.")  # the last of a feed-forward
+    return frozenset(name for name, _ in pair.student.named_parameters() if any(part in name for part in own))
 
 
 def state_of(student: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -193,11 +199,11 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
             yield modules[id(layer.get_submodule(path))] + "."
 
 
-def _load_teacher(folder: Path, auto: str, trust_remote_code: bool) -> Any:
+def _load_teacher(folder: Path, auto: str, trust_remote_code: bool, asked: Mapping[str, Any]) -> Any:
     import transformers
 
     model, info = getattr(transformers, auto).from_pretrained(
-        folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
+        folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True, **asked
     )
     missing = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or "pooler" not in name)
     if missing:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .batches import IGNORED, Batch
 from .contrastive import contrastive_loss
+from .logits import VALUES
 from .models import Pair
 from .teacher import Lesson, lesson, pooled
 
@@ -84,7 +85,7 @@ class Objective(nn.Module):
             elif name == "contrastive" and batch.pieces is not None:
                 losses[name] = contrastive_loss(pooled(student.hidden_states[-1], pair.pooling), batch)
             elif name == "logits":
-                losses[name] = logit_loss(student.logits, taught.logits, batch)
+                losses[name] = logit_loss(student.logits, taught.logits, batch, pair.logits)
         return losses
 
 
@@ -129,8 +130,13 @@ def sentence_loss(got: Tensor, wanted: Tensor, texts: int) -> Tensor:
     return (1 - F.cosine_similarity(got.float(), wanted.float(), dim=-1)).sum() / texts
 
 
-def logit_loss(got: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
-    """KL divergence of the student's distributions from the teacher's (nats), mean over tokens, or texts."""
+def logit_loss(got: Tensor, wanted: Tensor, batch: Batch, kind: str) -> Tensor:
+    """KL divergence of the student's distributions from the teacher's (nats), mean over tokens, or texts.
+
+    Where each number counts by itself (`kind`), their mean squared difference.
+    """
+    if kind == VALUES:
+        return (got.float() - wanted.float()).square().sum() / (batch.rows * wanted[0].numel())
     count = batch.tokens if got.dim() == 3 and got.shape[1] == batch.ids.shape[1] else batch.rows
     given, taught = got.float().log_softmax(-1), wanted.float().log_softmax(-1)
     return F.kl_div(given, taught, log_target=True, reduction="sum") / count

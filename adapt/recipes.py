@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..convert.errors import UsageError
+from ..convert.positions import equal_positions
 from .options import AdaptOptions
 
 OBJECTIVES = ("attention", "hidden", "logits", "sentence", "contrastive", "mlm")
 WITHOUT_TEACHER = ("mlm",)
+MATCHING = ("attention", "hidden", "logits", "sentence")  # which are 0 where a repo equals its source
 ON_WINDOWS = ("hidden", "sentence", "contrastive", "mlm")  # those that go beyond the teacher's length, on its windows
 
 
@@ -145,11 +147,38 @@ def training_lengths(
                 hint="shorter texts; beyond the teacher's length hidden and sentence run it on windows",
             )
         _check_contrastive(phases, asked, int(manifest["source_max_length"]))
+        _check_exact(manifest, phases, asked)
         return asked
     exact = int(manifest["options"].get("proj_dim", 0)) if manifest["target"] == "linformer" else 0
     _check_contrastive(phases, (reach,), int(manifest["source_max_length"]))
     halves = [reach >> i for i in range(4) if reach >> i >= 32]
-    return tuple(sorted(length for length in halves or [reach] if length > exact)) or (reach,)
+    chosen = tuple(sorted(length for length in halves or [reach] if length > exact)) or (reach,)
+    _check_exact(manifest, phases, chosen)
+    return chosen
+
+
+def _check_exact(manifest: Mapping[str, Any], phases: tuple[Phase, ...], lengths: tuple[int, ...]) -> None:
+    """Refuses texts on which the repo equals its source: the difference between the two is all that is trained."""
+    exact = equal_up_to(manifest)
+    if max(lengths) <= exact and all(set(phase.objectives) <= set(MATCHING) for phase in phases):
+        longest = int(manifest["max_length"])
+        beyond = f"--objective hidden and --lengths above {exact}, " if exact < longest else ""
+        raise UsageError(
+            f"nothing to train: on texts of up to {exact} tokens the repo equals its source",
+            where="--lengths, --objective",
+            hint=f"{beyond}or --objective mlm",
+        )
+
+
+def equal_up_to(manifest: Mapping[str, Any]) -> int:
+    """Tokens up to which a repo equals its source, as its checks have shown; 0 where it does not."""
+    target, options = manifest["target"], manifest["options"]
+    exact = 0
+    if target == "linformer" and options.get("mask_mode", "masked") == "masked":
+        exact = int(options["proj_dim"])
+    elif target == "lsg" and options.get("num_global_tokens") == 0:
+        exact = 2 * int(options["block_size"])
+    return 0 if exact and equal_positions(manifest) else exact
 
 
 def _check_contrastive(phases: tuple[Phase, ...], lengths: tuple[int, ...], reach: int) -> None:

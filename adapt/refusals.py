@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.families import FAMILIES
+from ..convert.options import flag_of, require_sound
 from ..convert.target import Target
 from ..convert.text_files import require_readable
 from ..convert.tokenizer import require_tokenizer
+from .logits import kind_of_logits
 from .options import AdaptOptions
 from .recipes import Phase
 
@@ -49,23 +52,47 @@ def require_files(names: Sequence[str], where: str) -> None:
     require_readable([Path(name) for name in names if Path(name).exists() and not _has_columns(name)], where)
 
 
-def require_objectives(folder: Path, manifest: Mapping[str, Any], target: Target, phases: Sequence[Phase]) -> None:
-    """Raises UnsupportedError for an objective that the repo cannot have, BadInputError where it has no tokenizer."""
+def require_objectives(
+    folder: Path, manifest: Mapping[str, Any], target: Target, phases: Sequence[Phase], train: str
+) -> None:
+    """Raises UnsupportedError for an objective that the repo cannot have, BadInputError where it has no tokenizer.
+
+    UsageError where global tokens are to be trained that the repo does not use.
+    """
     require_tokenizer(folder)
     objectives = {objective for phase in phases for objective in phase.objectives}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if target.name == "lsg" and train in ("globals", "new") and not config.get("num_global_tokens"):
+        raise UsageError(
+            "nothing to train: the repo uses no global tokens (num_global_tokens is 0)",
+            where=f"--train {train}",
+            hint="--train attention, or all",
+        )
     if "mlm" in objectives and "AutoModelForMaskedLM" not in (manifest["auto"], *manifest["heads"]):
         raise UnsupportedError(
             "the repo has no masked-LM head",
             where="--objective mlm",
             hint="convert with --architecture ForMaskedLM, or train hidden",
         )
-    if "logits" in objectives and "mlm" not in objectives and manifest["auto"] == "AutoModel":
+    if "mlm" in objectives and config.get("is_decoder"):
         raise UnsupportedError(
-            "the repo is a base model: it has no logits", where="--objective logits", hint="train hidden"
+            "the repo is a decoder: a masked token would be told from those before it alone",
+            where="--objective mlm",
+            hint="train hidden or logits, with the source as --teacher",
         )
+    if "logits" in objectives and "mlm" not in objectives:
+        if manifest["auto"] == "AutoModel":
+            raise UnsupportedError(
+                "the repo is a base model: it has no logits", where="--objective logits", hint="train hidden"
+            )
+        if not kind_of_logits(manifest["auto"], config, manifest["family"]):
+            raise UnsupportedError(
+                f"the outputs of {manifest['architecture']} are no logits that could be compared",
+                where="--objective logits",
+                hint="train hidden",
+            )
     if "attention" not in objectives:
         return
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("num_global_tokens"):
         raise UnsupportedError(
             "its global tokens take part in every layer's attention, and the teacher has none to force on them",
@@ -78,6 +105,30 @@ def require_objectives(folder: Path, manifest: Mapping[str, Any], target: Target
             where="--objective attention",
             hint="train hidden",
         )
+
+
+def require_effect(options: AdaptOptions, phases: Sequence[Phase]) -> None:
+    """Raises UsageError for options that nothing in these phases reads."""
+    objectives = {objective for phase in phases for objective in phase.objectives}
+    usual = {field.name: field.default for field in fields(options)}
+    faults = [
+        f"{flag_of(field)} is for {needs}"
+        for field in fields(options)
+        for needs, acts in (
+            ("--objective mlm", field.name not in ("mask_share", "whole_words") or "mlm" in objectives),
+            (
+                "--objective contrastive and --whiten",
+                field.name != "piece_tokens" or "contrastive" in objectives or options.whiten,
+            ),
+            ("--budget", field.name != "budget_clock" or options.budget is not None),
+            (
+                "objectives that compare with the source",
+                field.name != "teacher" or any(phase.needs_teacher for phase in phases),
+            ),
+        )
+        if not acts and getattr(options, field.name) != usual[field.name]
+    ]
+    require_sound("adapt", faults)
 
 
 def _has_columns(name: str) -> bool:

@@ -94,11 +94,11 @@ def retrieval(
         beyond=reach,
     )
 
-    def encoder(place: Path, repo: Path, trusted: bool) -> Encoder:
-        model = transformers.AutoModel.from_pretrained(place, trust_remote_code=trusted, dtype=torch.float32)
+    def encoder(place: Path, repo: Path, trusted: bool, **fields: Any) -> Encoder:
+        model = transformers.AutoModel.from_pretrained(place, trust_remote_code=trusted, dtype=torch.float32, **fields)
         return Encoder(model.eval(), text.prefix, text.suffix, pooling_of(repo), dense_layers(place))
 
-    source = encoder(folder, folders[0], trust_remote_code)
+    source = encoder(folder, folders[0], trust_remote_code, **manifests[0].get("source_config", {}))
     models = {name: encoder(place, place, True) for name, place in zip(names, folders, strict=True)}
     rows = measure(task, source, reach, models, progress)
     shape = {

@@ -22,9 +22,10 @@ from ..convert.target import Target
 from ..convert.tensorfile import file_sha256
 from ..convert.verify import require_passed, run_checks
 from ..targets import target_named
+from .logits import VALUES
 from .options import AdaptOptions
 from .recipes import Phase, Recipe, phases_of, recipe_of, training_lengths
-from .refusals import require_data, require_objectives
+from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
 
 if TYPE_CHECKING:  # what trains brings torch along
@@ -135,7 +136,8 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
             where=str(folder),
             hint="train without a teacher: --objective mlm",
         )
-    require_objectives(folder, manifest, target, phases)
+    require_objectives(folder, manifest, target, phases, recipe.train)
+    require_effect(options, phases)
     require_data(options)
     if options.whiten:
         require_whitenable(folder)
@@ -240,6 +242,8 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         **whitening,
     }
     findings = list(corpus.findings)
+    if pair.logits == VALUES and any("logits" in phase.objectives for phase in phases):
+        findings.append("logits: the head's numbers are no distribution, so their squared differences were trained")
     if not place.best_step:
         findings.append(
             "no state on the way was closer on held-out text than the repo as it was: its weights are unchanged"

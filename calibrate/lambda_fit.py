@@ -73,7 +73,7 @@ def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Cali
         local_context=options.local_context,
         seed=context.seed,
     )
-    model, tokenizer = load_teacher(folder)
+    model, tokenizer = load_teacher(folder, context.config)
     text = read_text(options.calibrate, tokenizer, model.config.vocab_size)
     reach = model.config.max_position_embeddings - context.family.special_positions
     lengths = [length for length in LENGTHS if length <= reach] or [reach]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, listing
-from ..convert.family import number
+from ..convert.family import Config, number
 from ..convert.target import Context
 from ..convert.tokenizer import has_tokenizer
 
@@ -34,8 +34,11 @@ class AttentionSite:
     heads: int
 
 
-def load_teacher(folder: Path) -> tuple[nn.Module, Any]:
+def load_teacher(folder: Path, config: Config) -> tuple[nn.Module, Any]:
     """The stock base model of a source, in float32 and eval mode, and its tokenizer.
+
+    Args:
+        config: of the source, as the conversion takes it: a decoder where a causal head was asked for.
 
     Raises:
         BadInputError: no tokenizer that loads, or weights that are not finite.
@@ -51,7 +54,8 @@ def load_teacher(folder: Path) -> tuple[nn.Module, Any]:
         raise _no_tokenizer(folder, f"cannot be loaded ({type(error).__name__}: {error})") from None
     if tokenizer is None:
         raise _no_tokenizer(folder, "is missing")
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    causal = {"is_decoder": True} if config.get("is_decoder") else {}
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **causal)
     unsound = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if unsound:
         raise BadInputError(

@@ -65,7 +65,7 @@ class FittedLayer:
 def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[str, int, int], None]) -> Calibration:
     """New weights of every layer's projections, fitted on the options' calibration text."""
     family, config = context.family, context.config
-    model, tokenizer = load_teacher(folder)
+    model, tokenizer = load_teacher(folder, context.config)
     text = read_text(context.options.calibrate, tokenizer, model.config.vocab_size)
     samples = _samples(text, model.config.max_position_embeddings - family.special_positions, context.seed)
     stored = family.layer_paths(config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .bigs_options import BiGSOptions
-from .errors import BadInputError, listing
+from .errors import BadInputError, UsageError, listing
 from .families import (
     BERT_NSP,
     BERT_PREDICTIONS,
@@ -238,9 +238,16 @@ def read_bigs_config(config: Config) -> Config:
 
 def complete(options: BiGSOptions, config: Config) -> BiGSOptions:
     """The options with the source's own values for those that were left open."""
+    stored = number(config, "max_position_embeddings")
+    if options.positions != "repeat" and options.max_length in (None, stored):
+        raise UsageError(
+            f"the source takes {stored} tokens, as the result: no position table is {options.positions}d",
+            where="--positions",
+            hint="leave it out, or give another --max-len",
+        )
     return replace(
         options,
-        max_length=options.max_length or number(config, "max_position_embeddings"),
+        max_length=options.max_length or stored,
         layer_gelu=options.layer_gelu or config["layer_gelu"],
         mask_mode=options.mask_mode or config["mask_mode"],
     )

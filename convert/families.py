@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from textwrap import dedent
 
-from .errors import BadInputError, UnsupportedError
+from .errors import BadInputError, UnsupportedError, UsageError
 from .family import LABELS, Config, Family, Head, Size, Weight, is_set, linear, norm, number, numbered, when
 from .modelcode import LSG_CODE, FamilyCode
-from .refusals import REFUSED
+from .refusals import REFUSED, require_stock_code
 
 # The config's own field names, as they stand in shapes.
 H, V, E, INNER = "hidden_size", "vocab_size", "embedding_size", "intermediate_size"
@@ -578,7 +578,12 @@ ENCODER_DECODERS = ("bart", "mbart", "pegasus")
 
 
 def family_of(
-    config: Config, supported: Iterable[str] | None = None, *, again: str = "", brought: Family | None = None
+    config: Config,
+    supported: Iterable[str] | None = None,
+    *,
+    again: str = "",
+    brought: Family | None = None,
+    own_code: bool = False,
 ) -> Family:
     """The family of a checkpoint from its config's model_type.
 
@@ -586,6 +591,7 @@ def family_of(
         supported: names of families; all where None.
         again: the target whose own repos are taken, as the family that they were made from.
         brought: a family that only the target reads, whose `read_config` knows what its configs can say.
+        own_code: whether a source with modeling code of its own is taken for what its model_type says.
 
     Raises:
         UnsupportedError: with the reason, and the families that are supported or what to use instead.
@@ -616,6 +622,8 @@ def family_of(
             where="config.json: model_type",
             hint=(f"instead: {instead}; " if instead else "") + "supported: " + ", ".join(names),
         )
+    if before is None and not own_code:
+        require_stock_code(config)
     if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise UnsupportedError(
             f"relative positions ({config['position_embedding_type']}) are not supported",
@@ -631,6 +639,29 @@ def family_of(
     return FAMILIES[str(model_type)]
 
 
+def asked_config(config: Config, family: Family, head: Head, architecture: str | None) -> Config:
+    """The config for the head that was asked for: a causal one is a decoder's, in which no token sees a later one.
+
+    Args:
+        architecture: as it was asked for; None where the head is the source's own, which then stays what it is.
+
+    Raises:
+        UsageError: a head that reads whole texts was asked for, of a decoder that has another head.
+    """
+    if architecture is None or family.code.encoder:  # a decoder beside an encoder is causal in any case
+        return config
+    if head.causal:
+        return {**config, "is_decoder": True}
+    if config.get("is_decoder") and head.suffix != "Model" and head != head_of(config, family)[0]:
+        raise UsageError(
+            f"the source is a decoder, whose tokens see no later ones, and {head.suffix} reads whole texts",
+            where="--architecture, config.json: is_decoder",
+            hint="set is_decoder to false in config.json to let all tokens see each other, or name the class in "
+            "config.json: architectures to keep it causal",
+        )
+    return config
+
+
 def head_of(config: Config, family: Family, architecture: str | None = None) -> tuple[Head, str | None]:
     """The head to emit, and the source's own class name where it is not one of the family's.
 
@@ -641,7 +672,7 @@ def head_of(config: Config, family: Family, architecture: str | None = None) -> 
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return family.head(family.default_head), None
-    suffix = named[0].rpartition(family.code.class_prefix)[2]
+    suffix = family.suffix_of(named[0])
     if any(head.suffix == suffix for head in family.heads):
         return family.head(suffix), None
     return family.head("Model"), named[0]

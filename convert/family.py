@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadInputError, UnsupportedError, UsageError
-from .modelcode import FamilyCode
+from .modelcode import LAMBDA_CODE, LINFORMER_CODE, LSG_CODE, TRANSNORMER_CODE, FamilyCode
 
 if TYPE_CHECKING:
     from .ops import Op
@@ -21,6 +21,13 @@ Config = Mapping[str, Any]
 Condition = Callable[[Config], bool]
 Size = str | int | Callable[[Config], int]  # of an axis: a field of the config, a number, or what gives one
 LABELS = "num_labels"
+CAUSAL_AUTO = "AutoModelForCausalLM"
+# What may stand in front of a family's class name without its being another class: DistilBertModel is no BertModel.
+CLASS_PREFIXES = (
+    "TF",
+    "Flax",
+    *(code.class_prefix for code in (LSG_CODE, LINFORMER_CODE, LAMBDA_CODE, TRANSNORMER_CODE)),
+)
 
 
 def always(config: Config) -> bool:
@@ -59,6 +66,11 @@ class Head:
     weights: tuple[Weight, ...] = ()
     pooler: bool = False
     tied: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts the next token, so that no token may see a later one."""
+        return self.auto == CAUSAL_AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +219,17 @@ class Family:
         Raises:
             UsageError: with the heads there are.
         """
-        suffix = architecture.rpartition(self.code.class_prefix)[2]
+        suffix = self.suffix_of(architecture)
         if all(head.suffix != suffix for head in self.heads):
             raise UsageError(
                 f"{self.name} has no head {suffix!r}", where="--architecture", hint=self._heads_there_are()
             )
         return self.head(suffix)
+
+    def suffix_of(self, name: str) -> str:
+        """The suffix of a class of this family, of its twin in another framework, or of a target's; else the name."""
+        before, _, suffix = name.rpartition(self.code.class_prefix)
+        return suffix if before in ("", *CLASS_PREFIXES) else name
 
     def _heads_there_are(self) -> str:
         return "one of " + ", ".join(head.suffix for head in self.heads)

@@ -69,6 +69,11 @@ LAYER = (
     *linear("output.dense", "intermediate_size", WIDTH),
     *norm("output.LayerNorm", WIDTH),
 )
+# The head that has all of a source's head: without its classifier, a classifier would not be what it was.
+KEPT_IN = {
+    "Model": "Model",
+    **dict.fromkeys(("ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction"), "ForPreTrainingNSP"),
+}
 SOP_PREDICTIONS = tuple(replace(weight, name=weight.name.removeprefix("cls.")) for weight in BERT_PREDICTIONS)
 SOP_TIED = {
     alias.removeprefix("cls."): name.removeprefix("cls.") if name.startswith("cls.") else name
@@ -122,7 +127,18 @@ def _rules(context: Context) -> Sequence[Rule]:
         for path in context.family.layer_paths(context.config)
         for name in ("output.dense.weight", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias")
     ]
-    return [*renamed, *position_rules(context, context.options.max_length)]
+    return [*renamed, *_predictions(context), *position_rules(context, context.options.max_length)]
+
+
+def _predictions(context: Context) -> list[Rule]:
+    """The masked-LM head of a source that has one, under the name that it has in the class with sentence order."""
+    stored = {weight.name for weight in context.head.weights}
+    if context.emitted_head.suffix != "ForPreTrainingSOP" or not stored.issuperset(w.name for w in BERT_PREDICTIONS):
+        return []
+    names = [weight.name for weight in BERT_PREDICTIONS]
+    if not context.config.get("tie_word_embeddings", True):
+        names += BERT_TIED
+    return [Rule((name,), name.removeprefix("cls.")) for name in names]
 
 
 def _drops(context: Context) -> Mapping[str, str]:
@@ -161,7 +177,7 @@ LAMBDA_PUBLISHED = Target(
         SAME_EMBEDDING.by("effconv.convert.lambda_checks:published_same_embedding"),
     ),
     emits=LAMBDA_BERT,
-    emitted_suffix=lambda suffix: "Model" if suffix == "Model" else "ForPreTrainingNSP",
+    emitted_suffix=lambda suffix: KEPT_IN.get(suffix, ""),
     drops=_drops,
     command="lambda",
     chosen_by="--groups 1",

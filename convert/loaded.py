@@ -75,17 +75,18 @@ class Loaded:
 
     def source_model(self, auto: str) -> nn.Module:
         """The dense source under an Auto class; of one that was converted before, the dense model of its weights."""
+        asked = self.manifest.get("source_config", {})  # fields that the conversion was asked to change
         before: dict[str, Any] = {}
         if "upgraded" in self.manifest and self.source is not None:  # whose own code, if it still loads, is not run
             fields = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
             dense = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
-            before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **dense)}
+            before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **{**dense, **asked})}
         read = getattr(transformers, auto).from_pretrained
         options = {
             "trust_remote_code": self.trust_remote_code and not before,
             "dtype": torch.float32,
             "output_loading_info": True,
-            **before,
+            **(before or asked),
         }
         model, info = read(self.source, **options)
         if self.manifest.get("part") and info["missing_keys"]:

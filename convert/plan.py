@@ -119,7 +119,11 @@ def choose_head(
         return head_of(config, family, architecture)
     stored = _canonical(checkpoint, family)[0].keys()
     fitting = [head for head in family.heads if {weight.name for weight in head.weights} <= stored]
-    return max(fitting, key=lambda head: (len(head.weights), head.suffix == family.default_head)), None
+    decoder = bool(config.get("is_decoder"))
+    return max(
+        fitting,
+        key=lambda head: (decoder and head.causal, len(head.weights), head.suffix == family.default_head),
+    ), None
 
 
 def make_plan(

@@ -28,6 +28,12 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
         return []
     stored = number(context.config, "max_position_embeddings") - family.special_positions
     if length == stored:
+        if how != "repeat":
+            raise UsageError(
+                f"the source takes {stored} tokens, as the result: no position table is {how}d",
+                where="--positions",
+                hint="leave it out, or give another --max-len",
+            )
         return []
     why = f"drops the last {stored - length} of {stored} positions" if length < stored and how == "repeat" else ""
     resize = TilePositions if how == "repeat" else InterpolatePositions

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .options import Settings
+    from .target import Target
 
 ROTARY = "its positions are rotations of queries and keys"
 RELATIVE = "its attention adds a learned bias for every distance between two tokens"
@@ -48,3 +56,34 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     ),
     "vision-text-dual-encoder": (WRAPPER, "save its text model (model.text_model.save_pretrained), and convert that"),
 }
+
+
+def own_modeling_code(config: Mapping[str, Any]) -> list[str]:
+    """What config.json names as the model's own classes, sorted.
+
+    A config class or a tokenizer of its own changes nothing of how the weights are used: the model is still stock.
+    """
+    named = config.get("auto_map")
+    references = named.items() if isinstance(named, dict) else ()
+    return sorted({str(reference) for auto, reference in references if "Model" in str(auto) and reference})
+
+
+def require_stock_code(config: Mapping[str, Any]) -> None:
+    """Raises UnsupportedError for a source whose model is not transformers' own class of its model_type."""
+    code = own_modeling_code(config)
+    if code:
+        raise UnsupportedError(
+            f"the model has code of its own ({', '.join(code[:3])}), and may compute something else than a stock "
+            f"{config.get('model_type')} with the same tensors",
+            where="config.json: auto_map",
+            hint="if it computes the same, remove auto_map from config.json; or pass --trust-remote-code, with which the "
+            "checks run that code and compare",
+        )
+
+
+def compares_with_source(target: Target, options: object, settings: Settings) -> bool:
+    """Whether the conversion ends with a comparison of the repo's outputs with the source's, which it must pass."""
+    stated = {"options": asdict(options), "settings": asdict(settings)}  # type: ignore[call-overload]
+    names = ("equal_to_source", "stock_attention_equals_source")
+    checks = [check for check in target.checks if check.name in names]
+    return settings.verify and any(not check.applies(stated) for check in checks)

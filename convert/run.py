@@ -17,7 +17,7 @@ from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import Progress, SourceHash, Written, execute
 from .failed import refused
-from .families import family_of
+from .families import asked_config, family_of
 from .family import Family, Head, number, shape_of
 from .manifest import (
     Measured,
@@ -26,9 +26,11 @@ from .manifest import (
     with_measurements,
     write_manifest,
 )
+from .notices import notices, overrides
 from .options import Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
 from .reader import open_checkpoint
+from .refusals import compares_with_source
 from .source import Source, resolve
 from .staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .target import Calibration, Context, Target
@@ -124,10 +126,6 @@ class Weights:
     def unsound(self) -> list[str]:
         return [f"{name} holds NaN or infinite values" for name in self.written.not_finite]
 
-    @property
-    def findings(self) -> list[str]:
-        return [*self.unsound, *self.calibration.get("findings", ())]
-
 
 @dataclass(frozen=True)
 class Checked:
@@ -151,12 +149,20 @@ def ask(source: Source, target: Target, options: object, settings: Settings) -> 
     """
     if target.calibration:
         require_readable(getattr(options, "calibrate", ()), "--calibrate")
-    return Asked(source, target, *settle(target, options, source.config), settings)
+    own_code = settings.trust_remote_code and compares_with_source(target, options, settings)
+    return Asked(source, target, *settle(target, options, source.config, own_code=own_code), settings)
 
 
-def settle(target: Target, options: object, config: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any], Any]:
-    """Family, config and options with a value for whatever was left open; a model in memory shares it."""
-    family = family_of(config, target.families, again=target.name if target.again else "", brought=target.brings)
+def settle(
+    target: Target, options: object, config: Mapping[str, Any], *, own_code: bool
+) -> tuple[Family, Mapping[str, Any], Any]:
+    """Family, config and options with a value for whatever was left open; a model in memory shares it.
+
+    Args:
+        own_code: whether a source with modeling code of its own is taken for what its model_type says.
+    """
+    again = target.name if target.again else ""
+    family = family_of(config, target.families, again=again, brought=target.brings, own_code=own_code)
     config = family.read_config(config)
     return family, config, target.complete(options, config)
 
@@ -182,7 +188,9 @@ def planned(asked: Asked, *, remote: bool) -> Prepared:
     family, config = asked.family, asked.config
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.reads)
     check_floats(checkpoint.tensors.values())
-    head, unknown_class = choose_head(checkpoint, config, family, settings.architecture)
+    # A target that makes a model of another family has heads of its own: the source is read with the one that it has.
+    read_as = settings.architecture if target.emits is None or target.brings else None
+    head, unknown_class = choose_head(checkpoint, config, family, read_as)
     tokens = special_tokens(source, family.special_tokens)
     context, plan = plan_tensors(
         checkpoint, target, asked.options, family, head, config, tokens, settings, unknown_class
@@ -208,7 +216,8 @@ def plan_tensors(
         family.head(unknown_class)
     target.check_takes(family, head, config)
     emits = target.emits or family
-    emitted_head = emits.head(target.emitted_suffix(head.suffix))
+    emitted_head = target.emitted_head(family, head, unknown_class, settings.architecture)
+    config = asked_config(config, family, head, settings.architecture)
     context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
     context = replace(context, emitted=emitted_config(target, context))
     dtype = NAMES[settings.dtype] if settings.dtype else None
@@ -262,7 +271,7 @@ def convert_source(
         staging.publish()
     progress("done", 0, 0)
     seconds["all"] = time.monotonic() - begin
-    return Result(output, ready.plan, complete, checked.measured, weights.findings, seconds)
+    return Result(output, ready.plan, complete, checked.measured, list(complete["findings"]), seconds)
 
 
 def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
@@ -298,6 +307,7 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
     emit(folder, ready.source, target, context, ready.plan, weights.written)
+    findings = [*weights.unsound, *notices(context, ready.source.config), *weights.calibration.get("findings", ())]
     manifest = make_manifest(
         version=__version__,
         target=target.name,
@@ -307,7 +317,7 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
         options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},
         plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
         files={},
-        findings=weights.findings,
+        findings=findings,
     ) | _facts(ready)
     if target.calibration:
         manifest["calibration"] = {name: value for name, value in weights.calibration.items() if name != "findings"}
@@ -412,6 +422,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
             row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)
         ],
         **({"upgraded": dict(upgraded)} if upgraded else {}),
+        **({"source_config": changed} if (changed := overrides(context, ready.source.config)) else {}),
     }
 
 

@@ -291,6 +291,13 @@ def _with_config(source: Source) -> Source:
         raise BadInputError(
             "no config.json", where=source.where(), hint="give the folder or Hub id of a transformers checkpoint"
         )
+    if source.has("adapter_config.json"):  # transformers applies it whenever it loads the folder
+        raise UnsupportedError(
+            "an adapter lies beside the model, and is a part of it when transformers loads the two",
+            where=f"{source.where()}: adapter_config.json",
+            hint="merge it into the model first (peft: merge_and_unload, then save_pretrained), or move the adapter's "
+            "files out of the folder",
+        )
     config = source.json("config.json")
     if config.get("quantization_config"):
         raise UnsupportedError(

@@ -14,8 +14,6 @@ from .modelcode import StandaloneCode, TargetCode
 from .ops import Copy, Op
 from .tokenizer import SpecialTokens
 
-CAUSAL_AUTO = "AutoModelForCausalLM"
-
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -107,7 +105,7 @@ class Target:
         calibration: `module:function` that finds the values of calibrated rows; it is imported only when a conversion
             runs, takes the context, the source's folder and a progress callback, and returns a `Calibration`.
         emits: the family of the emitted model, where it is not the source's with another attention.
-        emitted_suffix: its head for a head of the source.
+        emitted_suffix: which of its heads has all that a head of the source has; "" where none has.
         drops: canonical names of tensors that are left behind, with the reason.
         variant: name of the target that takes over for certain options; "" for this one.
         command: of effconv that makes it; "" where it is called as the target. chosen_by: the option that chooses it
@@ -173,12 +171,38 @@ class Target:
 
     def heads(self, family: Family) -> tuple[Head, ...]:
         """The heads that an emitted repo has classes for."""
-        return tuple(head for head in family.heads if self.causal or head.auto != CAUSAL_AUTO)
+        return tuple(head for head in family.heads if self.causal or not head.causal)
 
     def takes(self, family: Family, head: Head, config: Config) -> bool:
         """Whether such a source can become this: where all positions are mixed, a decoder cannot."""
-        allowed = self.causal or (head in self.heads(family) and not config.get("is_decoder"))
+        causal = config.get("is_decoder") or (head.causal and self.emits is None)  # a model of its own has other heads
+        allowed = self.causal or not causal
         return family.name in self.families and allowed
+
+    def keeps(self, head: Head, unknown_class: str | None = None) -> bool:
+        """Whether the emitted model has all that a source's head has: one with a model of its own may lack the head."""
+        return self.emits is None or bool(unknown_class is None and self.emitted_suffix(head.suffix))
+
+    def emitted_head(self, family: Family, head: Head, unknown_class: str | None, architecture: str | None) -> Head:
+        """The head to emit for a source with `head`: of a target with a model of its own, one of that model's.
+
+        Raises:
+            UsageError: `architecture` names a head that the target's own model does not have.
+            UnsupportedError: the source's head has no counterpart, and nobody has said which head to emit instead.
+        """
+        if self.emits is None:
+            return head
+        if architecture is not None:
+            return self.emits.head_asked_for(architecture)
+        if not self.keeps(head, unknown_class):
+            heads = ", ".join(own.suffix for own in self.emits.heads)
+            raise UnsupportedError(
+                f"{self.asked_for} has no {unknown_class or family.class_name(head)}: "
+                "what the source has beyond the encoder would be lost",
+                where="config.json: architectures",
+                hint=f"say which head to emit: --architecture with one of {heads}",
+            )
+        return self.emits.head(self.emitted_suffix(head.suffix))
 
     def check_takes(self, family: Family, head: Head, config: Config) -> None:
         """Raises UnsupportedError for a decoder that the target does not take."""

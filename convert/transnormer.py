@@ -14,6 +14,7 @@ from .families import ENCODERS
 from .family import Config, Family, Weight, number
 from .modelcode import TRANSNORMER_CODE
 from .ops import Calibrated, Shape
+from .options import require_sound
 from .positions import position_rules
 from .target import (
     EVERY_TENSOR_READ,
@@ -62,10 +63,12 @@ def _config(context: Context) -> dict[str, Any]:
             where="--position-encoding",
             hint="leave it out",
         )
+    layers = len(context.family.layer_paths(context.config))
+    require_sound("transnormer", options.idle(layers))
     return {
         "variant": options.variant,
         "block_size": options.block_size,
-        "diag_layers": options.diag_indices(len(context.family.layer_paths(context.config))),
+        "diag_layers": options.diag_indices(layers),
         "attention_norm": options.norm,
         "position_encoding": options.position_encoding,
         "feed_forward": options.ffn,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -57,6 +57,16 @@ class TransNormerOptions:
         if self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
             faults.append(f"diag_layers is {self.diag_layers!r}: give first-half, a number, or indices such as 0,2,4")
         require_sound("transnormer", faults)
+
+    def idle(self, layers: int) -> list[str]:
+        """Options that change nothing in a model of so many layers, one sentence each."""
+        blocks, usual = len(self.diag_indices(layers)), {field.name: field.default for field in fields(self)}
+        faults = []
+        if not blocks and self.block_size != usual["block_size"]:
+            faults.append("block_size is for layers with DiagAttention, and diag_layers leaves none")
+        if blocks == layers and self.variant == "t2" and self.norm != usual["norm"]:
+            faults.append("norm is for linear attention (and for blocks of variant t1), and diag_layers leaves none")
+        return faults
 
     def diag_indices(self, layers: int) -> list[int]:
         """The layers with DiagAttention, of so many.

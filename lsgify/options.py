@@ -49,7 +49,7 @@ class LSGOptions:
     use_token_ids: bool = option(True, "Add token type 0 to the globals where the family has types.", panel=PARITY)
     adaptive: bool = open_option(True, "Pad inputs to whole blocks inside the model.", panel=PARITY)
     lsh_num_pre_rounds: int = open_option(
-        1, "Rounds of hashing before the one that makes the sparse keys.", panel=PARITY
+        1, "Rounds of lsh's hashing before the one that makes the sparse keys.", panel=PARITY
     )
     causal_globals: Literal["globals", "published"] = open_option(
         "globals", "What globals see in a decoder.", panel=PARITY

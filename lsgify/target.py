@@ -74,8 +74,29 @@ def _rules(context: Context) -> Sequence[Rule]:
             where="--no-pass-global-tokens-to-decoder",
             hint="leave it out",
         )
+    _refuse_idle(context)
     rules = [] if family.part(context.head) else [_global_rule(context)]
     return [*rules, *position_rules(context, options.max_length, options.positions)]
+
+
+def _refuse_idle(context: Context) -> None:
+    """Raises UsageError for options of the global tokens that change nothing of them."""
+    family, options = context.family, context.options
+    made_by = {"global_init": "mask", "global_positional_stride": 64, "use_token_ids": True}
+    given = [name for name, usual in made_by.items() if getattr(options, name) != usual]
+    if given and globals_of(context) == "kept":
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(
+            "the source's global tokens are kept, and these options say how new ones are made",
+            where=flags.replace("--use-token-ids", "--no-use-token-ids"),
+            hint="leave them out, or add --reset-global-tokens",
+        )
+    if not options.use_token_ids and family.name not in TYPED:
+        raise UsageError(
+            f"no token type is part of the global tokens of a {family.name}",
+            where="--no-use-token-ids",
+            hint="leave it out",
+        )
 
 
 def _global_rule(context: Context) -> Rule:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..convert.converted import converted
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import FAMILIES
+from ..convert.families import ENCODER_DECODERS, FAMILIES
 from ..convert.family import Config, number
 from ..convert.modelcode import LSG_CODE
 from ..convert.options import is_open
@@ -46,16 +46,30 @@ def complete(options: LSGOptions, config: Config) -> LSGOptions:
     """The options with those filled in that were left open.
 
     Raises:
+        UsageError: an option is given that models of this architecture have no use for.
         BadInputError: the source states what makes no sense.
     """
+    before = converted(config)
+    family = before.family if before else config.get("model_type")
+    if options.decoder_first_token == "published" and family in FAMILIES and family not in ENCODER_DECODERS:
+        raise UsageError(
+            f"{family} has no decoder beside its encoder", where="--decoder-first-token", hint="leave it out"
+        )
     try:
-        return options.filled(stated(config))
+        filled = options.filled(stated(config))
     except UsageError as error:
         raise BadInputError(
             f"with what the source states, {error.what}",
             where="config.json",
             hint="give the options that mend it, such as --block-size",
         ) from None
+    if options.pool_with_global is False and filled.mask_first_token:
+        raise UsageError(
+            "a global token stands in for a first token that is masked, so it is returned in its place",
+            where="--no-pool-with-global, --mask-first-token",
+            hint="leave one of them out",
+        )
+    return filled
 
 
 def globals_of(context: Context) -> str:

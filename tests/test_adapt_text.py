@@ -251,7 +251,7 @@ def test_an_objective_that_means_nothing_is_refused(text):
 
 def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_source():
     sizes = {"max_length": 4096, "source_max_length": 512}
-    linformer = {"target": "linformer", "options": {"proj_dim": 128}, **sizes}
+    linformer = {"target": "linformer", "options": {"proj_dim": 128}, "settings": {"dtype": None}, **sizes}
     phases = phases_of("attention,hidden")
     assert training_lengths(linformer, None, phases) == (256, 512)
     assert training_lengths({"target": "lambda", "options": {}, **sizes}, None, phases) == (64, 128, 256, 512)
@@ -261,7 +261,7 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
         2048,
         4096,
     )
-    assert training_lengths(linformer, (100,), phases) == (100,)
+    assert training_lengths(linformer, (100, 200), phases) == (100, 200)
     assert training_lengths(linformer, (2048,), phases_of("hidden+sentence")) == (2048,)
     lsg = {"target": "lsg", "options": {}, **sizes}
     assert training_lengths(lsg, (512, 2048), phases_of("hidden+contrastive")) == (512, 2048)

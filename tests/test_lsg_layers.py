@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
+import re
 import runpy
 import shutil
 import subprocess
@@ -112,6 +114,37 @@ def assert_equals_oracle(layer, inputs, mask, tolerance=1e-9):
     assert actual.isfinite().all()
     defined = ~expected.isnan()
     torch.testing.assert_close(actual[defined], expected[defined], rtol=0, atol=tolerance)
+
+
+PUBLISHED = {  # the published layers' options and their defaults, and what each is called here (None: there is none)
+    "block_size": (128, "block_size"),
+    "sparsity_factor": (8, "sparsity_factor"),
+    "sparsity_type": (None, "sparsity_type"),
+    "compute_global_attention": (True, "compute_global_attention"),
+    "is_causal": (False, "is_causal"),
+    "attention_dropout_prob": (0.1, "dropout"),
+    "config": (None, None),
+    "preprocessing_function": (None, None),
+}
+
+
+def test_the_docs_name_the_options_as_they_are_called_here_and_in_the_published_layers():
+    page = (ROOT / "docs" / "layers.md").read_text()
+    table, differences = page.split("| option | default |")[1].split("\n\n")[0], page.split("## Differences")[1]
+    documented = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    options = inspect.signature(LSGSelfAttention).parameters
+    assert sorted(documented) == sorted(options)
+    for published, (default, ours) in PUBLISHED.items():
+        assert f"`{published}`" in differences
+        if published != ours:
+            with pytest.raises(TypeError, match=published):
+                LSGSelfAttention(**{published: default})
+        else:
+            stated = options[ours].default
+            assert (None if stated == "none" else stated) == default
+    local = inspect.signature(BlockLocalSelfAttention).parameters
+    assert set(local) < set(options)
+    assert all(parameter.default == options[name].default for name, parameter in local.items())
 
 
 @pytest.mark.parametrize("name", PARITY)
