@@ -76,7 +76,7 @@ def require_stock_code(config: Mapping[str, Any]) -> None:
             f"the model has code of its own ({', '.join(code[:3])}), and may compute something else than a stock "
             f"{config.get('model_type')} with the same tensors",
             where="config.json: auto_map",
-            hint="if it computes the same, remove auto_map from config.json; or pass --trust-remote-code, with which the "
+            hint="if it computes the same, remove auto_map from config.json; or pass --trust-remote-code, so that the "
             "checks run that code and compare",
         )
 
