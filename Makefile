@@ -7,10 +7,11 @@ COMPAT := .venv-compat
 BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
+MACHINES ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat demo test compat lint format matrix bench wheel clean
+.PHONY: help venv venv-compat demo test compat machines lint format matrix bench wheel clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +28,9 @@ test: venv venv-compat  ## run all tests (TESTS="tests/test_x.py -k word" for so
 
 compat: venv venv-compat  ## run only the tests that load emitted repos in the second environment
 	EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest -m compat $(TESTS)
+
+machines: venv  ## run checks and recorded cases under what differs between machines (MACHINES="modulo" for some settings)
+	$(BIN)/python tests/machines.py $(MACHINES)
 
 lint: venv build/typing/effconv  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
     python tests/machines.py [WORD ...]    (make machines)
 
-Each setting runs in a fresh process of `machines_worker.py`. A setting that changes no bit of any result proves nothing
-here, and the table says so: it is never counted as passed.
+Settings run in fresh processes of `machines_worker.py`, one for each choice of variables and threads. A setting that
+changes no bit of any result proves nothing here, and the table says so: it is never counted as passed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,6 @@ if __name__ == "__main__":  # as a script it has only its own folder on the path
 WORKER = Path(__file__).parent / "machines_worker.py"
 LINE = 64  # bytes: the addresses of weights count modulo this
 TOKENS = 160  # more than two blocks and more than the rows of a projection
-SECONDS = 600  # after which a setting is given up
 # What others set for themselves would stand in every setting; under MKL_CBWR addresses change nothing.
 CLEARED = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -145,42 +144,51 @@ def make_parity(folder: Path) -> list[dict[str, Any]]:
     return [{**job, "cases": job["cases"][:1]} for job in parity_jobs("bert", folder)[::4]]
 
 
-def run_setting(setting: Setting, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What the worker found under a setting, or that it died."""
+def run_together(settings: Sequence[Setting], job: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """What the worker found, by setting, in one fresh process: the settings have variables and threads in common."""
     from environments import stranger
 
     folder.mkdir()
-    job = {**job, "threads": setting.threads, "offset": setting.offset or 0}
-    if setting.offset is not None:
-        mapped = [repo for repo in job["repos"] if (Path(repo["repo"]) / "model.safetensors").is_file()]
-        job["repos"] = [{**repo, "repo": str(moved(repo["repo"], setting.offset, folder))} for repo in mapped]
-        job |= {"parity": [], "goldens": []}  # their weights lie where they lie
-    (folder / "job.json").write_text(json.dumps(job))
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(setting.threads))
-    variables = {name: value for name, value in stranger(folder).items() if name not in CLEARED}
-    command = [sys.executable, str(WORKER), str(folder / "job.json")]
-    try:
-        run = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env={**variables, **threads, **setting.variables},
-            timeout=SECONDS,
-            check=True,
-        )
-        found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    except subprocess.CalledProcessError as error:
-        return {"bits": {}, "held": 0, "worst": {}, "faults": [f"the process failed: {error.stderr.strip()[-300:]}"]}
-    except subprocess.TimeoutExpired:
-        return {"bits": {}, "held": 0, "worst": {}, "faults": [f"the process was given up after {SECONDS} s"]}
-    return found
+    turns = {setting.name: turn_of(setting, job, folder) for setting in settings}
+    threads, own = settings[0].threads, settings[0].variables
+    (folder / "job.json").write_text(json.dumps({"threads": threads, "turns": turns}))
+    inherited = {name: value for name, value in stranger(folder).items() if name not in CLEARED}
+    run = subprocess.Popen(
+        [sys.executable, str(WORKER), str(folder / "job.json")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "stderr").open("w"),
+        text=True,
+        cwd=folder,
+        env={**inherited, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)), **own},
+    )
+    found: dict[str, dict[str, Any]] = {}
+    with run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith('{"name":'):
+                result = json.loads(line)
+                found[result["name"]] = result
+                print(f"{result['name']}: {len(result['faults'])} faults", file=sys.stderr, flush=True)
+    said = f"the process ended with {run.returncode}: {(folder / 'stderr').read_text().strip()[-300:]}"
+    dead = {"bits": {}, "held": 0, "worst": {}, "faults": [said]}
+    return {setting.name: found.get(setting.name, dead) for setting in settings}
+
+
+def turn_of(setting: Setting, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a setting has the worker do: all of the job, or what an offset in weights files can reach."""
+    if setting.offset is None:
+        return {**job, "offset": 0, "without": []}
+    mapped = [repo for repo in job["repos"] if (Path(repo["repo"]) / "model.safetensors").is_file()]
+    place = folder / str(setting.offset)
+    repos = [{**repo, "repo": str(moved(repo["repo"], setting.offset, place))} for repo in mapped]
+    # The recordings' weights lie where they lie, and JAX has copies of its own.
+    return {"offset": setting.offset, "repos": repos, "without": ["jax_and_torch_agree"], "parity": [], "goldens": []}
 
 
 def moved(repo: str, offset: int, folder: Path) -> Path:
     """A copy of a repo in which the weights begin at another address."""
-    copy = Path(shutil.copytree(repo, folder / Path(repo).name))
+    copy = shutil.copytree(repo, folder / Path(repo).name)
     for path in copy.glob("*.safetensors"):
         realign(path, offset)
     return copy
@@ -213,16 +221,17 @@ def main(*wanted: str) -> int:
         folder = Path(name)
         job = {"repos": make_repos(folder), "parity": make_parity(folder / "parity"), "goldens": GOLDENS}
         settings = [DEFAULT, *(s for s in SETTINGS if not wanted or any(word in s.name for word in wanted))]
-        alone = [setting for setting in settings if setting.threads > 1]  # else they wait for the others' threads
-        beside = [setting for setting in settings if setting.threads == 1]
-
-        def run(setting: Setting) -> dict[str, Any]:
-            print(f"{setting.name} ...", file=sys.stderr, flush=True)
-            return run_setting(setting, job, folder / f"setting-{settings.index(setting)}")
-
+        groups: dict[Any, list[Setting]] = {}
+        for setting in settings:
+            groups.setdefault((setting.threads, *setting.variables.items()), []).append(setting)
+        places = {key: folder / f"process-{number}" for number, key in enumerate(groups)}
+        found: dict[str, dict[str, Any]] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = dict(zip((s.name for s in beside), pool.map(run, beside), strict=True))
-        found |= {setting.name: run(setting) for setting in alone}
+            beside = [key for key in groups if key[0] == 1]
+            for results in pool.map(lambda key: run_together(groups[key], job, places[key]), beside):
+                found |= results
+        for key in groups.keys() - set(beside):  # alone, else their threads wait for the others'
+            found |= run_together(groups[key], job, places[key])
         outcomes = [outcome(setting, found[setting.name], found[DEFAULT.name]) for setting in settings]
     print(table(outcomes))
     print(f"{time.monotonic() - begin:.0f} s")

@@ -2,9 +2,10 @@
 
     python machines_worker.py JOB.json
 
-JOB.json is {"threads", "offset", "repos": [{"name", "repo", "source"}], "parity": [...], "goldens": [...]}: repos whose
-targets' checks are run, jobs of `parity_worker.py`, and tests to run in this very process. The last line of stdout is
-one JSON object {"bits": {name: hash}, "held": how many, "worst": {check: figure}, "faults": [line, ...]}.
+JOB.json is {"threads", "turns": {name of a setting: {"offset", "repos": [{"name", "repo", "source"}], "without",
+"parity", "goldens"}}}: repos whose targets' checks are run (but for those named), jobs of `parity_worker.py`, and tests
+to run in this very process. Each turn prints one JSON object {"name", "bits": {name: hash}, "held": how many, "worst":
+{check: figure}, "faults": [line, ...]} on a line of stdout.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,12 @@ class Findings:
             self.add(report.nodeid, "")
 
 
-def check_repo(found: Findings, job: dict[str, Any]) -> None:
-    """Every check that the repo's target promises, and the bits that its model gives for one text."""
+def check_repo(found: Findings, job: dict[str, Any], without: Sequence[str] = ()) -> None:
+    """Every check that the repo's target promises but those named, and the bits that its model gives for one text."""
     repo, manifest = Path(job["repo"]), read_manifest(Path(job["repo"]))
     loaded = Loaded(repo, Path(job["source"]), manifest, trust_remote_code=False)
     for check in TARGETS[manifest["target"]].checks:
-        if check.applies(manifest):
+        if check.name in without or check.applies(manifest):
             continue
         result = run_check(loaded, asdict(check))
         found.add(f"{job['name']}: {check.name}", result["why"])
@@ -86,6 +88,21 @@ def run_goldens(found: Findings, names: list[str]) -> None:
         found.faults.append("no recorded case was run")
 
 
+def turn(job: dict[str, Any], threads: int) -> Findings:
+    """All that is to be tried at one offset; the probe comes first."""
+    found = Findings(threads)
+    found.bits = probe(job["offset"])
+    for repo in job["repos"]:
+        check_repo(found, repo, job["without"])
+    for recorded in job["parity"]:
+        for case in recorded["cases"]:
+            wrong = faults({case["name"]: run_case(recorded, case)})
+            found.add(f"recorded case {case['name']}", "; ".join(wrong))
+    if job["goldens"]:
+        run_goldens(found, job["goldens"])
+    return found
+
+
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
@@ -93,17 +110,10 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with contextlib.suppress(ImportError):
         jax_models()
-    found = Findings(job["threads"])
-    found.bits = probe(job["offset"])
-    for repo in job["repos"]:
-        check_repo(found, repo)
-    for recorded in job["parity"]:
-        for case in recorded["cases"]:
-            wrong = faults({case["name"]: run_case(recorded, case)})
-            found.add(f"recorded case {case['name']}", "; ".join(wrong))
-    if job["goldens"]:
-        run_goldens(found, job["goldens"])
-    print(json.dumps({"bits": found.bits, "held": found.held, "worst": found.worst, "faults": found.faults}))
+    for name, one in job["turns"].items():
+        found = turn(one, job["threads"])
+        result = {"bits": found.bits, "held": found.held, "worst": found.worst, "faults": found.faults}
+        print(json.dumps({"name": name, **result}), flush=True)
 
 
 if __name__ == "__main__":
