@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
 RUN_TESTS = EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest
+MACHINES ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat demo quick test nightly compat lint format matrix bench wheel clean
+.PHONY: help venv venv-compat demo quick test nightly compat machines lint format matrix bench wheel clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +35,9 @@ nightly: venv venv-compat  ## run all tests: every combination, the other Python
 
 compat: venv venv-compat  ## run only the tests of the second environment
 	$(RUN_TESTS) -m compat $(TESTS)
+
+machines: venv  ## run checks and recorded cases under what differs between machines (MACHINES="modulo" for some settings)
+	$(BIN)/python tests/machines.py $(MACHINES)
 
 lint: venv build/typing/effconv  ## ruff (rules and format) and mypy (strict on the engine and the targets)
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ sys.modules["effconv"] = None  # wherever it is installed: an emitted repo must 
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from same_models import assert_same_outputs, assert_same_tensors  # noqa: E402
 from unpadding_checks import compare_unpadded  # noqa: E402
 
 
@@ -60,10 +61,13 @@ def close(actual, expected, tolerance=1e-5):
     assert difference <= tolerance * max(1.0, expected.abs().max().item()), f"differs by {difference}"
 
 
-def same(actual, expected):
-    assert actual.keys() == expected.keys()
+def same(model, other, inputs):
+    """Two models of the same tensors, which lie at other addresses."""
+    assert_same_tensors(other, model)
+    expected, found = outputs(model, **inputs), outputs(other, **inputs)
+    assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.equal(actual[name], value), name
+        assert_same_outputs(found[name], value)
 
 
 def refuses(words, call):
@@ -153,15 +157,14 @@ def check_half_precision_and_autocast(job):
 def check_saved_loaded_and_copied_it_is_the_same(job):
     model = load(job).eval()
     inputs = ids(model, 35, 21)
-    expected = outputs(model, **inputs)
-    same(outputs(copy.deepcopy(model), **inputs), expected)
+    same(model, copy.deepcopy(model), inputs)
     folder = Path(job["save"]) / job["name"].replace("/", "-")
     model.save_pretrained(folder)
     code = {path.name for path in Path(job["repo"]).glob("*.py")}
     assert code <= {path.name for path in folder.glob("*.py")}
     again, report = load(job, folder=folder, output_loading_info=True)
     assert not any(report.values()), report
-    same(outputs(again.eval(), **inputs), expected)
+    same(model, again.eval(), inputs)
 
 
 def check_it_equals_the_other_repo(job):

@@ -33,6 +33,7 @@ from bigs_goldens import (
 )
 from environments import FIVE, FOUR, stranger
 from safetensors.numpy import load_file
+from same_models import TOLERANCE as SAME
 
 from effconv.api import convert, verify
 from effconv.convert import bigs_reference
@@ -167,7 +168,7 @@ def test_the_jax_model_gives_the_outputs_of_the_published_one_and_saves_what_it_
     again = kind.from_pretrained(tmp_path / "shards")
     assert again.config == model.config
     second = flat_outputs(again(**runs[0][0], output_hidden_states=True))
-    assert all(np.array_equal(second[name], value) for name, value in found[0].items())
+    assert worst(second, found[0]) <= SAME
 
 
 @needs_jax
@@ -210,7 +211,9 @@ def test_the_commands_verify_what_they_make(tmp_path):
     assert measured["jax_and_torch_agree"].details["jax"].startswith("run" if JAX else "not installed")
 
 
-WORKER = """
+WORKER = (
+    f"SAME = {SAME}"
+    + """
 import json, sys, numpy as np, torch, transformers
 from safetensors.numpy import load_file, save_file
 job = json.load(open(sys.argv[1]))
@@ -225,7 +228,10 @@ for case in job:
     with torch.no_grad():
         second = again(**inputs)
     flat = {name: value for name, value in out.items() if isinstance(value, torch.Tensor)}
-    assert all(torch.equal(second[name], value) for name, value in flat.items())
+    for name, value in flat.items():  # two loads: the weights lie at other addresses
+        assert (second[name] - value).abs().max() <= SAME * max(1, value.abs().max()), name
+    own, saved = model.state_dict(), again.state_dict()
+    assert own.keys() == saved.keys() and all(torch.equal(saved[name], value) for name, value in own.items())
     flat |= {f"hidden_states.{i}": state for i, state in enumerate(out.hidden_states)}
     save_file({name: value.numpy().copy() for name, value in flat.items()}, case["outputs"])
 
@@ -259,6 +265,7 @@ trainer.save_model()
 again = transformers.AutoModelForMaskedLM.from_pretrained(arguments.output_dir, trust_remote_code=True)
 assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 """
+)
 
 
 STRANGERS = sorted(

@@ -224,7 +224,7 @@ def loaded_elsewhere(request, cells, repos, verified, tmp_path_factory):
 @each
 def test_both_versions_give_the_same(family, head, variant, loaded_elsewhere):
     name = matrix.name_of(family, head, variant)
-    assert not faults({name: loaded_elsewhere[name]}, tolerance=1e-6)
+    assert not faults({name: loaded_elsewhere[name]}, tolerance=1e-5)  # two loads, and sums in another order
 
 
 def test_the_command_verifies_what_it_makes(tmp_path):

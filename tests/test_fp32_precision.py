@@ -146,7 +146,7 @@ def test_a_compiled_model_has_the_callers_setting(model, during):
     model.config.mkldnn_fp32_precision = "bf16"
     torch._dynamo.reset()  # a process that has compiled many models compiles no more, and then runs them as they are
     graph = torch.compile(model, backend="eager")
-    assert torch.equal(run(graph), expected)
+    torch.testing.assert_close(run(graph), expected, rtol=0, atol=1e-5)  # products in bfloat16 are 1e-3 off
     assert settings() == before
 
 

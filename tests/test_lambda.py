@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from recorded import TOLERANCE, assert_close, recorded_cases, recorded_tensors
+from same_models import assert_same_outputs, assert_same_tensors
 from torch import Tensor, nn
 
 from effconv.templates import lambda_attention as attention
@@ -118,7 +119,8 @@ def test_published_pretraining_model_saves_and_loads_the_same(tmp_path):
         model.lambdabert.encoder.layer[0].lambdalayer.self.norm_q.running_mean.normal_()
         model.save_pretrained(tmp_path / kind.__name__)
         again = kind.from_pretrained(tmp_path / kind.__name__).eval()
-        assert torch.equal(again(ids).prediction_logits, model(ids).prediction_logits)
+        assert_same_tensors(again, model)
+        assert_same_outputs(again(ids).prediction_logits, model(ids).prediction_logits)
         assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
 

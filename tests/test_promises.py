@@ -253,7 +253,7 @@ assert "trust_remote_code" in fails("whole", trust_remote_code=False)
 assert "lsg-bert" in fails("bare", trust_remote_code=True)  # its own model_type: never taken for a dense BERT
 tokenizer = transformers.AutoTokenizer.from_pretrained("out", trust_remote_code=True)
 ids = tokenizer("the cat was in that house " * 30, return_tensors="pt", truncation=True)
-outputs = []
+outputs, tensors = [], []
 for folder in ("out", "whole"):
     model, info = transformers.AutoModelForMaskedLM.from_pretrained(
         folder, trust_remote_code=True, output_loading_info=True
@@ -262,7 +262,10 @@ for folder in ("out", "whole"):
     assert type(model).__name__ == "LSGBertForMaskedLM"
     with torch.no_grad():
         outputs.append(model.eval()(**ids).logits)
-assert outputs[0].shape[1] == 128 and torch.equal(*outputs)
+    tensors.append(model.state_dict())
+assert outputs[0].shape[1] == 128 and torch.allclose(*outputs, rtol=0, atol=1e-6 * max(1, outputs[0].abs().max()))
+assert tensors[0].keys() == tensors[1].keys()
+assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 assert not any(name.split(".")[0] == "effconv" for name in sys.modules)
 print("loaded")
 """,
