@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from effconv.adapt.batches import Batch
 from effconv.adapt.logits import DISTRIBUTION, VALUES, kind_of_logits
 from effconv.adapt.models import load_pair, new_tensors, select
 from effconv.adapt.objectives import Objective, logit_loss
-from effconv.adapt.recipes import phases_of
+from effconv.adapt.options import AdaptOptions
+from effconv.adapt.recipes import phases_of, recipe_of
+from effconv.adapt.trainer import Run
 from effconv.convert.errors import UnsupportedError, UsageError
 from tiny import save_tiny
 
@@ -155,3 +158,35 @@ def test_gates_of_a_feed_forward_are_the_targets_own(text, tmp_path):
     chosen = select(pair, "new", phases_of("hidden")[0], new_tensors(pair))
     made_new = {name for name in manifest["new"] if "pooler" not in name}
     assert {name for name in chosen if ".gate." in name} == {name for name in made_new if ".gate." in name} != set()
+
+
+def rates(**options):
+    """Peak rates and decays of the optimizer's groups, and the factors of the rate over a phase."""
+    chosen = AdaptOptions(**options)
+    run = object.__new__(Run)
+    run.options, run.recipe = chosen, recipe_of("linformer", chosen)
+    names = {"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2), "a.mix.key": torch.zeros(2, 2)}
+    student = SimpleNamespace(named_parameters=names.items)
+    run.pair = SimpleNamespace(student=student)
+    groups = run._groups(phases_of("hidden")[0], {name: ".mix." in name for name in names})
+    factors = []
+    for share in (0.0, 0.1, 0.5, 0.9):
+        run.place = SimpleNamespace(share=share)
+        run._schedule(SimpleNamespace(param_groups=groups))
+        factors.append(round(groups[0]["lr"] / groups[0]["peak"], 6))
+    return [(group["peak"], group["weight_decay"]) for group in groups], factors
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning_rate": 1e-5},
+        {"new_learning_rate": 1e-5},
+        {"weight_decay": 0.1},
+        {"warmup": 0.3},
+        {"schedule": "linear"},
+        {"schedule": "constant"},
+    ],
+)
+def test_rates_and_schedules_are_what_the_options_say(options):
+    assert rates(**options) != rates()

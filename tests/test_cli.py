@@ -289,7 +289,7 @@ def test_any_encoding_of_stdout_will_do(encoding, tmp_path):
 
 def test_flags_of_options_mean_what_they_say(source, tmp_path):
     effconv_(
-        "lsg", source, "-o", "out", *SMALL, "--no-pool-with-global", "--mask-first-token", "--sparsity-type", "lsh",
+        "lsg", source, "-o", "out", *SMALL, "--mask-first-token", "--sparsity-type", "lsh",
         "--sparsity-factor", "4", "--num-global-tokens", "3", "--seed", "9", cwd=tmp_path,
     )  # fmt: skip
     config = read_json(tmp_path / "out" / "config.json")
