@@ -132,27 +132,35 @@ def make_plan(
     context: Context,
     *,
     unknown_class: str | None = None,
+    asked: bool = False,
     dtype: str | None = None,
 ) -> Plan:
     """Matches every stored tensor and every tensor of the emitted model.
 
     Args:
         unknown_class: the source's class, where it is none of the family's: tensors beyond the base are carried over.
+        asked: whether somebody asked for this head: then tensors of heads that the family has not are left behind.
         dtype: safetensors name of the type that float tensors are cast to.
 
     Raises:
         BadInputError: unmatched, missing or misshapen tensors, all of them listed.
     """
-    return _Planner(checkpoint, target, context, unknown_class, dtype).plan()
+    return _Planner(checkpoint, target, context, unknown_class, asked, dtype).plan()
 
 
 class _Planner:
     def __init__(
-        self, checkpoint: Checkpoint, target: Target, context: Context, unknown_class: str | None, dtype: str | None
+        self,
+        checkpoint: Checkpoint,
+        target: Target,
+        context: Context,
+        unknown_class: str | None,
+        asked: bool,
+        dtype: str | None,
     ) -> None:
         self.checkpoint, self.target, self.context = checkpoint, target, context
         self.family, self.head = context.family, context.head
-        self.unknown_class, self.dtype = unknown_class, dtype
+        self.unknown_class, self.asked, self.dtype = unknown_class, asked, dtype
         self.stored, self.faults = _canonical(checkpoint, self.family)
         self.tied = self._tied()
         self.declared = {weight.name: weight for weight in self.family.weights(context.config, self.head)}
@@ -341,6 +349,8 @@ class _Planner:
             drop = f"no part of {self.emits.class_name(self.emitted_head)}"
         elif self.flax and others:
             drop = f"{self.emits.class_name(self.emitted_head)} has none in JAX (it belongs to {', '.join(others)})"
+        elif self.asked and not others and self._is_foreign_head(name):
+            drop = f"part of a head that {self.family.name} has not; {self.family.class_name(self.head)} was asked for"
         if equals and is_flax(equals) != is_flax(tensor.name):  # bytes of the two sides cannot be compared
             equals = None
         if drop:
@@ -361,6 +371,12 @@ class _Planner:
             self.faults.append(f"{tensor.name}: {error}")
             return
         self._add(Rule((name,), name, op, why), [tensor], self._emitted_name(name) if base else name, shape)
+
+    def _is_foreign_head(self, name: str) -> bool:
+        """Whether a tensor stands beside the base model, where heads are, and not inside of it."""
+        inside = {part.partition(".")[0] for part in (*self.whole, *(weight.name for weight in self.family.pooler))}
+        prefixed = self.stored[name].name.startswith(f"{self.family.prefix}.")
+        return not prefixed and name.partition(".")[0] not in inside
 
     def _emitted_name(self, name: str) -> str:
         if self.flax:

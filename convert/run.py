@@ -221,7 +221,8 @@ def plan_tensors(
     context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
     context = replace(context, emitted=emitted_config(target, context))
     dtype = NAMES[settings.dtype] if settings.dtype else None
-    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, dtype=dtype)
+    asked = settings.architecture is not None
+    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
 
 
 def convert_source(
