@@ -282,6 +282,7 @@ def test_paths_that_cannot_be_are_refused(tmp_path):
     assert names(tmp_path) == ["file", "loop"]
 
 
+@pytest.mark.slow
 def test_two_runs_to_one_output_end_with_one_whole_folder(tmp_path):
     program = """
 import sys
