@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -43,7 +44,7 @@ def names(folder: Path) -> list[str]:
 def way(request, monkeypatch):
     """Both ways to replace a folder: one call of the system, or two renames with a journal."""
     if request.param == "journal":
-        monkeypatch.setattr(staging.ctypes, "CDLL", lambda *args, **named: object())
+        monkeypatch.setattr(ctypes, "CDLL", lambda *args, **named: object())
     return request.param
 
 
