@@ -23,7 +23,7 @@ import typer
 from .plain_help import PlainCommand, PlainGroup
 
 if TYPE_CHECKING:
-    from typer._click.core import Command
+    from typer._click.core import Command, Context
 
 CONVERTING = {  # command: its target's options, what it says of itself
     "lsg": (
@@ -59,11 +59,11 @@ TRAINING = {"adapt": "Train a repo against the source that it was made from; the
 class Commands(PlainGroup):
     """All commands; one that converts or trains is made when it is asked for, for most runs ask for one or none."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Context) -> list[str]:
         made_later = [*CONVERTING, *TRAINING, *MEASURING]
         return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None:
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         found = super().get_command(ctx, cmd_name)
         if found is None:
             # Of a name that is none, all of them: the suggestion for it is made from these.

@@ -92,12 +92,12 @@ def inspect_source(
     finally:
         checkpoint.close()
     architectures = found.config.get("architectures")
-    named = isinstance(architectures, list) and architectures
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
     return Inspection(
         name=found.hub_id or found.name,
         commit=found.commit,
         family=str(found.config.get("model_type")),
-        architecture=str(architectures[0]) if named else None,
+        architecture=None if named is None else str(named),
         head=head,
         sentence_transformers=bool(sentence_modules(found)),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),

@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from typer._click.core import Command as AnyCommand
+    from typer._click.core import Context
     from typer._click.formatting import HelpFormatter
 
     Rows = Iterable[tuple[str, str, str]]
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 class PlainCommand(TyperCommand):
     """A command whose options stand under the names of their panels."""
 
-    def format_options(self, ctx: typer.Context, formatter: HelpFormatter) -> None:
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write(formatter, _parameters(self, ctx))
 
 
 class PlainGroup(TyperGroup):
     """A group whose options and commands stand under the names of their panels."""
 
-    def format_options(self, ctx: typer.Context, formatter: HelpFormatter) -> None:
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write(formatter, _parameters(self, ctx))
         _write(formatter, self.listed())
 
@@ -39,7 +40,7 @@ class PlainGroup(TyperGroup):
                 yield panel or _("Commands"), name, command.get_short_help_str(limit=200)
 
 
-def _parameters(command: AnyCommand, ctx: typer.Context) -> Rows:
+def _parameters(command: AnyCommand, ctx: Context) -> Rows:
     for parameter in command.get_params(ctx):
         row = parameter.get_help_record(ctx)
         if row is not None:

@@ -66,7 +66,9 @@ def _sparse_window(tokens: int, entries: int, config: Any, causal: bool) -> Tens
     entry = torch.arange(entries)[None, :]
     first = block if step == 1 else (block + 2) * step
     left = (entry >= (block - 1) * step - size) & (entry < (block - 1) * step)
-    return left if causal else left | (entry >= first) & (entry < first + size)
+    right = (entry >= first) & (entry < first + size)
+    seen: Tensor = left if causal else left | right
+    return seen
 
 
 def _sparse(first: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Any) -> tuple[Tensor, Tensor, Tensor]:

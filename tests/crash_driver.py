@@ -10,6 +10,7 @@ the runs was about to do, "faults": what was wrong, a line each}.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ import traceback
 from pathlib import Path
 
 import effconv.api
-from effconv.convert import run, staging
+from effconv.convert import run
 from effconv.convert.errors import EffconvError, OutputError
 from effconv.convert.manifest import Measured
 
@@ -129,7 +130,7 @@ def fresh_place(job):
 def main(job):
     run.run_checks = checks_that_pass
     if job["journal"]:
-        staging.ctypes.CDLL = lambda *args, **named: object()  # a system that cannot exchange two folders
+        ctypes.CDLL = lambda *args, **named: object()  # a system that cannot exchange two folders
     place = fresh_place(job)
     assert in_child(lambda: convert(job)) == 0
     new, before = snapshot(place / "out"), snapshot(Path(job["source"]))

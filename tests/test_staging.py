@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -43,7 +44,7 @@ def names(folder: Path) -> list[str]:
 def way(request, monkeypatch):
     """Both ways to replace a folder: one call of the system, or two renames with a journal."""
     if request.param == "journal":
-        monkeypatch.setattr(staging.ctypes, "CDLL", lambda *args, **named: object())
+        monkeypatch.setattr(ctypes, "CDLL", lambda *args, **named: object())
     return request.param
 
 
@@ -282,6 +283,7 @@ def test_paths_that_cannot_be_are_refused(tmp_path):
     assert names(tmp_path) == ["file", "loop"]
 
 
+@pytest.mark.slow
 def test_two_runs_to_one_output_end_with_one_whole_folder(tmp_path):
     program = """
 import sys

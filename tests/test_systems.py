@@ -104,6 +104,7 @@ def test_the_disks_own_cache_is_emptied_where_the_system_asks_for_that(source, u
     assert set(asked) == {51}
 
 
+@pytest.mark.slow
 def test_the_command_line_converts_without_fcntl_and_hangup(source, usual, tmp_path):
     bare = f"""
 import os, signal, sys
@@ -137,6 +138,7 @@ def test_only_one_file_calls_what_some_systems_lack():
     assert calls == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["lsg", "source"]], ids=["help", "convert"])
 def test_windows_is_refused_in_one_line_that_names_wsl(arguments, tmp_path):
     windows = """
@@ -174,6 +176,7 @@ def test_a_disk_that_ignores_case_does_not_hide_that_output_and_source_are_one(s
     check_apart(tmp_path / "model", tmp_path / "long")
 
 
+@pytest.mark.slow
 def test_an_ascii_locale_changes_no_file(tmp_path):
     """Every text is read and written as UTF-8, whatever the system's locale says."""
     source = save_tiny(tmp_path / "modèle")

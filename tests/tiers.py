@@ -14,9 +14,15 @@ import pytest
 
 QUICK = frozenset(
     {
+        "test_declared.py",
+        "test_dtypes.py",
+        "test_execute.py",
+        "test_lsg_attention.py",
         "test_plan.py",
         "test_reader.py",
-        "test_dtypes.py",
+        "test_sources.py",
+        "test_staging.py",
+        "test_systems.py",
     }
 )
 
