@@ -169,7 +169,7 @@ def run_together(settings: Sequence[Setting], job: Mapping[str, Any], folder: Pa
             if line.startswith('{"name":'):
                 result = json.loads(line)
                 found[result["name"]] = result
-                print(f"{result['name']}: {len(result['faults'])} faults", file=sys.stderr, flush=True)
+                print("\n    ".join([f"{result['name']}: done", *result["faults"]]), file=sys.stderr, flush=True)
     said = f"the process ended with {run.returncode}: {(folder / 'stderr').read_text().strip()[-300:]}"
     dead = {"bits": {}, "held": 0, "worst": {}, "faults": [said]}
     return {setting.name: found.get(setting.name, dead) for setting in settings}

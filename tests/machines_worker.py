@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -105,6 +106,7 @@ def turn(job: dict[str, Any], threads: int) -> Findings:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    os.chdir(TESTS.parent)  # pytest's own settings name folders from there
     torch.set_num_threads(job["threads"])
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
