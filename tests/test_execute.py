@@ -210,7 +210,7 @@ def test_the_card_shows_a_command_that_a_shell_takes(tmp_path):
 
 def test_config_fields_of_another_machine_or_of_the_sources_code_are_not_carried(source, tmp_path):
     config = read_json(source / "config.json")
-    stale = {"_name_or_path": "/home/me/bert", "transformers_version": "4.1", "auto_map": {"AutoModel": "evil.Evil"}}
+    stale = {"_name_or_path": "/home/me/bert", "transformers_version": "4.1", "auto_map": {"AutoConfig": "evil.Evil"}}
     write_json(source / "config.json", {**config, **stale, "my_field": {"a": [1]}})
     convert(source, tmp_path / "out")
     emitted = read_json(tmp_path / "out" / "config.json")
