@@ -80,7 +80,7 @@ class Asked:
     target: Target
     options: AdaptOptions
     recipe: Recipe
-    phases: Sequence[Phase]
+    phases: tuple[Phase, ...]
     lengths: Sequence[int]
     teacher: Path | None
     output: Path

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.markdown:
         write_table(asked.markdown, f"{described(machine())}.\n\n{table}")
     if asked.json:
-        sections = [{"run": run, **section.described()} for run, section in found]
-        report: dict[str, Any] = {"machine": machine(), "sections": sections, "interrupted": stopped}
+        described_sections = [{"run": run, **section.described()} for run, section in found]
+        report: dict[str, Any] = {"machine": machine(), "sections": described_sections, "interrupted": stopped}
         asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 130 if stopped else 0
 
@@ -76,25 +77,25 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
         if "layers" in asked.only:
             from . import layers
 
-            yield run, lambda n=threads: layers.sections(n, rounds, 1024 if quick else 4096)
+            yield run, partial(layers.sections, threads, rounds, 1024 if quick else 4096)
         if "lsg" in asked.only:
             from . import lsg
 
             lengths = (1024, 4096) if quick else (1024, 4096, 16384)
-            yield run, lambda n=threads, ls=lengths: lsg.sections(n, few if quick else rounds, ls, asked.published)
+            yield run, partial(lsg.sections, threads, few if quick else rounds, lengths, asked.published)
         if "bigs" in asked.only:
             from . import bigs
 
-            yield run, lambda n=threads: bigs.sections(n, rounds, 1024 if quick else 4096)
+            yield run, partial(bigs.sections, threads, rounds, 1024 if quick else 4096)
         if "mixed" in asked.only:
             from . import mixed
 
             documents = mixed.LENGTHS if not quick else tuple(length // 4 for length in mixed.LENGTHS)
-            yield run, lambda n=threads, ls=documents: mixed.sections(n, few, ls)
+            yield run, partial(mixed.sections, threads, few, documents)
         if "models" in asked.only:
             from . import shapes
 
-            yield run, lambda n=threads: shapes.sections(n, few, 1024 if quick else 4096)
+            yield run, partial(shapes.sections, threads, few, 1024 if quick else 4096)
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapt.models import load_pair
 from ..adapt.recipes import phases_of
@@ -32,7 +32,10 @@ from ..convert.families import family_of
 from ..convert.fidelity import cut
 
 SHORT, LONG = (128, 512), (512, 1024)
-RETRIEVAL = {"documents": 1000, "tokens": 2048}  # as many documents as the text has: fewer tell models apart by luck
+RETRIEVAL: dict[str, Any] = {
+    "documents": 1000,
+    "tokens": 2048,
+}  # as many documents as the text has: fewer tell models apart by luck
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def trained(case: Case, folder: Path, asked: argparse.Namespace) -> tuple[Path, 
             return repo, output, record
     except (OSError, ValueError, KeyError):
         pass  # nothing there, or nothing of this kind: it is made
-    fitted = {"calibrate": (asked.train,)} if case.calibrated else {}
+    fitted: dict[str, Any] = {"calibrate": (asked.train,)} if case.calibrated else {}
     convert(asked.source, case.target, output=repo, verify=False, overwrite=True, **case.options, **fitted)
     torch.set_num_threads(1)  # a calibration sets its own
     result = adapt(
@@ -200,7 +203,7 @@ def control(source: Path, test: Path, name: str, texts: int) -> list[dict[str, A
 
 
 @contextmanager
-def without_attention(model: nn.Module, *, uniform: bool) -> Any:
+def without_attention(model: Any, *, uniform: bool) -> Any:
     """Every output projection of the stock model gets zeros, or each text's mean value."""
     family = family_of(model.config.to_dict(), None)
     values: dict[int, Tensor] = {}

@@ -45,7 +45,9 @@ def forms(length: int) -> dict[str, Callable[[], Any]]:
     q, k, v = torch.randn(3, 1, length, HEADS, WIDTH).transpose(2, 3)
     shape = {"num_attention_heads": HEADS, "hidden_size": HEADS * WIDTH}
     linformer = LinformerMix(SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0).eval()
-    trained = LinformerMix(SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0).eval()
+    trained: Any = LinformerMix(
+        SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0
+    ).eval()
     trained.key_projection.data.add_(torch.randn_like(trained.key_projection) * 1e-3)
     lam = LambdaMix(SimpleNamespace(**shape, key_depth=16, local_context_size=15), 0).eval()
     assert lam.local_weight is not None

@@ -14,6 +14,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +76,7 @@ def _timed(
         calls.pop(SDPA)
     inputs = [x.requires_grad_(backward) for x in _qkv(length, dtype)]
     with torch.set_grad_enabled(backward):
-        times = interleaved({name: lambda form=form: form(*inputs) for name, form in calls.items()}, rounds, threads)
+        times = interleaved({name: partial(form, *inputs) for name, form in calls.items()}, rounds, threads)
     what = "forward and backward" if backward else "forward"
     named = str(dtype).removeprefix("torch.")
     notes = [
@@ -172,7 +173,7 @@ def _floor(length: int, dtype: torch.dtype) -> Callable[..., None]:
     q, window = torch.randn(1, BLOCK, WIDTH).to(dtype), torch.randn(1, keys, WIDTH).to(dtype)
     scores, context = torch.empty(1, BLOCK, keys, dtype=dtype), torch.empty(1, BLOCK, WIDTH, dtype=dtype)
 
-    def run(*_: Tensor) -> None:
+    def run(*inputs: Tensor) -> None:
         for _ in range(HEADS * length // BLOCK):
             torch.bmm(q, window.transpose(1, 2), out=scores)
             torch.softmax(scores, -1, out=scores)

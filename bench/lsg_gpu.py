@@ -112,7 +112,8 @@ def reason(error: Exception) -> str:
 def context_and_gradients(config: Any, inputs: Sequence[Tensor], chosen: lsg.Sparse) -> list[Tensor]:
     keys, values, visible = chosen
     chosen = keys.to(inputs[0].dtype), values.to(inputs[0].dtype), visible
-    context = lsg.lsg_attention(*inputs, None, config, sparse_list=lambda *_: chosen)
+    q, k, v = inputs
+    context = lsg.lsg_attention(q, k, v, None, config, sparse_list=lambda *_: chosen)
     weight = torch.randn(context.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weight = weight.to(context)
     return [context.detach(), *torch.autograd.grad(context, list(inputs), weight)]

@@ -46,7 +46,7 @@ def _forms(lengths: Sequence[int]) -> dict[str, Callable[[], Any]]:
     torch.manual_seed(0)
     # A vocabulary of any size: a look-up costs next to nothing.
     dense = BertModel(BertConfig(num_hidden_layers=LAYERS, vocab_size=VOCABULARY, bos_token_id=2))
-    model = lsgify(dense, max_length=max(lengths), global_init="random").eval()
+    model: Any = lsgify(dense, max_length=max(lengths), global_init="random").eval()
     ids = torch.randint(5, VOCABULARY, (len(lengths), max(lengths)))
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 

@@ -34,7 +34,7 @@ class AttentionSite:
     heads: int
 
 
-def load_teacher(folder: Path, config: Config) -> tuple[nn.Module, Any]:
+def load_teacher(folder: Path, config: Config) -> tuple[Any, Any]:
     """The stock base model of a source, in float32 and eval mode, and its tokenizer.
 
     Args:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -255,7 +256,8 @@ def _fit(
         maps.append(_value_map(seen, maps, activation))
         for name, (scale, shift) in zip(("query", "key", "value"), maps, strict=True):
             weights[name] = _folded(seen.layer.get_submodule(getattr(paths, name)), scale, shift)
-        inputs = [tuple(_apply(m, x) for m, x in zip(maps, part, strict=True)) for part in seen.qkv]
+        to_query, to_key, to_value = maps
+        inputs = [(_apply(to_query, q), _apply(to_key, k), _apply(to_value, v)) for q, k, v in seen.qkv]
     mixed = (seen.mix(q, k, v, mask) for (q, k, v), mask in zip(inputs, seen.masks, strict=True))
     seen.outputs = [y.transpose(1, 2).flatten(2) for y in mixed]
     output = seen.layer.get_submodule(paths.output)
@@ -308,7 +310,7 @@ def _apply(affine: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     return x.float() @ scale.mT + shift.unsqueeze(1)
 
 
-def _folded(linear: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _folded(linear: Any, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of x -> scale linear(x) + shift; scale (h, d, d), shift (h, d)."""
     h, d, _ = scale.shape
     weight = linear.weight.double().unflatten(0, (h, d))
@@ -319,9 +321,7 @@ def _folded(linear: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Te
     return folded.float(), bias.flatten().float()
 
 
-def _output_projection(
-    x: Tensor, target: Tensor, output: nn.Module, ridge: float
-) -> tuple[tuple[Tensor, Tensor], float]:
+def _output_projection(x: Tensor, target: Tensor, output: Any, ridge: float) -> tuple[tuple[Tensor, Tensor], float]:
     """Least squares from x to output(target), (tokens, w) each: a factor a channel, then a ridge step from there."""
     weight = output.weight.double()
     bias = weight.new_zeros(weight.shape[0]) if output.bias is None else output.bias.double()

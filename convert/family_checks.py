@@ -108,7 +108,7 @@ def every_tensor_read(
     wanted = dict.fromkeys(loaded.stored_floats())
     carried = set(loaded.manifest.get("carried", ()))
     autos = [loaded.auto, *(auto for auto in loaded.autos if auto != loaded.auto)]
-    unread, known = set(wanted), set()
+    unread, known = set(wanted), set[str]()
     for auto in autos:
         if not unread or (auto != loaded.auto and not unread & carried):
             break
@@ -205,7 +205,7 @@ def _with_gradient(model: nn.Module, inputs: Mapping[str, Tensor]) -> set[int]:
         # Weighted at random: the plain sum of what a norm puts out has no gradient.
         total = sum((value * torch.randn(value.shape, generator=generator)).sum() for value in results)
         if isinstance(total, Tensor):
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
     for handle in handles:
         handle.remove()
     return found

@@ -11,19 +11,7 @@ from .lambda_options import LambdaOptions
 from .modelcode import LAMBDA_CODE
 from .ops import Calibrated
 from .positions import position_rules
-from .target import (
-    EVERY_TENSOR_READ,
-    PADDING_CHANGES_NOTHING,
-    RUNS_AT_FULL_LENGTH,
-    SAME_EMBEDDING,
-    SAME_TOKENS,
-    SAVED_AGAIN_EQUAL,
-    STOCK_ATTENTION,
-    Check,
-    Context,
-    Rule,
-    Target,
-)
+from .target import Check, Context, Rule, Target, common_checks
 
 
 def _config(context: Context) -> dict[str, Any]:
@@ -86,13 +74,9 @@ LAMBDA = Target(
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
-        PADDING_CHANGES_NOTHING,
-        SAVED_AGAIN_EQUAL,
-        STOCK_ATTENTION,
-        EVERY_TENSOR_READ.by("effconv.convert.lambda_checks:every_tensor_read"),
-        RUNS_AT_FULL_LENGTH,
-        SAME_TOKENS,
-        SAME_EMBEDDING,
+        *common_checks(
+            every_tensor_read="effconv.convert.lambda_checks:every_tensor_read",
+        ),
     ),
     calibration="effconv.calibrate.lambda_fit:calibrate_lambda",
     variant=lambda options: "lambda-published" if options.groups == "1" else "",

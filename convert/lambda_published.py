@@ -15,19 +15,7 @@ from .family import Config, Family, Head, Weight, linear, norm, number
 from .lambda_options import LambdaOptions
 from .modelcode import LAMBDA_PUBLISHED_CODE, FamilyCode
 from .positions import position_rules
-from .target import (
-    EVERY_TENSOR_READ,
-    PADDING_CHANGES_NOTHING,
-    RUNS_AT_FULL_LENGTH,
-    SAME_EMBEDDING,
-    SAME_TOKENS,
-    SAVED_AGAIN_EQUAL,
-    STOCK_ATTENTION,
-    Check,
-    Context,
-    Rule,
-    Target,
-)
+from .target import Check, Context, Rule, Target, common_checks
 
 # Fields of the emitted config, in which the shapes of the layer are written.
 QUERY, KEY, VALUE, WIDTH = "query_channels", "key_channels", "value_channels", "hidden_size"
@@ -168,13 +156,11 @@ LAMBDA_PUBLISHED = Target(
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
-        PADDING_CHANGES_NOTHING,
-        SAVED_AGAIN_EQUAL,
-        STOCK_ATTENTION.by("effconv.convert.lambda_checks:published_stock_attention"),
-        EVERY_TENSOR_READ.by("effconv.convert.lambda_checks:every_tensor_read"),
-        RUNS_AT_FULL_LENGTH,
-        SAME_TOKENS,
-        SAME_EMBEDDING.by("effconv.convert.lambda_checks:published_same_embedding"),
+        *common_checks(
+            stock_attention_equals_source="effconv.convert.lambda_checks:published_stock_attention",
+            every_tensor_read="effconv.convert.lambda_checks:every_tensor_read",
+            same_embedding="effconv.convert.lambda_checks:published_same_embedding",
+        ),
     ),
     emits=LAMBDA_BERT,
     emitted_suffix=lambda suffix: KEPT_IN.get(suffix, ""),

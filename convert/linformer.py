@@ -16,19 +16,7 @@ from .linformer_options import LinformerOptions
 from .modelcode import LINFORMER_CODE
 from .ops import Shape, generator
 from .positions import equal_positions, position_rules
-from .target import (
-    EVERY_TENSOR_READ,
-    PADDING_CHANGES_NOTHING,
-    RUNS_AT_FULL_LENGTH,
-    SAME_EMBEDDING,
-    SAME_TOKENS,
-    SAVED_AGAIN_EQUAL,
-    STOCK_ATTENTION,
-    Check,
-    Context,
-    Rule,
-    Target,
-)
+from .target import Check, Context, Rule, Target, common_checks
 
 WHY = {
     "segment": "averages of neighbouring tokens that favour one of them, another one in each layer",
@@ -150,12 +138,9 @@ LINFORMER = Target(
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
-        PADDING_CHANGES_NOTHING.limited(_masked),
-        SAVED_AGAIN_EQUAL,
-        STOCK_ATTENTION,
-        EVERY_TENSOR_READ.by("effconv.convert.linformer_checks:every_tensor_read"),
-        RUNS_AT_FULL_LENGTH,
-        SAME_TOKENS,
-        SAME_EMBEDDING,
+        *common_checks(
+            _masked,
+            every_tensor_read="effconv.convert.linformer_checks:every_tensor_read",
+        ),
     ),
 )

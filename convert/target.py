@@ -269,3 +269,24 @@ RUNS_AT_FULL_LENGTH = Check(
     None,
     means="the source counts its positions from another number than its family does",
 )
+
+
+def common_checks(
+    applies_to_padding: Callable[[Mapping[str, Any]], str] | None = None, **own: str
+) -> tuple[Check, ...]:
+    """What every target that replaces attention promises, beside equalities of its own.
+
+    Args:
+        applies_to_padding: where padding changes something, as `Check.applies`.
+        own: by a check's name, the target's own function for it, as `module:function`.
+    """
+    checks = (
+        PADDING_CHANGES_NOTHING.limited(applies_to_padding),
+        SAVED_AGAIN_EQUAL,
+        STOCK_ATTENTION,
+        EVERY_TENSOR_READ,
+        RUNS_AT_FULL_LENGTH,
+        SAME_TOKENS,
+        SAME_EMBEDDING,
+    )
+    return tuple(check.by(own[check.name]) if check.name in own else check for check in checks)

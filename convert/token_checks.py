@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
+import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,11 +148,14 @@ def _compared_with_record(record: dict[str, Any], manifest: Mapping[str, Any]) -
 def _untrusted(repo: Path, ours: Mapping[str, Any]) -> str:
     """What a user gets who leaves `trust_remote_code` out; nobody answers the question that transformers may ask."""
     faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
+    terminal, sys.stdin = sys.stdin, io.StringIO()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(repo)
+        with contextlib.redirect_stdout(io.StringIO()):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(repo)
     except Exception:  # transformers refuses, which is right: the repo has code of its own
         return "refused"
     finally:
+        sys.stdin = terminal
         faulthandler.cancel_dump_traceback_later()
     try:
         require_same(encodings(tokenizer), ours)

@@ -16,19 +16,7 @@ from .modelcode import TRANSNORMER_CODE
 from .ops import Calibrated, Shape
 from .options import require_sound
 from .positions import position_rules
-from .target import (
-    EVERY_TENSOR_READ,
-    PADDING_CHANGES_NOTHING,
-    RUNS_AT_FULL_LENGTH,
-    SAME_EMBEDDING,
-    SAME_TOKENS,
-    SAVED_AGAIN_EQUAL,
-    STOCK_ATTENTION,
-    Check,
-    Context,
-    Rule,
-    Target,
-)
+from .target import Check, Context, Rule, Target, common_checks
 from .transnormer_options import TransNormerOptions
 
 NORM_WEIGHTS = {
@@ -158,13 +146,12 @@ TRANSNORMER = Target(
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
-        PADDING_CHANGES_NOTHING.limited(_masked),
-        SAVED_AGAIN_EQUAL,
-        STOCK_ATTENTION.by("effconv.convert.transnormer_checks:stock_attention_equals_source"),
-        EVERY_TENSOR_READ.by("effconv.convert.transnormer_checks:every_tensor_read"),
-        RUNS_AT_FULL_LENGTH,
-        SAME_TOKENS,
-        SAME_EMBEDDING.by("effconv.convert.transnormer_checks:same_embedding"),
+        *common_checks(
+            _masked,
+            stock_attention_equals_source="effconv.convert.transnormer_checks:stock_attention_equals_source",
+            every_tensor_read="effconv.convert.transnormer_checks:every_tensor_read",
+            same_embedding="effconv.convert.transnormer_checks:same_embedding",
+        ),
     ),
     calibration="effconv.calibrate.transnormer_fit:calibrate_transnormer",
     causal=True,

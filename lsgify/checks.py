@@ -11,7 +11,7 @@ from ..convert.checks import compare_with_source, mixes_of, worst_of
 from ..convert.loaded import Loaded, difference
 from .oracle import dense_attention
 
-NO_GLOBALS = {"num_global_tokens": 0, "pool_with_global": False, "mask_first_token": False}
+NO_GLOBALS: dict[str, Any] = {"num_global_tokens": 0, "pool_with_global": False, "mask_first_token": False}
 
 
 def equal_to_source(loaded: Loaded) -> tuple[float, dict[str, Any]]:

@@ -10,19 +10,7 @@ from ..convert.families import ENCODER_DECODERS, ENCODERS
 from ..convert.family import Weight, number
 from ..convert.modelcode import LSG_CODE
 from ..convert.positions import equal_positions, position_rules
-from ..convert.target import (
-    EVERY_TENSOR_READ,
-    PADDING_CHANGES_NOTHING,
-    RUNS_AT_FULL_LENGTH,
-    SAME_EMBEDDING,
-    SAME_TOKENS,
-    SAVED_AGAIN_EQUAL,
-    STOCK_ATTENTION,
-    Check,
-    Context,
-    Rule,
-    Target,
-)
+from ..convert.target import Check, Context, Rule, Target, common_checks
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions
 from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
@@ -208,12 +196,11 @@ LSG = Target(
             _has_encoder,
             means="the attention, or its kernel, does not compute its formula on this machine",
         ),
-        PADDING_CHANGES_NOTHING.limited(_padding),
-        SAVED_AGAIN_EQUAL,
-        STOCK_ATTENTION.by("effconv.lsgify.checks:stock_attention_equals_source"),
-        EVERY_TENSOR_READ.by("effconv.lsgify.checks:every_tensor_read"),
-        RUNS_AT_FULL_LENGTH,
-        SAME_TOKENS,
-        SAME_EMBEDDING.by("effconv.lsgify.checks:same_embedding"),
+        *common_checks(
+            _padding,
+            stock_attention_equals_source="effconv.lsgify.checks:stock_attention_equals_source",
+            every_tensor_read="effconv.lsgify.checks:every_tensor_read",
+            same_embedding="effconv.lsgify.checks:same_embedding",
+        ),
     ),
 )

@@ -35,7 +35,7 @@ def verify(loaded):
         if check.applies(loaded.manifest):
             continue
         result = run_check(loaded, asdict(check))
-        results[check.name] = "" if result["passed"] else result["why"]
+        results[check.name] = result["why"] if result["passed"] is False else ""
     return results
 
 
