@@ -15,7 +15,7 @@ from .plan import Plan
 from .portable import copy_portable, portable
 from .source import TOKENIZER_FILES, Source, sentence_modules
 from .target import Context, Target
-from .tokenizer import edited
+from .tokenizer import class_to_load, edited
 
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
 STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")
@@ -66,7 +66,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     for name, text in code_files(target, context.emits, context.emitted_head).items():
         (folder / name).write_text(text, encoding="utf-8")
     max_length = int(context.options.max_length)
-    _tokenizer(folder, source, max_length, context.family.tokenizer_class)
+    _tokenizer(folder, source, max_length, class_to_load(source, context.family))
     for name in CARRIED:
         if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
             copy_portable(source.path(name) if source.has(name) else source.fetch(name), folder / name)

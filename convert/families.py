@@ -172,6 +172,7 @@ XLM_ROBERTA_XL = replace(
     ),
     final=norm("encoder.LayerNorm", H),
     tokenizer="XLMRobertaTokenizer",
+    tokenizer_as_stored=True,
 )
 
 TASK_TYPES = "embeddings.task_type_embeddings.weight"

@@ -109,6 +109,8 @@ class Family:
         feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).
         hidden_size, inner_size, num_heads: what the config calls them.
         output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
+        tokenizer: the class of its tokenizer, where it is not named as the family.
+        tokenizer_as_stored: whether transformers 5 takes its tokenizer.json as it stands, whatever class is named.
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
         token_types: embeddings whose first row every token gets unless other ids are given.
         buffers: what old checkpoints store although a model builds it anew.
@@ -141,6 +143,7 @@ class Family:
     num_heads: str = "num_attention_heads"
     output_projection: str = "attention.output.dense"
     tokenizer: str = ""
+    tokenizer_as_stored: bool = False
     decoder_layer: tuple[Weight, ...] = ()
     decoder_layer_paths: Callable[[Config], list[str]] = lambda config: []
     decoder_positions: str = ""

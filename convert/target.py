@@ -272,7 +272,7 @@ RUNS_AT_FULL_LENGTH = Check(
 
 
 def common_checks(
-    applies_to_padding: Callable[[Mapping[str, Any]], str] | None = None, **own: str
+    applies_to_padding: Callable[[Mapping[str, Any]], str] = lambda manifest: "", **own: str
 ) -> tuple[Check, ...]:
     """What every target that replaces attention promises, beside equalities of its own.
 

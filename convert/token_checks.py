@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def same_tokens(loaded: Loaded) -> tuple[None, dict[str, Any]]:
         if expected is None:
             raise DoesNotApply("the repo has no tokenizer")
         raise AssertionError("the source has a tokenizer and the repo has none of its files")
-    ours = encodings(loaded.tokenizer)
+    ours = encodings(loaded.tokenizer, _left_out(loaded.repo))
     record = {"texts": VERSION, "sha256": digest(ours), "versions": _versions()}
     if expected is not None:
         require_same(ours, expected)
@@ -69,9 +69,15 @@ def same_tokens(loaded: Loaded) -> tuple[None, dict[str, Any]]:
     return None, {"record": record, "encodings": len(ours), "without_trust_remote_code": _untrusted(loaded.repo, ours)}
 
 
-def encodings(tokenizer: Any) -> dict[str, Any]:
-    """What a tokenizer makes of the texts, by a name for each text and way: ids, masks, and the special tokens."""
-    made = {name: dict(value) for name, value in _encoded(tokenizer)}
+def encodings(tokenizer: Any, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """What a tokenizer makes of the texts, by a name for each text and way: ids, masks, and the special tokens.
+
+    Args:
+        left_out: names of what it makes that the model has no use for.
+    """
+    made = {
+        name: {key: ids for key, ids in value.items() if key not in left_out} for name, value in _encoded(tokenizer)
+    }
     special = {str(token): int(tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens}
     sides = {"padding_side": tokenizer.padding_side, "truncation_side": tokenizer.truncation_side}
     return {**made, "special tokens": {**special, **sides}}
@@ -89,7 +95,7 @@ def require_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         first = differing[0]
         raise AssertionError(
             f"{len(differing)} of {len(theirs)} encodings differ from the source's; {first}: "
-            f"{_shown(ours[first])} where the source gives {_shown(theirs[first])}"
+            + _first_difference(ours[first], theirs[first])
         )
 
 
@@ -127,7 +133,7 @@ def _source_encodings(loaded: Loaded) -> dict[str, Any] | None:
     own_files = set(getattr(theirs, "vocab_files_names", {}).values())
     if not has_tokenizer(source) and not any((source / name).is_file() for name in own_files):
         return None  # made by transformers from nothing
-    return encodings(theirs)
+    return encodings(theirs, _left_out(loaded.repo))
 
 
 def _compared_with_record(record: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def _untrusted(repo: Path, ours: Mapping[str, Any]) -> str:
         sys.stdin = terminal
         faulthandler.cancel_dump_traceback_later()
     try:
-        require_same(encodings(tokenizer), ours)
+        require_same(encodings(tokenizer, _left_out(repo)), ours)
     except AssertionError as error:
         raise AssertionError(f"without trust_remote_code, {error}".replace("the source", "the repo with it")) from None
     return "the same"
@@ -173,7 +179,20 @@ def _named(versions: object) -> str:
     return " and ".join(f"{name} {version}" for name, version in pairs) or "unknown versions"
 
 
-def _shown(made: Mapping[str, Any], most: int = 12) -> str:
-    ids = made.get("input_ids", made)
-    text = json.dumps(ids[:most] if isinstance(ids, list) else ids)
-    return text if len(text) < 300 else text[:300] + "..."
+def _left_out(repo: Path) -> tuple[str, ...]:
+    """Token types, for a model that has one type or none: whether a class gives them depends on the version."""
+    config = json.loads((repo / "config.json").read_text(encoding="utf-8"))
+    types = config.get("type_vocab_size")
+    return () if isinstance(types, int) and types > 1 else ("token_type_ids",)
+
+
+def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], most: int = 8) -> str:
+    """Where two encodings differ first, in words."""
+    key = next(key for key in (*theirs, *ours) if ours.get(key) != theirs.get(key))
+    one, other = ours.get(key), theirs.get(key)
+    if not (isinstance(one, list) and isinstance(other, list)):
+        return f"{key} is {one} where the source gives {other}"
+    pairs = enumerate(zip(one, other, strict=False))
+    at = next((i for i, (x, y) in pairs if x != y), min(len(one), len(other)))
+    one, other = (json.dumps(values[at : at + most]) for values in (one, other))
+    return f"{key} from {at} on are {one} where the source gives {other}"

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInputError
+from .family import Family
 from .source import TOKENIZER_FILES, Source
 
 SETTINGS_ALONE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+AS_STORED = "PreTrainedTokenizerFast"  # in transformers 4 and 5 the class that takes tokenizer.json as it stands
 UNPORTABLE = ("name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", "cache_dir")
 
 
@@ -59,17 +61,28 @@ def special_tokens(source: Source, defaults: Mapping[str, str]) -> SpecialTokens
     return SpecialTokens(**{key: ids.get(names.get(key) or "") for key in ("bos", "cls", "mask", "sep", "pad")})
 
 
-def edited(name: str, parsed: dict[str, Any], max_length: int, tokenizer_class: str) -> dict[str, Any]:
-    """A tokenizer file's JSON with the new maximum length and no stale truncation.
+def class_to_load(source: Source, family: Family) -> str:
+    """The tokenizer class that AutoTokenizer takes for the source, which it finds by a model_type that is new here.
 
-    `tokenizer_class` is written where the source names none: AutoTokenizer looks it up by model_type, which is new.
+    It is the one that tokenizer_config.json names, else config.json, else the family's. For some families transformers
+    5 loads tokenizer.json as it stands, whatever the files name.
     """
+    stock = source.config.get("model_type") == family.code.model_type
+    if family.tokenizer_as_stored and stock and source.has("tokenizer.json"):
+        return AS_STORED
+    files = [source.json("tokenizer_config.json")] if source.has("tokenizer_config.json") else []
+    named = [file.get("tokenizer_class") for file in (*files, source.config)]
+    return next((name for name in named if isinstance(name, str) and name), family.tokenizer_class)
+
+
+def edited(name: str, parsed: dict[str, Any], max_length: int, tokenizer_class: str) -> dict[str, Any]:
+    """A tokenizer file's JSON with the new maximum length, the class to load and no stale truncation."""
     result = dict(parsed)
     if name == "tokenizer_config.json":
         for key in UNPORTABLE:  # paths of somebody's machine
             result.pop(key, None)
         result["model_max_length"] = max_length
-        result.setdefault("tokenizer_class", tokenizer_class)
+        result["tokenizer_class"] = tokenizer_class
         for key in ("max_length", "truncation", "max_len"):
             result.pop(key, None)
     elif name == "tokenizer.json":
