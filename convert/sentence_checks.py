@@ -81,7 +81,6 @@ def _models(loaded: Loaded, root: Path, overrides: dict[str, Any]) -> tuple[Any,
     """The repo and its source as sentence encoders in float32."""
     from sentence_transformers import SentenceTransformer
 
-    ours = SentenceTransformer(str(loaded.repo), device="cpu", trust_remote_code=True, config_kwargs=dict(overrides))
     try:
         theirs = SentenceTransformer(str(root), device="cpu", trust_remote_code=loaded.trust_remote_code)
         theirs[0].auto_model  # noqa: B018 - a router, or an encoder of another kind, has none
@@ -90,6 +89,7 @@ def _models(loaded: Loaded, root: Path, overrides: dict[str, Any]) -> tuple[Any,
         raise DoesNotApply(
             f"sentence-transformers does not load the source as a text encoder ({type(error).__name__}: {reason[0]})"
         ) from None
+    ours = SentenceTransformer(str(loaded.repo), device="cpu", trust_remote_code=True, config_kwargs=dict(overrides))
     return ours.eval().to(torch.float32), theirs.eval().to(torch.float32)
 
 
