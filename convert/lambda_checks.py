@@ -11,14 +11,6 @@ from . import family_checks, sentence_checks
 from .checks import mixes_of, padded_ids, worst_of
 from .loaded import Loaded, difference, outputs
 
-# Outputs of BERT and what the published model calls them.
-PUBLISHED_NAMES = {
-    "last_hidden_state": "last_hidden_state",
-    "pooler_output": "pooler_output",
-    "prediction_logits": "prediction_logits",
-    "seq_relationship_logits": "pair_logits",
-}
-
 
 def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
     """Any length uses all tensors."""
@@ -83,18 +75,28 @@ def published_stock_attention(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """With the source's own self-attention in every layer, the outputs that both models have are the source's."""
     longest = min(64, loaded.max_length, int(loaded.manifest["source_max_length"]))
     ids, mask = padded_ids(loaded, (longest, max(longest // 2, 1)))
-    shared = [auto for auto in ("AutoModelForPreTraining", "AutoModel") if auto in loaded.autos] or ["AutoModel"]
-    found, heads = [], {}
-    for auto in shared:
-        dense, emitted = loaded.source_model(auto), loaded.model(auto) if auto in loaded.autos else loaded.base()
+    found = []
+    for auto, names in _shared_outputs(loaded).items():
+        dense, emitted = loaded.source_model(auto), loaded.base() if auto == "AutoModel" else loaded.model()
         _put_back(emitted, dense)
         for visible in (mask, None):
             got, wanted = (outputs(model, auto, ids, visible) for model in (emitted, dense))
-            both = [name for name in PUBLISHED_NAMES if name in wanted]
             real = mask.bool() if visible is mask else None
-            found += [difference(got[PUBLISHED_NAMES[name]], wanted[name], real) for name in both]
-            heads[auto] = both
-    return worst_of(found), {"heads": heads, "tokens": longest}
+            found += [difference(got[ours], wanted[theirs], real) for theirs, ours in names.items()]
+    return worst_of(found), {"heads": sorted(_shared_outputs(loaded)), "tokens": longest}
+
+
+def _shared_outputs(loaded: Loaded) -> dict[str, dict[str, str]]:
+    """By the source's Auto class, its outputs whose tensors the repo has from it, and what the repo calls them."""
+    new = " ".join(loaded.manifest["new"])
+    pooled = {} if "pooler." in new or not loaded.autos else {"pooler_output": "pooler_output"}
+    shared = {"AutoModel": {"last_hidden_state": "last_hidden_state", **pooled}}
+    if "ForPreTraining" in loaded.manifest["architecture"]:
+        if "predictions." not in new:
+            shared["AutoModelForMaskedLM"] = {"logits": "prediction_logits"}
+        if "seq_relationship." not in new and loaded.manifest["architecture"].endswith("NSP"):
+            shared["AutoModelForNextSentencePrediction"] = {"logits": "pair_logits"}
+    return shared
 
 
 def published_same_embedding(loaded: Loaded) -> tuple[float, dict[str, Any]]:

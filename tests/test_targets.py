@@ -33,9 +33,10 @@ SMALL = {
 }
 
 
-def small(target, family):
-    """Options of a small conversion; ALBERT's one layer leaves none for blocks, so their size cannot be given."""
-    return {} if (target, family) == ("transnormer", "albert") else SMALL[target]
+def small(target, family, options=()):
+    """Options of a small conversion, but for the block size where no layer has blocks: it is refused there."""
+    no_blocks = target == "transnormer" and (family == "albert" or dict(options).get("diag_layers") == "0")
+    return {} if no_blocks else SMALL[target]
 
 
 GLU = {"ffn": "glu", "position_encoding": "lrpe"}
@@ -113,7 +114,7 @@ def convert(source, text, verified_in_forks, tmp_path_factory):
     def run(target, family, head=None, verify=False, decoder=False, options=()):
         head = head or main_head(family)
         made = source(family, head, **({"is_decoder": True} if decoder else {}))
-        chosen = {"max_length": TOKENS, **small(target, family), **dict(options)}
+        chosen = {"max_length": TOKENS, **small(target, family, options), **dict(options)}
         if TARGETS[target].calibration:
             chosen["calibrate"] = (text,)
         name = "-".join([target, family, head, *(f"{key}_{value}" for key, value in options)])
@@ -277,6 +278,7 @@ def test_a_repo_is_verified_again_against_its_source(target, convert, source, ve
     repo = convert(target, "bert", verify=True).output
     with verified_in_forks():
         measured = {check.name: check for check in effconv.verify(repo, against=source("bert"))}
-    assert all(check.passed for check in measured.values())
+    left_out = {name for name, check in measured.items() if not check.passed}
+    assert left_out == {"same_embedding"}  # no sentence encoder
     if target == "linformer":
         assert measured["equal_to_source"].value <= 1e-5
