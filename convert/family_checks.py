@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import compare_with_source, padded_ids
+from .checks import beyond_rounding, compare_with_source, padded_ids
 from .families import FAMILIES
 from .loaded import Loaded, decoder_inputs, difference, outputs
 
@@ -158,8 +158,12 @@ def _whole_length(
     dense, emitted = loaded.source_model("AutoModel"), loaded.base(**overrides)
     put_back(emitted, dense)
     ids, _ = padded_ids(loaded, [longest])
-    got, wanted = (outputs(model, "AutoModel", ids, None)["last_hidden_state"] for model in (emitted, dense))
-    return difference(got, wanted)
+
+    def differ() -> float:
+        got, wanted = (outputs(model, "AutoModel", ids, None)["last_hidden_state"] for model in (emitted, dense))
+        return difference(got, wanted)
+
+    return beyond_rounding(differ, emitted, dense)[0]
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -231,6 +231,12 @@ SAVED_AGAIN_EQUAL = Check(
     1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
     means="saving the model loses or changes a tensor: a fine-tuned model would not come back as it was saved",
 )
+
+
+def _trained(manifest: Mapping[str, Any]) -> str:
+    return "trained after the conversion" if manifest.get("adapted") else ""
+
+
 SAME_TOKENS = Check(
     "same_tokens",
     "effconv.convert.token_checks:same_tokens",
@@ -243,15 +249,17 @@ SAME_EMBEDDING = Check(
     "effconv.convert.sentence_checks:same_embedding",
     "with the source's attention put back, SentenceTransformer gives the source's embedding, for every prompt",
     1e-5,
+    _trained,
     needs_source=True,
     means="a module, a prompt or a setting of the sentence encoder is lost or changed",
 )
+
 STOCK_ATTENTION = Check(
     "stock_attention_equals_source",
     "effconv.convert.family_checks:stock_attention_equals_source",
     "with plain softmax attention put back, every head gives the source's outputs",
     1e-5,
-    lambda manifest: "trained after the conversion" if manifest.get("adapted") else "",
+    _trained,
     needs_source=True,
     means="the source's attention has more to it than softmax of q and k, or a tensor was copied to the wrong place",
 )

@@ -216,6 +216,32 @@ def test_a_position_table_that_is_too_short_for_the_promised_length_is_found(tar
         effconv.convert(source, output=tmp_path / "repo", **options)
 
 
+@pytest.mark.parametrize(("fault", "settled"), [(0.0, True), (1e-3, False)])
+def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault, settled):
+    import torch
+    from torch import nn
+
+    from effconv.convert.checks import ROUNDING, beyond_rounding
+
+    class Sum(nn.Module):
+        """Three terms added in one of two orders, as two kernels have it: float32 loses the small one in one of them."""
+
+        def __init__(self, turned):
+            super().__init__()
+            self.large, self.small, self.turned = nn.Parameter(torch.tensor(2.0**24)), 0.25, turned
+
+        @torch.no_grad()
+        def forward(self):
+            if self.turned:
+                return (self.large - self.large) + self.small + fault
+            return (self.large + self.small) - self.large
+
+    one, other = Sum(False), Sum(True)
+    value, in_float32 = beyond_rounding(lambda: abs(float(one()) - float(other())), one, other)
+    assert in_float32 > ROUNDING
+    assert (value <= ROUNDING) is settled
+
+
 H, V = "hidden_size", "vocab_size"
 MPNET = (
     Family(  # as docs/extending.md says how an entry is written, but for the bias, of which the grammar knows nothing
