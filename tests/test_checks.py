@@ -224,7 +224,7 @@ def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault
     from effconv.convert.checks import ROUNDING, beyond_rounding
 
     class Sum(nn.Module):
-        """Three terms added in one of two orders, as two kernels have it: float32 loses the small one in one of them."""
+        """Three terms added in one of two orders, as two kernels do it: in one, float32 loses the small term."""
 
         def __init__(self, turned):
             super().__init__()
