@@ -111,6 +111,24 @@ def test_unmatched_missing_and_misshapen_tensors_are_listed_together(tmp_path):
     assert message.count("\n    ") == 3
 
 
+def test_heads_that_the_family_has_not_are_left_behind_where_another_is_asked_for(tmp_path):
+    source = rewrite(
+        save_tiny(tmp_path / "source"),
+        lambda tensors: {**tensors, "cls.species.weight": torch.zeros(6, 32), "cls.species.bias": torch.zeros(6)},
+    )
+    assert "cls.species.weight: unknown to bert" in faults(source)
+    rows = {row.sources[0]: row for row in plan(source, architecture="ForMaskedLM").rows if row.action == "drop"}
+    why = "part of a head that bert has not; BertForMaskedLM was asked for"
+    assert {name: row.why for name, row in rows.items() if "species" in name} == {
+        "cls.species.weight": why,
+        "cls.species.bias": why,
+    }
+    rewrite(source, lambda tensors: {**tensors, "bert.encoder.layer.0.adapter.weight": torch.zeros(2, 2)})
+    message = faults(source, architecture="ForMaskedLM")  # inside the encoder nothing is left behind
+    assert "bert.encoder.layer.0.adapter.weight: unknown to bert" in message
+    assert "species" not in message
+
+
 def test_long_lists_of_faults_end_with_a_count(tmp_path):
     message = faults(rewrite(save_tiny(tmp_path / "source"), lambda tensors: {WORDS: tensors[WORDS]}))
     assert message.count(": missing") == 20
