@@ -235,11 +235,15 @@ def test_a_config_class_or_tokenizer_of_its_own_changes_no_model(auto_map, sourc
 
 def test_code_of_its_own_is_trusted_only_where_a_check_compares_with_it(source, tmp_path):
     own = edited(source(), tmp_path / "own", auto_map=OWN_CODE)
-    assert effconv.plan(own, "lsg", trust_remote_code=True, **BLOCKS)
-    for options in ({"verify": False}, {"dtype": "float16"}, {"positions": "interpolate"}):
-        unproved = {**BLOCKS, **options, "trust_remote_code": True}
-        refused(lambda unproved=unproved: effconv.plan(own, "lsg", **unproved), UnsupportedError, "auto_map")
-    refused(lambda: effconv.plan(own, "lambda", trust_remote_code=True), UnsupportedError, "auto_map")
+    for options in (
+        {},
+        {"dtype": "float16"},
+        {"positions": "interpolate"},
+    ):  # with its attention put back, all are compared
+        assert effconv.plan(own, "lsg", trust_remote_code=True, **BLOCKS, **options)
+    assert effconv.plan(own, "lambda", trust_remote_code=True)
+    unproved = {**BLOCKS, "verify": False, "trust_remote_code": True}
+    refused(lambda: effconv.plan(own, "lsg", **unproved), UnsupportedError, "auto_map")
 
 
 STOCK = "from transformers import BertForMaskedLM\n\n\nclass OwnForMaskedLM(BertForMaskedLM):\n    pass\n"
