@@ -27,6 +27,8 @@ def convert_case(case, output):
     if options.pop("random_global_init", False):
         options["global_init"] = "random"
     options |= recorded["model_kwargs"]
+    if options.get("mask_first_token"):
+        options.pop("pool_with_global", None)  # then it is set whatever is asked: asking for the contrary is refused
     if "num_global_tokens" in options:  # the published code takes 700 for 512
         options["num_global_tokens"] = min(options["num_global_tokens"], 512)
     length = recorded["max_sequence_length"]
