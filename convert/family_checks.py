@@ -56,6 +56,8 @@ def stock_attention_equals_source(
 
     longest = min(LONGEST_DENSE, loaded.max_length, int(loaded.manifest["source_max_length"]))
     value, details = compare_with_source(loaded, min(64, longest), put_back, **overrides)
+    if loaded.manifest.get("part"):  # of which the source has no base model alone, and which keeps its attention
+        return value, {**details, "restored": restored}
     whole = _whole_length(loaded, longest, put_back, overrides)
     found = math.nan if math.isnan(value) or math.isnan(whole) else max(value, whole)
     return found, {**details, "longest": longest, "restored": restored}
@@ -187,7 +189,7 @@ def _inputs(loaded: Loaded, model: Any, auto: str, tokens: int) -> dict[str, Ten
     ids, _ = padded_ids(loaded, [tokens])
     ids = ids[None] if auto == "AutoModelForMultipleChoice" else ids
     inputs = {"input_ids": ids, **decoder_inputs(model, ids)}
-    if getattr(model.config, "add_cross_attention", False):
+    if getattr(model.config, "add_cross_attention", False) or loaded.manifest.get("part"):
         generator = torch.Generator().manual_seed(0)
         inputs["encoder_hidden_states"] = torch.randn((1, 7, model.config.hidden_size), generator=generator)
     return inputs

@@ -71,6 +71,8 @@ def check_repo(found: Findings, job: dict[str, Any], without: Sequence[str] = ()
         if check.name in without or check.applies(manifest):
             continue
         result = run_check(loaded, asdict(check))
+        if result["passed"] is None:  # it does not apply, and so it does not count as held
+            continue
         found.add(f"{job['name']}: {check.name}", result["why"])
         if result["value"] is not None:
             found.worst[check.name] = max(result["value"], found.worst.get(check.name, 0.0))

@@ -84,11 +84,12 @@ def test_a_broken_repo_fails_under_a_setting(tmp_path):
     sound, broken = Findings(1), Findings(1)
     check_repo(sound, job)
     assert not sound.faults
-    assert sound.held == 4
+    assert sound.held == 8
     assert "model of lsg" in sound.bits
     tensors = load_file(repo / "model.safetensors")
     tensors["classifier.bias"] += 1e-3
     save_file(tensors, repo / "model.safetensors", metadata={"format": "pt"})
     check_repo(broken, job)
-    (fault,) = broken.faults
-    assert fault.startswith("lsg: equal_to_source: differs by")
+    first, second = broken.faults
+    assert first.startswith("lsg: equal_to_source: differs by")
+    assert second.startswith("lsg: stock_attention_equals_source: differs by")
