@@ -76,12 +76,11 @@ def attend(config, mask, q, k, v):
     return kept, kept.pad(context.flatten(2)).unflatten(-1, q.shape[1::2]).transpose(1, 2)
 
 
-@pytest.mark.parametrize("form", ["cpu", "plain"])
+@pytest.mark.parametrize("form", ["auto", "plain"])
 @pytest.mark.parametrize("name", KINDS)
 def test_attention_is_the_oracles_in_the_padded_batch(name, form, monkeypatch):
-    monkeypatch.setattr(lsg, "FORM", form)
     monkeypatch.setitem(unpadding.GROUP_PADDING, "cpu", 3)
-    config = options(**KINDS[name])
+    config = options(**KINDS[name], attention_form=form)
     assert not padding_counts(config)
     mask = visible(config)
     q, k, v = qkv(config, max(LENGTHS), batch=len(LENGTHS))
