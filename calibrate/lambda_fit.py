@@ -292,7 +292,9 @@ def _fit_sites(
 
 def _output_root(site: AttentionSite) -> Tensor:
     """(h, d, d) symmetric root of W_oᵀW_o a head: distances as the residual stream sees them."""
-    w = site.output.weight.detach().float()  # D (h d)
+    weight = site.output.weight
+    assert isinstance(weight, Tensor)
+    w = weight.detach().float()  # D (h d)
     w = w.unflatten(1, (site.heads, -1)).transpose(0, 1)  # h D d
     values, vectors = torch.linalg.eigh((w.transpose(1, 2) @ w).double())
     return (vectors * values.clamp_min(0).sqrt()[:, None] @ vectors.transpose(1, 2)).float()
