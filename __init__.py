@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .api import adapt, bench, convert, fidelity, load, plan, push_to_hub, verify
     from .convert.errors import EffconvError
     from .hub.refresh import refresh
-    from .inmemory import lsgify
+    from .lsgify.inmemory import lsgify
 
 __version__ = "0.1.0"
 __all__ = [

@@ -108,7 +108,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read H
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
     from .convert.errors import MEMORY, MEMORY_EXIT_CODE, EffconvError, StoppedError, memory_ran_out
-    from .convert.system import require_supported_system
+    from .convert.io.system import require_supported_system
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this
@@ -149,7 +149,7 @@ def main() -> None:
 
 def _signals_as_ctrl_c() -> list[int]:
     """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, clean-up and report included; returns which will have come."""
-    from .convert.system import ending_signals
+    from .convert.io.system import ending_signals
 
     came: list[int] = []
 
@@ -211,7 +211,7 @@ def _converting_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import convert, plan
         from .convert.errors import EffconvError
-        from .report import Progress, show_plan, show_result
+        from .report.conversion import Progress, show_plan, show_result
 
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
         sharing = {field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)}
@@ -252,7 +252,7 @@ def _training_command(name: str) -> Command:
 
     def command(**values: Any) -> None:
         from .api import adapt
-        from .report import Progress, TrainingProgress, show_adapted
+        from .report.conversion import Progress, TrainingProgress, show_adapted
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = _together("--data", values["data"], more)
@@ -278,7 +278,7 @@ def _measuring_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import bench
         from .convert.errors import StoppedError
-        from .report import Progress, show_advice, show_bench
+        from .report.conversion import Progress, show_advice, show_bench
 
         models, as_json = values.pop("models"), values.pop("json")
         if values["data"]:  # what a shell makes of --data *.txt: the first file is the option's, the others stand alone
@@ -355,8 +355,8 @@ def inspect_command(
 ) -> None:
     """Say what a source is and what it can become, from its headers alone."""
     from .inspection import inspect_source
-    from .report import show_inspection
-    from .targets import TARGETS
+    from .report.conversion import show_inspection
+    from .targets.registry import TARGETS
 
     found = inspect_source(source, revision=revision, token=token, offline=offline)
     show_inspection(found, TARGETS, as_json=json)
@@ -375,7 +375,7 @@ def verify(
 ) -> None:
     """Check a repo again: every hash, then its target's promises in a fresh process."""
     from .api import verify as verify_repo
-    from .report import Progress, show_checks
+    from .report.conversion import Progress, show_checks
 
     with Progress() as progress:
         measured = verify_repo(
@@ -404,7 +404,7 @@ def fidelity(
 ) -> None:
     """Measure how close a repo's model is to its source on the same text."""
     from .api import fidelity as measure
-    from .report import Progress, show_fidelity
+    from .report.conversion import Progress, show_fidelity
 
     with Progress() as progress:
         rows = measure(
@@ -443,7 +443,7 @@ def retrieval(
 ) -> None:
     """Find long documents by pieces of their later parts: the source in three ways, and repos."""
     from .adapt.retrieval import retrieval as measure
-    from .report import Progress, show_retrieval
+    from .report.conversion import Progress, show_retrieval
 
     # Repos are folders: what stands among them and is a file is more of --data.
     texts = [path for path in repos if path.is_file()]
@@ -467,8 +467,8 @@ def retrieval(
 @app.command(cls=PlainCommand, rich_help_panel="Look")
 def targets(json: Json = False) -> None:
     """List what a source can become."""
-    from .report import show_targets
-    from .targets import TARGETS
+    from .report.conversion import show_targets
+    from .targets.registry import TARGETS
 
     show_targets(TARGETS.values(), as_json=json)
 
@@ -476,9 +476,9 @@ def targets(json: Json = False) -> None:
 @app.command(cls=PlainCommand, rich_help_panel="Look")
 def families(json: Json = False) -> None:
     """List the architectures that can be converted, with their heads."""
-    from .report import show_families
-    from .targets import TARGETS
-    from .targets import families as all_families
+    from .report.conversion import show_families
+    from .targets.registry import TARGETS
+    from .targets.registry import families as all_families
 
     show_families(all_families().values(), TARGETS.values(), as_json=json)
 
@@ -514,7 +514,7 @@ def push_to_hub(
 ) -> None:
     """Share a repo on the Hub: verified, in one commit, only what differs; safe to run again."""
     from .hub.push import push
-    from .report import show_push
+    from .report.conversion import show_push
 
     with _hub_progress(quiet) as progress:
         pushed = push(
@@ -560,7 +560,7 @@ def refresh(
 ) -> None:
     """Write code, generated card blocks and manifest of a repo anew; weights and what a person wrote stay."""
     from .hub.refresh import refresh as refresh_repo
-    from .report import show_refreshed
+    from .report.conversion import show_refreshed
 
     with _hub_progress(quiet) as progress:
         refreshed = refresh_repo(
@@ -582,7 +582,7 @@ def refresh(
 @contextlib.contextmanager
 def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Steps on stderr, with the client's own bars where there is a terminal; nothing at all when quiet."""
-    from .report import Progress
+    from .report.conversion import Progress
 
     _quiet_hub(bars=not quiet)
     if quiet:

@@ -6,17 +6,17 @@ import math
 import os
 from dataclasses import asdict, dataclass
 
-from .convert.converted import converted
+from .convert.families.converted import converted
 from .convert.errors import UnsupportedError
-from .convert.families import FAMILIES, family_of
-from .convert.family import number
+from .convert.families.registry import FAMILIES, family_of
+from .convert.families.grammar import number
 from .convert.options import Settings
 from .convert.plan import check_floats, choose_head
-from .convert.reader import DENSE_FORMATS, FILES, open_checkpoint
+from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.run import ask, planned
-from .convert.source import Source, resolve, sentence_modules
+from .convert.io.source import Source, resolve, sentence_modules
 from .convert.target import Target
-from .targets import TARGETS
+from .targets.registry import TARGETS
 
 
 @dataclass(frozen=True, slots=True)

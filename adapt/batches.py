@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..convert.errors import BadInputError
-from .documents import Corpus, Tokens
+from ..data.documents import Corpus, Tokens
 
 IGNORED = -100
 BY_TEXT = ("ids", "begins", "masked_ids", "labels", "places")  # tables of a batch, a row a text

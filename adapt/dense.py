@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, UnsupportedError
-from .documents import Corpus
+from ..data.documents import Corpus
 from .models import Pair
 from .sentence import MODULES, kind_of, modules_of
 from .teacher import pooled

@@ -14,7 +14,7 @@ from ..convert.errors import BadInputError
 from ..convert.wording import six_digits
 from .batches import Batch, masked
 from .contrastive import PIECES, cut_pieces, embedded
-from .documents import Corpus
+from ..data.documents import Corpus
 from .models import Pair
 from .objectives import Scales, scales_of
 from .ranking import ranked, reciprocal

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, UnsupportedError, UsageError
-from ..convert.families import FAMILIES
+from ..convert.families.registry import FAMILIES
 from ..convert.options import flag_of, require_sound
 from ..convert.target import Target
-from ..convert.text_files import require_readable
-from ..convert.tokenizer import require_tokenizer
+from ..convert.text import require_readable
+from ..convert.io.tokenizer import require_tokenizer
 from .logits import kind_of_logits
 from .options import AdaptOptions
 from .recipes import Phase

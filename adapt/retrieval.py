@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UsageError
-from ..convert.manifest import check_hashes, read_manifest
-from ..convert.recheck import source_of
-from ..convert.text_files import Named, one_or_several, require_readable
-from ..convert.tokenizer import require_tokenizer
+from ..convert.repo.manifest import check_hashes, read_manifest
+from ..convert.verify.recheck import source_of
+from ..convert.text import Named, one_or_several, require_readable
+from ..convert.io.tokenizer import require_tokenizer
 from .sentence import pooling_of
 
 Progress = Callable[[str, int, int], None]
@@ -75,7 +75,7 @@ def retrieval(
     import torch
     import transformers
 
-    from ..calibrate.text import read_text
+    from ..targets.text_batches import read_text
     from .dense import dense_layers
     from .ranking import Encoder, make_task, measure
 

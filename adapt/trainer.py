@@ -17,7 +17,7 @@ from ..convert.errors import CheckFailedError, UsageError
 from .batches import Batch, batches, check_enough, masked
 from .checkpoints import Checkpoints, Place
 from .contrastive import REMEMBERED, Pieces
-from .documents import Corpus
+from ..data.documents import Corpus
 from .heldout import WATCHED_TEXTS, HeldOut, score
 from .models import Pair, load_state, new_tensors, select, state_of
 from .objectives import Objective, Scales

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
-from ..convert.source import TOKENIZER_FILES
+from ..convert.io.source import TOKENIZER_FILES
 from . import choices
 from .choices import Candidate, Lengths, Probe
 from .machine import machine
@@ -18,7 +18,7 @@ from .options import BenchOptions
 from .reasons import none_needed, reasons
 from .run import Progress
 from .sources import Opened, opened, source_name
-from .texts import count_tokens, read_texts, require_files
+from ..data.texts import count_tokens, read_texts, require_files
 from .timing import clock_name
 from .whole import Case, Row, measure
 

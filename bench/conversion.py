@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from ..convert.errors import BadInputError
-from ..convert.families import BERT
-from ..convert.family import shape_of
-from ..convert.tensorfile import TensorFile
-from .bars import Bar, Section
+from ..convert.families.registry import BERT
+from ..convert.families.grammar import shape_of
+from ..convert.io.tensorfile import TensorFile
+from benchmarks.bars import Bar, Section
 from .timing import Spread, ratio
 
 SHAPES = {

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..templates import lsg_attention as lsg
 from ..templates.lsg_configuration import ATTENTION_FORMS
-from .lsg import CONFIG, HEADS, WIDTH
+from benchmarks.lsg import CONFIG, HEADS, WIDTH
 
 LENGTHS = [1024, 4096, 16384, 65536]
 SHORTEST = 2 * CONFIG.block_size + 1  # up to two blocks attention is full, in every form

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UsageError
-from ..convert.source import Source
+from ..convert.io.source import Source
 from . import conversion
 from .findings import Crossover, Fastest, crossovers, fastest
 from .machine import machine

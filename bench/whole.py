@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, Any
 
-from ..convert import verify
+from ..convert.verify import run as verify
 from ..convert.errors import UsageError
 from .models import Subject
 from .timing import Spread, clock_name

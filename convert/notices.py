@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .family import Config
+from .families.grammar import Config
 from .target import Context
 
 DECODER = "is_decoder"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .dtypes import FLOATS, SIZES, Array, from_float32
+from .io.dtypes import FLOATS, SIZES, Array, from_float32
 
 Shape = tuple[int, ...]
 

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
-from .checkpoint import Checkpoint, Tensor
-from .dtypes import FLOATS, SIZES
+from .io.checkpoint import Checkpoint, Tensor
+from .io.dtypes import FLOATS, SIZES
 from .errors import BadInputError, UnsupportedError, listing
-from .families import head_of
-from .family import Family, Head, Weight, is_flax, shape_of
-from .modelcode import class_name
+from .families.registry import head_of
+from .families.grammar import Family, Head, Weight, is_flax, shape_of
+from .repo.modelcode import class_name
 from .ops import Computed, Copy, New, Op, Shape, elements
 from .target import Context, Rule, Target
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
-from .family import number
+from .families.grammar import number
 from .ops import InterpolatePositions, TilePositions
 from .target import Context, Rule
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..convert.errors import HubError
-from ..convert.manifest import NAME
+from ..convert.repo.manifest import NAME
 from .changes import LocalFile, compare
 from .connection import Connection, Head
 from .content import CARD, Theirs, parse_manifest

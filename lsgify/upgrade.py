@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ..convert.converted import converted
+from ..convert.families.converted import converted
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import ENCODER_DECODERS, FAMILIES
-from ..convert.family import Config, number
-from ..convert.modelcode import LSG_CODE
+from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
+from ..convert.families.grammar import Config, number
+from ..convert.repo.modelcode import LSG_CODE
 from ..convert.options import is_open
 from ..convert.target import Context
 from ..templates.lsg_configuration import SPARSITY_TYPES

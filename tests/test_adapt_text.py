@@ -12,7 +12,7 @@ from adapt_text import documents, write_wiki
 from transformers import AutoTokenizer
 
 from effconv.adapt.batches import IGNORED, TokenStream, batches, check_enough, masked
-from effconv.adapt.documents import SHARED, read_corpus, text_documents
+from effconv.data.documents import SHARED, read_corpus, text_documents
 from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phase_steps, phases_of, training_lengths
 from effconv.convert.errors import BadInputError, UsageError

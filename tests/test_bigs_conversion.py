@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from effconv.api import convert, fidelity, plan, verify
 from effconv.cli import app
-from effconv.convert.bigs import BIGS, JAX2TORCH, NAMES, jax_name, operation
-from effconv.convert.bigs_checks import _params
+from effconv.targets.registry.bigs.target import BIGS, JAX2TORCH, NAMES, jax_name, operation
+from effconv.targets.registry.bigs.checks import _params
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
-from effconv.convert.flax_msgpack import read_structure
-from effconv.convert.recheck import source_of
+from effconv.convert.io.flax_msgpack import read_structure
+from effconv.convert.verify.run.recheck import source_of
 from effconv.inspection import inspect_source
 from effconv.templates import modeling_bigs
 

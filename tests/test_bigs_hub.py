@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from same_models import TOLERANCE as SAME
 
 import effconv
-from effconv.convert.card_blocks import blocks, front_matter
+from effconv.convert.repo.card_blocks import blocks, front_matter
 from hub_server import LoopbackHub
 
 pytestmark = pytest.mark.xdist_group("bigs-hub")

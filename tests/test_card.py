@@ -12,19 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import effconv
-from effconv.convert.card import add_to_card
-from effconv.convert.card_blocks import (
-    Result,
-    blocks,
-    front_matter,
-    merged,
-    named,
-    with_block,
-    with_field,
-    with_results,
-)
+from effconv.convert.repo.card import add_to_card
+from effconv.convert.repo.card_blocks import (Result, blocks, front_matter, merged, named, with_block, with_field, with_results,)
 from effconv.convert.errors import BadInputError
-from effconv.convert.manifest import changed_files, read_manifest
+from effconv.convert.repo.manifest import changed_files, read_manifest
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 SMALL = {"max_length": 128, "block_size": 16, "sparse_block_size": 16}

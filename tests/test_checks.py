@@ -11,12 +11,13 @@ import pytest
 from checkpoints import edit_json, read_json, write_json
 
 import effconv
-from effconv.convert import families, verify
+from effconv.convert.families.registry import registry as families
+from effconv.convert.verify.run import run as verify
 from effconv.convert.errors import CheckFailedError
-from effconv.convert.family import Family, Head, Weight, linear, norm
-from effconv.convert.modelcode import FamilyCode
-from effconv.convert.refusals import REFUSED
-from effconv.targets import TARGETS
+from effconv.convert.families.registry.grammar import Family, Head, Weight, linear, norm
+from effconv.convert.repo.modelcode import FamilyCode
+from effconv.convert.families.registry.refused import REFUSED
+from effconv.targets.registry.registry import TARGETS
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 pytestmark = pytest.mark.xdist_group("checks")
@@ -151,8 +152,8 @@ def test_a_sentence_encoder_that_embeds_otherwise_is_found(kind, made, repo, che
 
 
 def test_without_sentence_transformers_its_files_are_compared(made, repo, monkeypatch):
-    from effconv.convert.loaded import Loaded
-    from effconv.convert.sentence_checks import same_embedding
+    from effconv.convert.verify.run.loaded import Loaded
+    from effconv.convert.verify.run.sentence_checks import same_embedding
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     manifest = read_json(repo / "effconv.json")
@@ -180,7 +181,7 @@ def test_a_bias_of_keys_counts_as_read_although_it_moves_no_output(made, repo):
     import torch
     from torch import nn
 
-    from effconv.convert.family_checks import _reaches, _with_gradient
+    from effconv.convert.verify.run.family_checks import _reaches, _with_gradient
 
     class Attention(nn.Module):
         def __init__(self):
@@ -221,7 +222,7 @@ def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault
     import torch
     from torch import nn
 
-    from effconv.convert.checks import ROUNDING, beyond_rounding
+    from effconv.convert.verify.run.checks import ROUNDING, beyond_rounding
 
     class Sum(nn.Module):
         """Three terms added in one of two orders, as two kernels do it: in one, float32 loses the small term."""
@@ -296,8 +297,8 @@ def test_a_family_whose_attention_has_a_bias_is_found(target, tmp_path, monkeypa
     import torch
     import transformers
 
-    from effconv.convert.loaded import Loaded
-    from effconv.convert.stranger import run_check  # in this process, whose table of families has the entry
+    from effconv.convert.verify.run.loaded import Loaded
+    from effconv.convert.verify.run.stranger import run_check  # in this process, whose table of families has the entry
 
     monkeypatch.setitem(families.FAMILIES, "mpnet", MPNET)
     monkeypatch.delitem(REFUSED, "mpnet")

@@ -13,19 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effconv.convert.errors import BadInputError
-from effconv.convert.flax_msgpack import (
-    NAMES,
-    FlaxFile,
-    _array_header,
-    _map_header,
-    _text,
-    open_flax,
-    read_structure,
-    structure,
-    tree_order,
-)
-from effconv.convert.reader import open_checkpoint
-from effconv.convert.source import resolve
+from effconv.convert.io.flax_msgpack import (NAMES, FlaxFile, _array_header, _map_header, _text, open_flax, read_structure, structure, tree_order,)
+from effconv.convert.io.reader import open_checkpoint
+from effconv.convert.io.source import resolve
 
 needs_flax = pytest.mark.skipif(not importlib.util.find_spec("flax"), reason="flax is not installed")
 RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "u1"}
@@ -102,7 +92,7 @@ def test_the_bytes_are_those_that_flax_writes(tmp_path_factory, tree):
 
 
 def test_arrays_beyond_the_format_are_written_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("effconv.convert.flax_msgpack.PIECE_BYTES", 100)
+    monkeypatch.setattr("effconv.convert.io.flax_msgpack.PIECE_BYTES", 100)
     values = np.arange(70, dtype="<f4").reshape(7, 10)
     write(tmp_path / "flax_model.msgpack", [("a/b", "F32", (7, 10), values.tobytes()), ("c", "F32", (1,), bytes(4))])
     ((tensor, ranges), _) = read_structure(tmp_path / "flax_model.msgpack", "flax_model.msgpack")

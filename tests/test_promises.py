@@ -16,8 +16,8 @@ import pytest
 from checkpoints import bits, convert, edit_json, read, read_json, snapshot, write_json
 
 from effconv.convert.errors import BadInputError, OutputError, UsageError
-from effconv.convert.families import FAMILIES
-from effconv.convert.family import shape_of
+from effconv.convert.families.registry.registry import FAMILIES
+from effconv.convert.families.registry.grammar import shape_of
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 TESTS = Path(__file__).parent

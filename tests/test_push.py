@@ -99,7 +99,7 @@ print(json.dumps([type(loaded).__name__, states.shape[1], encoder.encode(["the c
         for name, data in hub.repos["me/long"].files.items():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(data)
-        from effconv.convert.manifest import changed_files, read_manifest
+        from effconv.convert.repo.manifest import changed_files, read_manifest
 
         assert changed_files(tmp_path / "copy", read_manifest(tmp_path / "copy")) == []
 

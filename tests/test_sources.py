@@ -21,7 +21,7 @@ from checkpoints import (
 )
 
 from effconv.convert.errors import BadInputError
-from effconv.convert.families import FAMILIES as EVERY_FAMILY
+from effconv.convert.families.registry.registry import FAMILIES as EVERY_FAMILY
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 FAMILIES = ("bert", "roberta")

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import effconv
 from effconv.adapt.dense import dense_layers, pieces_of, whitening
-from effconv.adapt.documents import Corpus
+from effconv.data.documents import Corpus
 from effconv.adapt.retrieval import retrieval
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from tiny import save_tiny_sentence_encoder
