@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import layers
     from .api import adapt, bench, convert, fidelity, load, plan, push_to_hub, verify
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from .hub.refresh import refresh
     from .lsgify.inmemory import lsgify
 
-__version__ = "0.1.0"
 __all__ = [
     "EffconvError",
     "adapt",

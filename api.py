@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .convert.errors import EffconvError, UsageError
-from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.options import Settings
 from .convert.plan import Plan
-from .convert.verify.recheck import fidelity_of as fidelity
-from .convert.verify.recheck import verify_repo
+from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.run import Result, convert_source, prepare
 from .convert.target import Target
 from .convert.text import one_or_several
+from .convert.verify.recheck import fidelity_of as fidelity
+from .convert.verify.recheck import verify_repo
 from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
 from .targets.registry import TARGETS, target_named

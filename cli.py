@@ -32,23 +32,23 @@ CONVERTING = {  # command: its target's options, what it says of itself
         "A source that is LSG already is upgraded, and keeps what it has.",
     ),
     "linformer": (
-        "convert.linformer_options:LinformerOptions",
+        "targets.linformer.options:LinformerOptions",
         "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
     ),
     "lambda": (
-        "convert.lambda_options:LambdaOptions",
+        "targets.lambda_.options:LambdaOptions",
         "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
     ),
     "transnormer": (
-        "convert.transnormer_options:TransNormerOptions",
+        "targets.transnormer.options:TransNormerOptions",
         "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
     ),
     "jax2torch": (
-        "convert.bigs_options:BiGSOptions",
+        "targets.bigs.options:BiGSOptions",
         "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).",
     ),
-    "torch2jax": ("convert.bigs_options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
-    "bigs": ("convert.bigs_options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
+    "torch2jax": ("targets.bigs.options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
+    "bigs": ("targets.bigs.options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
 }
 MEASURING = {
     "bench": "Measure time and memory of models side by side; with --data, advise on length, block, sparsity and batch."
@@ -183,7 +183,7 @@ def _end_unread() -> NoReturn:
 
 def _version(asked: bool) -> None:
     if asked:
-        from . import __version__
+        from .version import __version__
 
         typer.echo(f"effconv {__version__}")
         raise typer.Exit
@@ -211,7 +211,8 @@ def _converting_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import convert, plan
         from .convert.errors import EffconvError
-        from .report.conversion import Progress, show_plan, show_result
+        from .report.console import Progress
+        from .report.conversion import show_plan, show_result
 
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
         sharing = {field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)}
@@ -252,7 +253,8 @@ def _training_command(name: str) -> Command:
 
     def command(**values: Any) -> None:
         from .api import adapt
-        from .report.conversion import Progress, TrainingProgress, show_adapted
+        from .report.console import Progress, TrainingProgress
+        from .report.training import show_adapted
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = _together("--data", values["data"], more)
@@ -278,7 +280,8 @@ def _measuring_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import bench
         from .convert.errors import StoppedError
-        from .report.conversion import Progress, show_advice, show_bench
+        from .report.bench import show_advice, show_bench
+        from .report.console import Progress
 
         models, as_json = values.pop("models"), values.pop("json")
         if values["data"]:  # what a shell makes of --data *.txt: the first file is the option's, the others stand alone
@@ -375,7 +378,8 @@ def verify(
 ) -> None:
     """Check a repo again: every hash, then its target's promises in a fresh process."""
     from .api import verify as verify_repo
-    from .report.conversion import Progress, show_checks
+    from .report.console import Progress
+    from .report.conversion import show_checks
 
     with Progress() as progress:
         measured = verify_repo(
@@ -404,7 +408,8 @@ def fidelity(
 ) -> None:
     """Measure how close a repo's model is to its source on the same text."""
     from .api import fidelity as measure
-    from .report.conversion import Progress, show_fidelity
+    from .report.console import Progress
+    from .report.conversion import show_fidelity
 
     with Progress() as progress:
         rows = measure(
@@ -443,7 +448,8 @@ def retrieval(
 ) -> None:
     """Find long documents by pieces of their later parts: the source in three ways, and repos."""
     from .adapt.retrieval import retrieval as measure
-    from .report.conversion import Progress, show_retrieval
+    from .report.console import Progress
+    from .report.training import show_retrieval
 
     # Repos are folders: what stands among them and is a file is more of --data.
     texts = [path for path in repos if path.is_file()]
@@ -514,7 +520,7 @@ def push_to_hub(
 ) -> None:
     """Share a repo on the Hub: verified, in one commit, only what differs; safe to run again."""
     from .hub.push import push
-    from .report.conversion import show_push
+    from .report.hub import show_push
 
     with _hub_progress(quiet) as progress:
         pushed = push(
@@ -560,7 +566,7 @@ def refresh(
 ) -> None:
     """Write code, generated card blocks and manifest of a repo anew; weights and what a person wrote stay."""
     from .hub.refresh import refresh as refresh_repo
-    from .report.conversion import show_refreshed
+    from .report.hub import show_refreshed
 
     with _hub_progress(quiet) as progress:
         refreshed = refresh_repo(
@@ -582,7 +588,7 @@ def refresh(
 @contextlib.contextmanager
 def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Steps on stderr, with the client's own bars where there is a terminal; nothing at all when quiet."""
-    from .report.conversion import Progress
+    from .report.console import Progress
 
     _quiet_hub(bars=not quiet)
     if quiet:

@@ -6,15 +6,15 @@ import math
 import os
 from dataclasses import asdict, dataclass
 
-from .convert.families.converted import converted
 from .convert.errors import UnsupportedError
-from .convert.families.registry import FAMILIES, family_of
+from .convert.families.converted import converted
 from .convert.families.grammar import number
+from .convert.families.registry import FAMILIES, family_of
+from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
+from .convert.io.source import Source, resolve, sentence_modules
 from .convert.options import Settings
 from .convert.plan import check_floats, choose_head
-from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.run import ask, planned
-from .convert.io.source import Source, resolve, sentence_modules
 from .convert.target import Target
 from .targets.registry import TARGETS
 

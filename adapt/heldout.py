@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import BadInputError
-from ..convert.wording import six_digits
+from ..convert.text import six_digits
+from ..data.documents import Corpus
 from .batches import Batch, masked
 from .contrastive import PIECES, cut_pieces, embedded
-from ..data.documents import Corpus
 from .models import Pair
 from .objectives import Scales, scales_of
 from .ranking import ranked, reciprocal

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets.text_batches import special_ends
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families.registry import FAMILIES
 from ..convert.families.grammar import Family
+from ..convert.families.registry import FAMILIES
+from ..convert.text import special_ends
 from ..convert.verify.loaded import Loaded
 from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase

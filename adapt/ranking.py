@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError
-from ..convert.wording import counted
+from ..convert.text import counted
 from .teacher import pooled
 
 Progress = Callable[[str, int, int], None]

@@ -10,10 +10,10 @@ from typing import Any
 
 from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
+from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import flag_of, require_sound
 from ..convert.target import Target
 from ..convert.text import require_readable
-from ..convert.io.tokenizer import require_tokenizer
 from .logits import kind_of_logits
 from .options import AdaptOptions
 from .recipes import Phase

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UsageError
-from ..convert.repo.manifest import check_hashes, read_manifest
-from ..convert.verify.recheck import source_of
-from ..convert.text import Named, one_or_several, require_readable
 from ..convert.io.tokenizer import require_tokenizer
+from ..convert.repo.manifest import check_hashes, read_manifest
+from ..convert.text import Named, one_or_several, require_readable
+from ..convert.verify.recheck import source_of
 from .sentence import pooling_of
 
 Progress = Callable[[str, int, int], None]

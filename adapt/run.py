@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..convert.repo.card import card_text
-from ..convert.repo.card_blocks import merged
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
 from ..convert.execute import Progress
 from ..convert.families.registry import ENCODER_DECODERS
-from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, write_manifest
-from ..convert.verify.recheck import source_of
 from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
-from ..convert.target import Target
 from ..convert.io.tensorfile import file_sha256
+from ..convert.repo.card import card_text
+from ..convert.repo.card_blocks import merged
+from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, write_manifest
+from ..convert.target import Target
+from ..convert.verify.recheck import source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
+from ..version import __version__
 from .logits import VALUES
 from .options import AdaptOptions
 from .recipes import Phase, Recipe, phases_of, recipe_of, training_lengths
@@ -164,9 +164,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     Returns:
         The trained tensors and what was measured; None in processes other than the first.
     """
+    from ..data.documents import read_corpus
     from .checkpoints import Checkpoints
     from .dense import fitted, pieces_of
-    from ..data.documents import read_corpus
     from .heldout import HeldOut
     from .models import load_pair
     from .trainer import Run, make_accelerator

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..convert.errors import CheckFailedError, UsageError
+from ..data.documents import Corpus
 from .batches import Batch, batches, check_enough, masked
 from .checkpoints import Checkpoints, Place
 from .contrastive import REMEMBERED, Pieces
-from ..data.documents import Corpus
 from .heldout import WATCHED_TEXTS, HeldOut, score
 from .models import Pair, load_state, new_tensors, select, state_of
 from .objectives import Objective, Scales

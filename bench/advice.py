@@ -10,6 +10,7 @@ from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.io.source import TOKENIZER_FILES
+from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
 from .choices import Candidate, Lengths, Probe
 from .machine import machine
@@ -18,7 +19,6 @@ from .options import BenchOptions
 from .reasons import none_needed, reasons
 from .run import Progress
 from .sources import Opened, opened, source_name
-from ..data.texts import count_tokens, read_texts, require_files
 from .timing import clock_name
 from .whole import Case, Row, measure
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..convert.errors import UsageError
-from ..convert.families.registry import FAMILIES
 from ..convert.families.grammar import Family
+from ..convert.families.registry import FAMILIES
 from .options import SHAPES
 
 MODERNBERT_PUBLISHED = {768: (22, 12, 1152), 1024: (28, 16, 2624)}  # width: layers, heads, inner width

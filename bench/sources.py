@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.repo import manifest as manifests
-from ..convert.repo.card import command
-from ..convert.families.converted import converted
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
+from ..convert.families.converted import converted
 from ..convert.families.registry import FAMILIES
 from ..convert.io.reader import open_checkpoint
-from ..convert.run import source_folder
 from ..convert.io.source import Source, hub_errors, resolve
 from ..convert.io.tensorfile import file_sha256
+from ..convert.repo import manifest as manifests
+from ..convert.repo.card import command
+from ..convert.run import source_folder
 from ..targets.registry import TARGETS, target_named
 from .models import Subject, size_of, stretched
 from .options import BenchOptions

@@ -1,6 +1,6 @@
-"""`python -m effconv.bench`, which is `make bench`: every bar of the project in one table, with the figures behind it.
+"""`python -m benchmarks`, which is `make bench`: every bar of the project in one table, with the figures behind it.
 
-    python -m effconv.bench [--only SECTION ...] [--threads 1 ...] [--rounds N] [--published FILE] [--quick]
+    python -m benchmarks [--only SECTION ...] [--threads 1 ...] [--rounds N] [--published FILE] [--quick]
                             [--json FILE] [--markdown FILE]
 
 Ratios come from one run, the forms in turn; one thread in CPU time, all of them in wall time. Whatever is printed while
@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from effconv.convert.repo.card_blocks import with_block
-from effconv.convert.errors import EffconvError
 from benchmarks.bars import Section, markdown
 from effconv.bench.machine import cores, described, machine
+from effconv.convert.errors import EffconvError
+from effconv.convert.repo.card_blocks import with_block
 
 SECTIONS = ("startup", "conversion", "layers", "lsg", "bigs", "mixed", "models")
 
@@ -99,7 +99,7 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m effconv.bench", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=f"{SECTIONS}")
     parser.add_argument("--threads", nargs="+", type=_threads, default=["1", "all"], help="numbers, or all")
     parser.add_argument("--rounds", type=int, help="of everything; by default 7 of layers and 3 of models")

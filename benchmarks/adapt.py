@@ -28,8 +28,8 @@ from effconv.adapt.recipes import phases_of
 from effconv.adapt.retrieval import retrieval
 from effconv.adapt.teacher import lesson
 from effconv.api import adapt, convert, fidelity
-from effconv.convert.families.registry.registry import family_of
-from effconv.convert.verify.run.fidelity import cut
+from effconv.convert.families.registry import family_of
+from effconv.convert.verify.fidelity import cut
 
 SHORT, LONG = (128, 512), (512, 1024)
 RETRIEVAL: dict[str, Any] = {

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bars import Section, faster
+from effconv.bench.timing import clock_name, interleaved
 from effconv.templates.bigs_ssm import S4D, convolve_both, plain_convolution
 from effconv.templates.configuration_bigs import BiGSConfig
 from effconv.templates.modeling_bigs import BiGSLayer, BiGSPreTrainedModel
-from benchmarks.bars import Section, faster
-from effconv.bench.timing import clock_name, interleaved
 
 WIDTH, INNER, MODES = 1024, 3072, 64
 NAIVE, NAIVE_LAST, CONVOLUTION = "naive convolution", "naive convolution, positions last", "convolution"

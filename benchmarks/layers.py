@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bars import Section, faster
+from effconv.bench.timing import clock_name, interleaved
 from effconv.templates.lambda_attention import LambdaMix, position_term
 from effconv.templates.linformer_attention import LinformerMix
 from effconv.templates.transnormer_attention import linear_attention
-from benchmarks.bars import Section, faster
-from effconv.bench.timing import clock_name, interleaved
 
 HEADS, WIDTH = 12, 64
 SDPA, LINFORMER, DENSE = "SDPA", "Linformer k = 256, as converted", "Linformer k = 256, trained (dense) E"

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bars import Bar, Section
+from effconv.bench import memory
+from effconv.bench.timing import Spread, clock_name, interleaved, ratio
 from effconv.convert.errors import UsageError
 from effconv.templates.lsg_attention import LSGMix
-from effconv.bench import memory
-from benchmarks.bars import Bar, Section
-from effconv.bench.timing import Spread, clock_name, interleaved, ratio
 
 HEADS, WIDTH, BLOCK, FACTOR = 12, 64, 128, 4
 CONFIG = SimpleNamespace(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertModel
 
-from effconv.lsgify.inmemory import lsgify
 from benchmarks.bars import Bar, Section
 from effconv.bench.timing import clock_name, interleaved, ratio
+from effconv.lsgify.inmemory import lsgify
 
 LENGTHS = (4096, 2600, 1900, 1300, 900, 600, 420, 242)
 LAYERS, VOCABULARY = 2, 1000

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.bars import Bar, Section
-from effconv.bench.conversion import COMMON, SHAPES
+from benchmarks.conversion import COMMON, SHAPES
 from effconv.bench.models import as_lsg, shape, stretched
 from effconv.bench.options import SHAPES as PEERS
 from effconv.bench.timing import clock_name, ratio

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import BadInputError
 from .io.checkpoint import Checkpoint
 from .io.dtypes import Array, cast, from_bytes, from_float32
-from .errors import BadInputError
 from .io.formats import SAFETENSORS, Form
-from .ops import Calibrated, Copy
-from .plan import Plan, Row
 from .io.source import Source
 from .io.tensorfile import StreamedFile, file_sha256
+from .ops import Calibrated, Copy
+from .plan import Plan, Row
 
 Progress = Callable[[str, int, int], None]  # step, bytes done, bytes in all
 

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from .errors import CheckFailedError, joined_hints
-from .repo.manifest import FAILED
 from .io.staging import Staging
+from .repo.manifest import FAILED
 
 AGAIN = "run again with --keep-failed to look at the repo that failed"
 

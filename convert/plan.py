@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
+from .errors import BadInputError, UnsupportedError, listing
+from .families.grammar import Family, Head, Weight, is_flax, shape_of
+from .families.registry import head_of
 from .io.checkpoint import Checkpoint, Tensor
 from .io.dtypes import FLOATS, SIZES
-from .errors import BadInputError, UnsupportedError, listing
-from .families.registry import head_of
-from .families.grammar import Family, Head, Weight, is_flax, shape_of
-from .repo.modelcode import class_name
 from .ops import Computed, Copy, New, Op, Shape, elements
+from .repo.modelcode import class_name
 from .target import Context, Rule, Target
 
 BASE_MEMORY = 64 << 20  # bytes: interpreter, numpy and the command line, measured

@@ -9,30 +9,29 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from .repo.card import write_card
-from .io.checkpoint import Checkpoint
-from .io.dtypes import NAMES
-from .repo.emit import emit, emitted_config
+from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import Progress, SourceHash, Written, execute
 from .failed import refused
-from .families.registry import asked_config, family_of
 from .families.grammar import Family, Head, number, shape_of
-from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
+from .families.refused import compares_with_source
+from .families.registry import asked_config, family_of
+from .io.checkpoint import Checkpoint
+from .io.dtypes import NAMES
+from .io.reader import open_checkpoint
+from .io.source import Source, resolve
+from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from .io.tensorfile import file_sha256
+from .io.tokenizer import SpecialTokens, special_tokens
 from .notices import notices, overrides
 from .options import Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
-from .io.reader import open_checkpoint
-from .families.refused import compares_with_source
-from .io.source import Source, resolve
-from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from .repo.card import write_card
+from .repo.emit import emit, emitted_config
+from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
 from .target import Calibration, Context, Target
-from .io.tensorfile import file_sha256
-from .text import require_readable
-from .io.tokenizer import SpecialTokens, special_tokens
+from .text import counted, require_readable
 from .verify.run import require_passed, run_checks
-from .wording import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 from .errors import UnsupportedError
 from .families.grammar import Config, Family, Head, Weight
 from .io.formats import SAFETENSORS, Form
-from .repo.modelcode import StandaloneCode, TargetCode
-from .ops import Copy, Op
 from .io.tokenizer import SpecialTokens
+from .ops import Copy, Op
+from .repo.modelcode import StandaloneCode, TargetCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +219,14 @@ class Target:
 
 PADDING_CHANGES_NOTHING = Check(
     "padding_changes_nothing",
-    "effconv.convert.verify.run.checks:padding_changes_nothing",
+    "effconv.convert.verify.checks:padding_changes_nothing",
     "padding and other texts in the batch do not change a text's outputs",
     1e-5,
     means="a token reads padding: the same text gives other outputs in another batch",
 )
 SAVED_AGAIN_EQUAL = Check(
     "saved_again_equal",
-    "effconv.convert.verify.run.checks:saved_again_equal",
+    "effconv.convert.verify.checks:saved_again_equal",
     "saved with save_pretrained and loaded again, the model has the same tensors bit for bit, and the same outputs",
     1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
     means="saving the model loses or changes a tensor: a fine-tuned model would not come back as it was saved",
@@ -239,14 +239,14 @@ def _trained(manifest: Mapping[str, Any]) -> str:
 
 SAME_TOKENS = Check(
     "same_tokens",
-    "effconv.convert.verify.run.token_checks:same_tokens",
+    "effconv.convert.verify.token_checks:same_tokens",
     "the tokenizer gives the source's ids, masks and special tokens: many scripts, pairs, long and empty texts",
     None,
     means="the repo reads other words than its source; the tokenizer's class or one of its files is not the source's",
 )
 SAME_EMBEDDING = Check(
     "same_embedding",
-    "effconv.convert.verify.run.sentence_checks:same_embedding",
+    "effconv.convert.verify.sentence_checks:same_embedding",
     "with the source's attention put back, SentenceTransformer gives the source's embedding, for every prompt",
     1e-5,
     _trained,
@@ -256,7 +256,7 @@ SAME_EMBEDDING = Check(
 
 STOCK_ATTENTION = Check(
     "stock_attention_equals_source",
-    "effconv.convert.verify.run.family_checks:stock_attention_equals_source",
+    "effconv.convert.verify.family_checks:stock_attention_equals_source",
     "with plain softmax attention put back, every head gives the source's outputs",
     1e-5,
     _trained,
@@ -265,14 +265,14 @@ STOCK_ATTENTION = Check(
 )
 EVERY_TENSOR_READ = Check(
     "every_tensor_read",
-    "effconv.convert.verify.run.family_checks:every_tensor_read",  # a target names the length that uses all of its tensors
+    "effconv.convert.verify.family_checks:every_tensor_read",  # a target names the length that uses all of its tensors
     "every tensor of the weights takes part in an output",
     None,
     means="the source's family has a part that the repo's code does not know",
 )
 RUNS_AT_FULL_LENGTH = Check(
     "runs_at_full_length",
-    "effconv.convert.verify.run.family_checks:runs_at_full_length",
+    "effconv.convert.verify.family_checks:runs_at_full_length",
     "an input of the promised length stays inside every table",
     None,
     means="the source counts its positions from another number than its family does",

@@ -1,11 +1,13 @@
-"""Text files that a command reads: named one or several, refused early where a look shows it, read once."""
+"""Texts that a command reads or carries, and words for numbers: refused early where a look shows it, read once."""
 
 from __future__ import annotations
 
 import codecs
 import os
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from .errors import BadInputError, listing
 
@@ -74,3 +76,77 @@ def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:
 def _unreadable(faults: Sequence[str], where: str) -> BadInputError:
     which = f" {faults[0]}" if len(faults) == 1 else f"\n{listing(faults)}"
     return BadInputError(f"the text cannot be read:{which}", where=where, hint=HINT)
+
+
+FITTING_SHARE = 0.75
+
+
+def fitting_text() -> str:
+    """What calibrations fit on where the user gives no text."""
+    return "".join(_articles()[0])
+
+
+def measuring_text() -> str:
+    """What fidelity is measured on: articles that no calibration has seen."""
+    return "".join(_articles()[1])
+
+
+def _articles() -> tuple[list[str], list[str]]:
+    text = (resources.files(__package__) / "data" / "text.txt").read_text(encoding="utf-8")
+    articles = [f" = {article}" for article in text.removeprefix(" = ").split("\n = ")]
+    first = int(len(articles) * FITTING_SHARE)
+    return articles[:first], articles[first:]
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def six_digits(figure: float) -> float:
+    """A figure that was computed in float32, without the digits that are noise: equal states have a cosine of 1."""
+    return float(f"{figure:.6g}")
+
+
+UNKNOWN_FINDING, UNKNOWN_REFUSED = 0.05, 0.3  # shares of tokens that the tokenizer does not know
+
+
+def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) -> tuple[float, list[str]]:
+    """The share of tokens that the tokenizer does not know, and what is worth telling of it.
+
+    Raises:
+        BadInputError: an id beyond the model's table of words, or a text that the tokenizer mostly does not know.
+    """
+    largest = max(tokens, default=0)
+    if largest >= rows:
+        raise BadInputError(
+            f"the tokenizer gives the id {largest}, and the source's table of words has {rows} rows",
+            where="the source's tokenizer files",
+            hint="use the tokenizer that belongs to the weights",
+        )
+    unknown = sum(token == tokenizer.unk_token_id for token in tokens) / max(len(tokens), 1)
+    if unknown > UNKNOWN_REFUSED:
+        raise BadInputError(
+            f"the source's tokenizer does not know {unknown:.0%} of the text's tokens",
+            where=name,
+            hint="give text in the language of the source",
+        )
+    if unknown <= UNKNOWN_FINDING:
+        return unknown, []
+    return unknown, [f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: is it the right language?"]
+
+
+def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    probe = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
+    whole = (
+        tokenizer.build_inputs_with_special_tokens([probe])
+        if hasattr(tokenizer, "build_inputs_with_special_tokens")
+        else []
+    )
+    if probe in whole:
+        at = whole.index(probe)
+        return list(whole[:at]), list(whole[at + 1 :])
+    alone = tokenizer("", add_special_tokens=True)["input_ids"]
+    lead = 1 if len(alone) > 1 else 0
+    return list(alone[:lead]), list(alone[lead:])

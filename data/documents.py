@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..targets.text_batches import check_tokens, special_ends
-from ..convert.errors import BadInputError, UsageError
-from ..convert.text import read_utf8
 from ..adapt.refusals import TABULAR as TABULAR
 from ..adapt.refusals import require_files
+from ..convert.errors import BadInputError, UsageError
+from ..convert.text import check_tokens, read_utf8, special_ends
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$", re.MULTILINE)
 PARTS = 20  # of a text without documents

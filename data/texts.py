@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .documents import HEADING, TABULAR, table_rows, text_documents
-from ..targets.text_batches import check_tokens
 from ..convert.errors import BadInputError, listing
-from ..convert.text import read_utf8
+from ..convert.text import check_tokens, read_utf8
+from .documents import HEADING, TABULAR, table_rows, text_documents
 
 AT_ONCE = 256  # texts that are tokenized together
 LOOKED_AT = 100_000  # tokens of which the share of unknown ones is taken

@@ -206,7 +206,7 @@ def connect(token: str | None, *, offline: bool, say: Say) -> Connection:
     refuse_offline(offline)
     from huggingface_hub import HfApi, get_token
 
-    from .. import __version__
+    from ..version import __version__
 
     used = token or get_token()
     if not used:

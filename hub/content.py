@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..convert.repo.card_blocks import front_matter, merged, named, with_field
 from ..convert.errors import BadInputError, CheckFailedError, UsageError, listing
+from ..convert.repo.card_blocks import front_matter, merged, named, with_field
 from ..convert.repo.manifest import NAME, manifest_text
 from .changes import LocalFile
 

@@ -13,7 +13,15 @@ from ..convert.repo.manifest import check_hashes, read_manifest
 from .changes import Changes, LocalFile, compare
 from .commit import Committing
 from .connection import Head, connect, refuse_offline, require_repo_id
-from .content import (CARD, card_of, files_to_send, license_missing, require_identifier, require_license, require_nothing_private,)
+from .content import (
+    CARD,
+    card_of,
+    files_to_send,
+    license_missing,
+    require_identifier,
+    require_license,
+    require_nothing_private,
+)
 from .destination import Destination, closed_source
 
 Progress = Callable[[str, int, int], None]

@@ -11,21 +11,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
+from ..convert.families.registry import FAMILIES
+from ..convert.io.source import HUB_ID, hub_errors
+from ..convert.io.staging import Staging, check_output, output_errors
+from ..convert.io.tensorfile import file_sha256
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged, named, names_in
 from ..convert.repo.emit import code_fields, code_files
-from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
-from ..convert.families.registry import FAMILIES
-from ..convert.repo.manifest import (NAME, Measured, check_hashes, hash_files, manifest_text, read_manifest, with_measurements,)
+from ..convert.repo.manifest import (
+    NAME,
+    Measured,
+    check_hashes,
+    hash_files,
+    manifest_text,
+    read_manifest,
+    with_measurements,
+)
 from ..convert.repo.modelcode import class_name
-from ..convert.verify.recheck import source_of
-from ..convert.io.source import HUB_ID, hub_errors
-from ..convert.io.staging import Staging, check_output, output_errors
 from ..convert.target import Target
-from ..convert.io.tensorfile import file_sha256
+from ..convert.verify.recheck import source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
+from ..version import __version__
 from .connection import refuse_offline, require_repo_id
 from .content import CARD
 from .push import Progress, Pushed, push_refreshed

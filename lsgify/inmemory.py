@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..convert.io.checkpoint import Checkpoint, Tensor
-from ..convert.io.dtypes import Array
 from ..convert.execute import as_array
 from ..convert.families.registry import head_of
-from ..convert.repo.modelcode import render
-from ..convert.options import Settings
-from ..convert.run import plan_tensors, settle
+from ..convert.io.checkpoint import Checkpoint, Tensor
+from ..convert.io.dtypes import Array
 from ..convert.io.source import Source
 from ..convert.io.tokenizer import SpecialTokens
+from ..convert.options import Settings
+from ..convert.repo.modelcode import render
+from ..convert.run import plan_tensors, settle
 from .options import LSGOptions
 from .target import LSG
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families.registry import ENCODER_DECODERS, ENCODERS
 from ..convert.families.grammar import Weight, number
-from ..convert.repo.modelcode import LSG_CODE
+from ..convert.families.registry import ENCODER_DECODERS, ENCODERS
 from ..convert.positions import equal_positions, position_rules
+from ..convert.repo.modelcode import LSG_CODE
 from ..convert.target import Check, Context, Rule, Target, common_checks
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions

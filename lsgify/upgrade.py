@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ..convert.families.converted import converted
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
+from ..convert.families.converted import converted
 from ..convert.families.grammar import Config, number
-from ..convert.repo.modelcode import LSG_CODE
+from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
 from ..convert.options import is_open
+from ..convert.repo.modelcode import LSG_CODE
 from ..convert.target import Context
 from ..templates.lsg_configuration import SPARSITY_TYPES
 from .options import ROWS, LSGOptions

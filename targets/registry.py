@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .bigs.target import JAX2TORCH, RESIZED, TORCH2JAX
 from ..convert.errors import UnsupportedError
-from ..convert.families.registry import FAMILIES
 from ..convert.families.grammar import Family
-from .lambda_.target import LAMBDA
-from .lambda_.published import LAMBDA_PUBLISHED
-from .linformer.target import LINFORMER
+from ..convert.families.registry import FAMILIES
 from ..convert.target import Target
-from .transnormer.target import TRANSNORMER
 from ..lsgify.target import LSG
+from .bigs.target import JAX2TORCH, RESIZED, TORCH2JAX
+from .lambda_.published import LAMBDA_PUBLISHED
+from .lambda_.target import LAMBDA
+from .linformer.target import LINFORMER
+from .transnormer.target import TRANSNORMER
 
 TARGETS: Mapping[str, Target] = {
     target.name: target

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, listing
 from ..convert.families.grammar import Config, number
-from ..convert.target import Context
 from ..convert.io.tokenizer import has_tokenizer
+from ..convert.target import Context
 
 THREADS = 2  # fixed: another number of threads may sum in another order, and a fit shall repeat bit for bit
 

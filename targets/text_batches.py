@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..convert.builtin_text import fitting_text
 from ..convert.errors import BadInputError
-from ..convert.text import joined
-
-UNKNOWN_FINDING, UNKNOWN_REFUSED = 0.05, 0.3  # shares of tokens that the tokenizer does not know
+from ..convert.text import check_tokens, fitting_text, joined, special_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,47 +58,6 @@ def read_text(files: Sequence[Path], tokenizer: Any, rows: int, where: str = "--
         "unknown_share": round(unknown, 4),
     }
     return CalibrationText(list(tokens), prefix, suffix, record, findings)
-
-
-def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) -> tuple[float, list[str]]:
-    """The share of tokens that the tokenizer does not know, and what is worth telling of it.
-
-    Raises:
-        BadInputError: an id beyond the model's table of words, or a text that the tokenizer mostly does not know.
-    """
-    largest = max(tokens, default=0)
-    if largest >= rows:
-        raise BadInputError(
-            f"the tokenizer gives the id {largest}, and the source's table of words has {rows} rows",
-            where="the source's tokenizer files",
-            hint="use the tokenizer that belongs to the weights",
-        )
-    unknown = sum(token == tokenizer.unk_token_id for token in tokens) / max(len(tokens), 1)
-    if unknown > UNKNOWN_REFUSED:
-        raise BadInputError(
-            f"the source's tokenizer does not know {unknown:.0%} of the text's tokens",
-            where=name,
-            hint="give text in the language of the source",
-        )
-    if unknown <= UNKNOWN_FINDING:
-        return unknown, []
-    return unknown, [f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: is it the right language?"]
-
-
-def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    probe = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
-    whole = (
-        tokenizer.build_inputs_with_special_tokens([probe])
-        if hasattr(tokenizer, "build_inputs_with_special_tokens")
-        else []
-    )
-    if probe in whole:
-        at = whole.index(probe)
-        return list(whole[:at]), list(whole[at + 1 :])
-    alone = tokenizer("", add_special_tokens=True)["input_ids"]
-    lead = 1 if len(alone) > 1 else 0
-    return list(alone[:lead]), list(alone[lead:])
 
 
 def text_batches(

@@ -12,10 +12,10 @@ from adapt_text import documents, write_wiki
 from transformers import AutoTokenizer
 
 from effconv.adapt.batches import IGNORED, TokenStream, batches, check_enough, masked
-from effconv.data.documents import SHARED, read_corpus, text_documents
 from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phase_steps, phases_of, training_lengths
 from effconv.convert.errors import BadInputError, UsageError
+from effconv.data.documents import SHARED, read_corpus, text_documents
 from tiny import save_tokenizer
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import effconv
 from effconv.adapt.models import _load_teacher
 from effconv.convert.errors import EffconvError, UnsupportedError, UsageError
-from effconv.convert.families.registry.registry import FAMILIES
+from effconv.convert.families.registry import FAMILIES
 from effconv.inspection import inspect_source
 from effconv.lsgify.target import LSG
 from tiny import CLASS_PREFIXES, save_tiny

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from effconv.api import convert, fidelity, plan, verify
 from effconv.cli import app
-from effconv.targets.registry.bigs.target import BIGS, JAX2TORCH, NAMES, jax_name, operation
-from effconv.targets.registry.bigs.checks import _params
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from effconv.convert.io.flax_msgpack import read_structure
-from effconv.convert.verify.run.recheck import source_of
+from effconv.convert.verify.recheck import source_of
 from effconv.inspection import inspect_source
+from effconv.targets.bigs.checks import _params
+from effconv.targets.bigs.target import BIGS, JAX2TORCH, NAMES, jax_name, operation
 from effconv.templates import modeling_bigs
 
 CASE, POSITIONS = "mlm_tied_L37", "bigs.embeddings.position_embeddings.weight"

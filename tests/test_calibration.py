@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 import effconv
-from effconv.targets.registry.lambda_.fit import LambdaFit, fit_lambda
-from effconv.targets.registry.layer_runs import AttentionPaths, TextSample
-from effconv.targets.registry.teacher import AttentionSite, watch
-from effconv.targets.registry.text_batches import text_batches
-from effconv.targets.registry.transnormer.fit import FittedLayer, fit_transnormer
-from effconv.convert.builtin_text import fitting_text
 from effconv.convert.errors import BadInputError
+from effconv.convert.text import fitting_text
+from effconv.targets.lambda_.fit import LambdaFit, fit_lambda
+from effconv.targets.layer_runs import AttentionPaths, TextSample
+from effconv.targets.teacher import AttentionSite, watch
+from effconv.targets.text_batches import text_batches
+from effconv.targets.transnormer.fit import FittedLayer, fit_transnormer
 from effconv.templates.lambda_attention import LambdaMix
 from effconv.templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
 from tiny import save_tiny
@@ -335,7 +335,9 @@ def test_the_manifest_says_what_was_fitted_on(target, texts, fitted):
 
 @pytest.mark.parametrize("target", daily(["lambda"], of=FITTED))
 def test_without_a_text_the_built_in_one_is_fitted_on(target, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("effconv.targets.registry.text_batches.fitting_text", lambda: fitting_text()[:6_000])  # enough, and quick
+    monkeypatch.setattr(
+        "effconv.targets.text_batches.fitting_text", lambda: fitting_text()[:6_000]
+    )  # enough, and quick
     record = converted(source, target, tmp_path / "out").manifest["calibration"]
     assert record["text"] == "the built-in English text"
     assert record["tokens_used"] > 0

@@ -12,9 +12,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import effconv
-from effconv.convert.repo.card import add_to_card
-from effconv.convert.repo.card_blocks import (Result, blocks, front_matter, merged, named, with_block, with_field, with_results,)
 from effconv.convert.errors import BadInputError
+from effconv.convert.repo.card import add_to_card
+from effconv.convert.repo.card_blocks import (
+    Result,
+    blocks,
+    front_matter,
+    merged,
+    named,
+    with_block,
+    with_field,
+    with_results,
+)
 from effconv.convert.repo.manifest import changed_files, read_manifest
 from tiny import save_tiny, save_tiny_sentence_encoder
 

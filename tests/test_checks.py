@@ -11,13 +11,14 @@ import pytest
 from checkpoints import edit_json, read_json, write_json
 
 import effconv
-from effconv.convert.families.registry import registry as families
-from effconv.convert.verify.run import run as verify
 from effconv.convert.errors import CheckFailedError
-from effconv.convert.families.registry.grammar import Family, Head, Weight, linear, norm
-from effconv.convert.repo.modelcode import FamilyCode
-from effconv.convert.families.registry.refused import REFUSED
-from effconv.targets.registry.registry import TARGETS
+from effconv.convert.families import parts
+from effconv.convert.families import registry as families
+from effconv.convert.families.code import FamilyCode
+from effconv.convert.families.grammar import Family, Head, Weight, linear, norm
+from effconv.convert.families.refused import REFUSED
+from effconv.convert.verify import run as verify
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 pytestmark = pytest.mark.xdist_group("checks")
@@ -152,8 +153,8 @@ def test_a_sentence_encoder_that_embeds_otherwise_is_found(kind, made, repo, che
 
 
 def test_without_sentence_transformers_its_files_are_compared(made, repo, monkeypatch):
-    from effconv.convert.verify.run.loaded import Loaded
-    from effconv.convert.verify.run.sentence_checks import same_embedding
+    from effconv.convert.verify.loaded import Loaded
+    from effconv.convert.verify.sentence_checks import same_embedding
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     manifest = read_json(repo / "effconv.json")
@@ -181,7 +182,7 @@ def test_a_bias_of_keys_counts_as_read_although_it_moves_no_output(made, repo):
     import torch
     from torch import nn
 
-    from effconv.convert.verify.run.family_checks import _reaches, _with_gradient
+    from effconv.convert.verify.family_checks import _reaches, _with_gradient
 
     class Attention(nn.Module):
         def __init__(self):
@@ -222,7 +223,7 @@ def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault
     import torch
     from torch import nn
 
-    from effconv.convert.verify.run.checks import ROUNDING, beyond_rounding
+    from effconv.convert.verify.checks import ROUNDING, beyond_rounding
 
     class Sum(nn.Module):
         """Three terms added in one of two orders, as two kernels do it: in one, float32 loses the small term."""
@@ -255,13 +256,13 @@ MPNET = (
             special_positions=2,
             attention_path="attention.attn",
             projections=("q", "k", "v"),
-            attention_lines=families.body(
+            attention_lines=parts.body(
                 """
             def tail(self, context: Tensor, hidden_states: Tensor) -> Tensor:
                 return self.o(context)
             """
             ),
-            model_lines=families.body(
+            model_lines=parts.body(
                 """
             def embed(
                 self, input_ids: Tensor, inputs_embeds: Tensor, token_type_ids: Tensor, position_ids: Tensor
@@ -271,20 +272,20 @@ MPNET = (
             ),
         ),
         embeddings=(
-            *families.embeddings(H, types=False),
+            *parts.embeddings(H, types=False),
             Weight("encoder.relative_attention_bias.weight", ("relative_attention_num_buckets", "num_attention_heads")),
         ),
         layer=(
             *(weight for name in "qkvo" for weight in linear(f"attention.attn.{name}", H, H)),
             *norm("attention.LayerNorm", H),
-            *linear("intermediate.dense", H, families.INNER),
-            *linear("output.dense", families.INNER, H),
+            *linear("intermediate.dense", H, parts.INNER),
+            *linear("output.dense", parts.INNER, H),
             *norm("output.LayerNorm", H),
         ),
-        pooler=families.POOLER,
+        pooler=parts.POOLER,
         heads=(Head("Model", "AutoModel", pooler=True),),
         default_head="Model",
-        special_tokens=families.ANGLED,
+        special_tokens=parts.ANGLED,
         token_types=(),
         output_projection="attention.attn.o",
     )
@@ -297,8 +298,8 @@ def test_a_family_whose_attention_has_a_bias_is_found(target, tmp_path, monkeypa
     import torch
     import transformers
 
-    from effconv.convert.verify.run.loaded import Loaded
-    from effconv.convert.verify.run.stranger import run_check  # in this process, whose table of families has the entry
+    from effconv.convert.verify.loaded import Loaded
+    from effconv.convert.verify.stranger import run_check  # in this process, whose table of families has the entry
 
     monkeypatch.setitem(families.FAMILIES, "mpnet", MPNET)
     monkeypatch.delitem(REFUSED, "mpnet")

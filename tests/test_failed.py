@@ -12,12 +12,12 @@ from checkpoints import SMALL, read_json, snapshot, write_json
 import effconv
 from effconv import cli
 from effconv.convert import failed, run
-from effconv.convert.io import staging
-from effconv.convert.verify.run import run as verify
 from effconv.convert.errors import BadInputError, CheckFailedError, UsageError
-from effconv.convert.repo.manifest import Measured
+from effconv.convert.io import staging
 from effconv.convert.io.staging import Staging
-from effconv.targets.registry.registry import TARGETS
+from effconv.convert.repo.manifest import Measured
+from effconv.convert.verify import run as verify
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 VERIFIED = {**SMALL, "verify": True}

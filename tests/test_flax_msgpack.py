@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effconv.convert.errors import BadInputError
-from effconv.convert.io.flax_msgpack import (NAMES, FlaxFile, _array_header, _map_header, _text, open_flax, read_structure, structure, tree_order,)
+from effconv.convert.io.flax_msgpack import (
+    NAMES,
+    FlaxFile,
+    _array_header,
+    _map_header,
+    _text,
+    open_flax,
+    read_structure,
+    structure,
+    tree_order,
+)
 from effconv.convert.io.reader import open_checkpoint
 from effconv.convert.io.source import resolve
 

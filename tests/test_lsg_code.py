@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from effconv.convert.families.registry import FAMILIES
 from effconv.convert.repo import modelcode
-from effconv.convert.families.registry.registry import FAMILIES
 from effconv.lsgify.target import LSG
 from effconv.templates.lsg_configuration import lsg_faults
 

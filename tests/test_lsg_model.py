@@ -11,7 +11,7 @@ import repo_worker
 from environments import COMPAT_PYTHON, FIVE, FOUR, needs_compat, run_checks
 from lsg_goldens import convert
 
-from effconv.convert.families.registry.registry import ENCODERS, FAMILIES
+from effconv.convert.families.registry import ENCODERS, FAMILIES
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 CHECKS = [name for name in vars(repo_worker) if name.startswith("check_")]

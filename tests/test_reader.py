@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from effconv.convert.io.dtypes import SIZES
 from effconv.convert.errors import BadInputError, UnsupportedError
+from effconv.convert.io.dtypes import SIZES
 from effconv.convert.io.reader import open_checkpoint, parse_header
 from effconv.convert.io.source import resolve
 from tiny import save_tiny

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from checkpoints import snapshot
 
-from effconv.convert.io import staging
 from effconv.convert.errors import OutputError, UsageError
+from effconv.convert.io import staging
 from effconv.convert.io.staging import Staging, check_apart, check_room, clear_stale, exchange_with_journal
 
 OLD, NEW = {"old.txt": b"old"}, {"new.txt": b"new"}

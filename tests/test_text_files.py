@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 import effconv
-from effconv.data.documents import read_corpus
-from effconv.data.texts import read_texts
 from effconv.convert import text as text_files
 from effconv.convert.errors import BadInputError
 from effconv.convert.text import LOOKED_AT, joined, read_utf8, require_readable
+from effconv.data.documents import read_corpus
+from effconv.data.texts import read_texts
 from tiny import save_tiny
 
 

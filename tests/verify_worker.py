@@ -20,11 +20,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from effconv.convert.verify.run.checks import padded_ids
-from effconv.convert.families.registry.registry import FAMILIES
-from effconv.convert.verify.run.loaded import Loaded, decoder_inputs
+from effconv.convert.families.registry import FAMILIES
 from effconv.convert.repo.manifest import read_manifest
-from effconv.convert.verify.run.stranger import run_check
+from effconv.convert.verify.checks import padded_ids
+from effconv.convert.verify.loaded import Loaded, decoder_inputs
+from effconv.convert.verify.stranger import run_check
 from effconv.lsgify.inmemory import lsgify
 from effconv.lsgify.target import LSG
 

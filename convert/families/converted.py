@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .registry import FAMILIES
 from ..repo.modelcode import LAMBDA_PUBLISHED_CODE, LSG_CODE
 from .refused import REFUSED
+from .registry import FAMILIES
 
 DENSE = (*FAMILIES, *REFUSED)  # model types of models that nobody converted
 

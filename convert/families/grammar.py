@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..repo.modelcode import LAMBDA_CODE, LINFORMER_CODE, LSG_CODE, TRANSNORMER_CODE, FamilyCode
+from ..repo.modelcode import LAMBDA_CODE, LINFORMER_CODE, LSG_CODE, TRANSNORMER_CODE
+from .code import FamilyCode
 
 if TYPE_CHECKING:
     from ..ops import Op

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .dtypes import SIZES, Array, from_bytes
 from ..errors import BadInputError, listing
+from .dtypes import SIZES, Array, from_bytes
 from .source import Source
 from .system import read_into
 

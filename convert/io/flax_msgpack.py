@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .checkpoint import CHUNK, Checkpoint, Tensor, damaged, stored_twice
-from .dtypes import SIZES, Array, from_bytes
 from ..errors import BadInputError
 from ..ops import Shape
+from .checkpoint import CHUNK, Checkpoint, Tensor, damaged, stored_twice
+from .dtypes import SIZES, Array, from_bytes
 from .source import Source
 from .system import read_at, read_into
 from .tensorfile import Slot, StreamedFile

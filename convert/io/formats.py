@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .flax_msgpack import FlaxFile, tree_order
 from ..ops import Shape
+from .flax_msgpack import FlaxFile, tree_order
 from .tensorfile import StreamedFile, TensorFile
 
 

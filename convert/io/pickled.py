@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BadInputError, UnsupportedError, listing
 from .checkpoint import CHUNK, Checkpoint, Tensor, damaged, stored_twice
 from .dtypes import Array, from_bytes
-from ..errors import BadInputError, UnsupportedError, listing
 from .source import Source
 
 if TYPE_CHECKING:

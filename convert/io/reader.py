@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..errors import BadInputError, UnsupportedError, listing
 from .checkpoint import Checkpoint, Tensor, damaged, stored_twice
 from .dtypes import SIZES
-from ..errors import BadInputError, UnsupportedError, listing
 from .flax_msgpack import open_flax
 from .pickled import open_pickled
 from .source import Source, checked_name, read_json

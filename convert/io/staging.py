@@ -17,8 +17,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from . import system
 from ..errors import EffconvError, OutputError, UsageError
+from . import system
 
 TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else is ever cleared
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .dtypes import all_finite, from_bytes
 from ..ops import Shape
+from .dtypes import all_finite, from_bytes
 from .system import copy_range, read_into, sync, write_back
 
 ALIGNMENT = 64  # bytes: tensors begin on a cache line where earlier ones fill whole lines; nothing may rely on it

@@ -12,14 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .card_blocks import Result, with_block, with_results
+from ... import templates
 from ..errors import BadInputError
 from ..families.registry import ENCODER_DECODERS
-from .manifest import read_manifest, write_manifest
-from ..options import Settings, changed
 from ..io.source import Source, sentence_modules
-from ..target import Target
 from ..io.tensorfile import file_sha256
+from ..options import Settings, changed
+from ..target import Target
+from .card_blocks import Result, with_block, with_results
+from .manifest import read_manifest, write_manifest
 
 PIPELINES = {
     "AutoModelForMaskedLM": "fill-mask",
@@ -87,9 +88,9 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
     import jinja2
     import yaml
 
-    templates = resources.files(__package__.rpartition(".")[0]) / "templates"
+    cards = resources.files(templates) / "cards"
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: (cards / name).read_text(encoding="utf-8")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

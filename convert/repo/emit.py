@@ -10,12 +10,12 @@ from typing import Any
 from ..errors import BadInputError
 from ..execute import Written
 from ..families.grammar import Family, Head
-from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
-from ..plan import Plan
 from ..io.portable import copy_portable, portable
 from ..io.source import TOKENIZER_FILES, Source, sentence_modules
-from ..target import Context, Target
 from ..io.tokenizer import class_to_load, edited
+from ..plan import Plan
+from ..target import Context, Target
+from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
 
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
 STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import beyond_rounding, compare_with_source, padded_ids
 from ..families.registry import FAMILIES
+from .checks import beyond_rounding, compare_with_source, padded_ids
 from .loaded import Loaded, decoder_inputs, difference, outputs
 
 LONGEST_DENSE = 512  # tokens: attention put back is quadratic

@@ -17,10 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..builtin_text import measuring_text
+from ..text import joined, measuring_text, six_digits
 from .loaded import Loaded, decoder_inputs
-from ..text import joined
-from ..wording import six_digits
 
 BUILTIN_LENGTHS = (128, 256, 512)
 BUILTIN_TEXTS = 4

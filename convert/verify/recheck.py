@@ -8,17 +8,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..families.converted import converted
 from ..errors import BadInputError, UnsupportedError, UsageError
 from ..execute import Progress
-from ..repo.manifest import Measured, check_hashes, read_manifest
-from ..options import Settings, default_of
+from ..families.converted import converted
 from ..io.reader import DENSE_FORMATS, open_checkpoint
-from ..run import source_folder
 from ..io.source import resolve
+from ..io.tokenizer import require_tokenizer
+from ..options import Settings, default_of
+from ..repo.manifest import Measured, check_hashes, read_manifest
+from ..run import source_folder
 from ..target import Target
 from ..text import Named, one_or_several, require_readable
-from ..io.tokenizer import require_tokenizer
 from .run import measure_fidelity, require_passed, run_checks
 
 

@@ -18,7 +18,7 @@ from ..repo.manifest import Measured
 from ..target import Check, Target
 
 PYTHON = (sys.executable,)  # the command of the fresh process, and the module that it runs
-CHILD = "effconv.convert.verify.run.stranger"
+CHILD = "effconv.convert.verify.stranger"
 PREFIX = "effconv: "  # of the lines that are for us: the repo's code, or the source's, may print too
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..io.portable import portable
+from ..io.source import checked_name, read_json
 from .checks import worst_of
 from .family_checks import put_back_attention
 from .loaded import DoesNotApply, Loaded, difference
-from ..io.portable import portable
-from ..io.source import checked_name, read_json
 from .token_checks import LONG, TEXTS
 
 MODULES = "modules.json"

@@ -1,6 +1,6 @@
 """The process that meets an emitted repo as a stranger: reads a job from stdin, loads the repo, prints results as JSON.
 
-Run as `python -m effconv.convert.verify.run.stranger` by `verify.run_checks`, never by hand.
+Run as `python -m effconv.convert.verify.stranger` by `verify.run_checks`, never by hand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import transformers
 
 from ..errors import BadInputError
 from .loaded import DoesNotApply, Loaded
-from .token_checks import RECORD
 from .run import PREFIX
+from .token_checks import RECORD
 
 
 def run_check(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:

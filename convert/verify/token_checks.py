@@ -15,8 +15,8 @@ from typing import Any
 import tokenizers
 import transformers
 
-from .loaded import DoesNotApply, Loaded
 from ..io.tokenizer import has_tokenizer
+from .loaded import DoesNotApply, Loaded
 
 RECORD = "tokenizer"  # of a manifest's measurements: what `verify` compares with where no source is given
 VERSION = 1  # of the texts and of what is made of them: a record of another version cannot be compared

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from . import reference as bigs_reference
-from .target import BIGS, DEFAULTS, JAX_CODE, operation
 from ...convert.io.checkpoint import Checkpoint
-from ...convert.verify.checks import worst_of
-from ...convert.verify.loaded import DoesNotApply, Loaded
-from ...convert.ops import Transpose
 from ...convert.io.reader import open_checkpoint
 from ...convert.io.source import resolve
+from ...convert.ops import Transpose
+from ...convert.verify.checks import worst_of
+from ...convert.verify.loaded import DoesNotApply, Loaded
+from . import reference as bigs_reference
+from .target import BIGS, DEFAULTS, JAX_CODE, operation
 
 LONGEST = 64  # tokens: 37 of another length beside it, so that nothing rests on a round number
 FORMATS = ("safetensors", "msgpack", "bin")

@@ -11,14 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .options import BiGSOptions
 from ...convert.errors import BadInputError, UsageError, listing
-from ...convert.families.registry import (BERT_NSP, BERT_PREDICTIONS, BERT_TIED, BRACKETED, CHOICE, CLASSIFIER, INNER, POOLER, H, embeddings,)
+from ...convert.families.bert import BERT_NSP, BERT_PREDICTIONS, BERT_TIED
+from ...convert.families.code import FamilyCode
 from ...convert.families.grammar import Config, Family, FlaxNames, Head, Weight, linear, norm, number, when
+from ...convert.families.parts import BRACKETED, CHOICE, CLASSIFIER, INNER, POOLER, H, embeddings
 from ...convert.io.formats import FLAX, SAFETENSORS
-from ...convert.repo.modelcode import FamilyCode, StandaloneCode, auto_map
 from ...convert.ops import Copy, InterpolatePositions, Op, TilePositions, Transpose
-from ...convert.target import (EVERY_TENSOR_READ, PADDING_CHANGES_NOTHING, RUNS_AT_FULL_LENGTH, SAME_TOKENS, SAVED_AGAIN_EQUAL, Check, Context, Rule, Target,)
+from ...convert.repo.modelcode import StandaloneCode, auto_map
+from ...convert.target import (
+    EVERY_TENSOR_READ,
+    PADDING_CHANGES_NOTHING,
+    RUNS_AT_FULL_LENGTH,
+    SAME_TOKENS,
+    SAVED_AGAIN_EQUAL,
+    Check,
+    Context,
+    Rule,
+    Target,
+)
+from .options import BiGSOptions
 
 MODEL_TYPES = ("BiGS", "bigs-encoder")  # as published, and ours
 JAX_PREFIX, TORCH_PREFIX = "s4_bert", "bigs"
@@ -271,7 +283,7 @@ def _cast(manifest: Mapping[str, Any]) -> str:
     return "the weights were cast" if manifest["settings"]["dtype"] else ""
 
 
-CHECKS = "effconv.targets.registry.bigs.checks"
+CHECKS = "effconv.targets.bigs.checks"
 EQUAL_TO_SOURCE = Check(
     "equal_to_source",
     f"{CHECKS}:equal_to_source",

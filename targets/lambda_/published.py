@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...convert.families.registry import BERT, BERT_NSP, BERT_PREDICTIONS, BERT_TIED
+from ...convert.families.bert import BERT, BERT_NSP, BERT_PREDICTIONS, BERT_TIED
+from ...convert.families.code import FamilyCode
 from ...convert.families.grammar import Config, Family, Head, Weight, linear, norm, number
-from .options import LambdaOptions
-from ...convert.repo.modelcode import LAMBDA_PUBLISHED_CODE, FamilyCode
 from ...convert.positions import position_rules
+from ...convert.repo.modelcode import LAMBDA_PUBLISHED_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
+from .options import LambdaOptions
 
 # Fields of the emitted config, in which the shapes of the layer are written.
 QUERY, KEY, VALUE, WIDTH = "query_channels", "key_channels", "value_channels", "hidden_size"
@@ -151,15 +152,15 @@ LAMBDA_PUBLISHED = Target(
     checks=(
         Check(
             "equal_to_formula",
-            "effconv.targets.registry.lambda_.checks:published_equal_to_formula",
+            "effconv.targets.lambda_.checks:published_equal_to_formula",
             "the first layer gives what a float64 form of its formula gives",
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         *common_checks(
-            stock_attention_equals_source="effconv.targets.registry.lambda_.checks:published_stock_attention",
-            every_tensor_read="effconv.targets.registry.lambda_.checks:every_tensor_read",
-            same_embedding="effconv.targets.registry.lambda_.checks:published_same_embedding",
+            stock_attention_equals_source="effconv.targets.lambda_.checks:published_stock_attention",
+            every_tensor_read="effconv.targets.lambda_.checks:every_tensor_read",
+            same_embedding="effconv.targets.lambda_.checks:published_same_embedding",
         ),
     ),
     emits=LAMBDA_BERT,

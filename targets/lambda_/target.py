@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...convert.families.registry import ENCODERS
 from ...convert.families.grammar import Weight, number, shape_of
-from .options import LambdaOptions
-from ...convert.repo.modelcode import LAMBDA_CODE
+from ...convert.families.registry import ENCODERS
 from ...convert.ops import Calibrated
 from ...convert.positions import position_rules
+from ...convert.repo.modelcode import LAMBDA_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
+from .options import LambdaOptions
 
 
 def _config(context: Context) -> dict[str, Any]:
@@ -69,15 +69,15 @@ LAMBDA = Target(
     checks=(
         Check(
             "equal_to_formula",
-            "effconv.targets.registry.lambda_.checks:equal_to_formula",
+            "effconv.targets.lambda_.checks:equal_to_formula",
             "the attention gives what a float64 form of its formula gives, position by position",
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         *common_checks(
-            every_tensor_read="effconv.targets.registry.lambda_.checks:every_tensor_read",
+            every_tensor_read="effconv.targets.lambda_.checks:every_tensor_read",
         ),
     ),
-    calibration="effconv.targets.registry.lambda_.fit:calibrate_lambda",
+    calibration="effconv.targets.lambda_.fit:calibrate_lambda",
     variant=lambda options: "lambda-published" if options.groups == "1" else "",
 )

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ...templates.linformer_projection import default_peak, draw, peaked_segments
-from ...convert.io.dtypes import Array, from_float32
-from ...convert.families.registry import ENCODERS
 from ...convert.families.grammar import Weight, number, shape_of
-from .options import LinformerOptions
-from ...convert.repo.modelcode import LINFORMER_CODE
+from ...convert.families.registry import ENCODERS
+from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Shape, generator
 from ...convert.positions import equal_positions, position_rules
+from ...convert.repo.modelcode import LINFORMER_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
+from ...templates.linformer_projection import default_peak, draw, peaked_segments
+from .options import LinformerOptions
 
 WHY = {
     "segment": "averages of neighbouring tokens that favour one of them, another one in each layer",
@@ -124,7 +124,7 @@ LINFORMER = Target(
     checks=(
         Check(
             "equal_to_source",
-            "effconv.targets.registry.linformer.checks:equal_to_source",
+            "effconv.targets.linformer.checks:equal_to_source",
             "inputs of up to proj_dim tokens give the source's outputs on every head",
             1e-5,
             _exact,
@@ -133,14 +133,14 @@ LINFORMER = Target(
         ),
         Check(
             "equal_to_formula",
-            "effconv.targets.registry.linformer.checks:equal_to_formula",
+            "effconv.targets.linformer.checks:equal_to_formula",
             "longer inputs give what a float64 form of the attention formula gives",
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         *common_checks(
             _masked,
-            every_tensor_read="effconv.targets.registry.linformer.checks:every_tensor_read",
+            every_tensor_read="effconv.targets.linformer.checks:every_tensor_read",
         ),
     ),
 )

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...convert.families.registry import FAMILIES
 from ...convert.verify import family_checks, sentence_checks
 from ...convert.verify.checks import mixes_of, worst_of
-from ...convert.families.registry import FAMILIES
 from ...convert.verify.loaded import Loaded, difference
 from .target import fitted_names
 

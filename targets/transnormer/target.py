@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ...convert.io.dtypes import Array, from_float32
 from ...convert.errors import UsageError
-from ...convert.families.registry import ENCODERS
 from ...convert.families.grammar import Config, Family, Weight, number
-from ...convert.repo.modelcode import TRANSNORMER_CODE
+from ...convert.families.registry import ENCODERS
+from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Calibrated, Shape
 from ...convert.options import require_sound
 from ...convert.positions import position_rules
+from ...convert.repo.modelcode import TRANSNORMER_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import TransNormerOptions
 
@@ -141,18 +141,18 @@ TRANSNORMER = Target(
     checks=(
         Check(
             "equal_to_formula",
-            "effconv.targets.registry.transnormer.checks:equal_to_formula",
+            "effconv.targets.transnormer.checks:equal_to_formula",
             "each kind of layer gives what a float64 form of its attention formula gives",
             1e-5,
             means="the attention does not compute its formula on this machine, with this version of torch",
         ),
         *common_checks(
             _masked,
-            stock_attention_equals_source="effconv.targets.registry.transnormer.checks:stock_attention_equals_source",
-            every_tensor_read="effconv.targets.registry.transnormer.checks:every_tensor_read",
-            same_embedding="effconv.targets.registry.transnormer.checks:same_embedding",
+            stock_attention_equals_source="effconv.targets.transnormer.checks:stock_attention_equals_source",
+            every_tensor_read="effconv.targets.transnormer.checks:every_tensor_read",
+            same_embedding="effconv.targets.transnormer.checks:same_embedding",
         ),
     ),
-    calibration="effconv.targets.registry.transnormer.fit:calibrate_transnormer",
+    calibration="effconv.targets.transnormer.fit:calibrate_transnormer",
     causal=True,
 )
