@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from .convert.errors import UnsupportedError
 from .convert.families.converted import converted
 from .convert.families.grammar import number
-from .convert.families.registry import FAMILIES, family_of
+from .convert.families.registry import FAMILIES
+from .convert.families.selection import family_of
 from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.io.source import Source, resolve, sentence_modules
 from .convert.options import Settings

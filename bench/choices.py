@@ -202,3 +202,23 @@ def described(probe: Probe, length: int, memory: int) -> Mapping[str, Any]:
         "bytes": round(probe.memory(length)),
         "batch": batch_for(probe, length, memory),
     }
+
+
+@dataclass(frozen=True)
+class Advised:
+    """A conversion, and the measurements that speak for it.
+
+    Attributes:
+        length: tokens that the converted model takes. memory: bytes there are.
+        chosen: the probe of the advised candidate. probes: all of them. batch: texts at once.
+        check: predicted and measured bytes and seconds of the chosen candidate at a length beyond its probes.
+        command: what makes the advised model.
+    """
+
+    length: int
+    memory: int
+    probes: list[Probe]
+    chosen: Probe
+    batch: int
+    check: dict[str, Any]
+    command: str

@@ -28,7 +28,7 @@ from effconv.adapt.recipes import phases_of
 from effconv.adapt.retrieval import retrieval
 from effconv.adapt.teacher import lesson
 from effconv.api import adapt, convert, fidelity
-from effconv.convert.families.registry import family_of
+from effconv.convert.families.selection import family_of
 from effconv.convert.verify.fidelity import cut
 
 SHORT, LONG = (128, 512), (512, 1024)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import BadInputError, UnsupportedError, listing
 from .families.grammar import Family, Head, Weight, is_flax, shape_of
-from .families.registry import head_of
+from .families.selection import head_of
 from .io.checkpoint import Checkpoint, Tensor
 from .io.dtypes import FLOATS, SIZES
 from .ops import Computed, Copy, New, Op, Shape, elements

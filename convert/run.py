@@ -15,7 +15,7 @@ from .execute import Progress, SourceHash, Written, execute
 from .failed import refused
 from .families.grammar import Family, Head, number, shape_of
 from .families.refused import compares_with_source
-from .families.registry import asked_config, family_of
+from .families.selection import asked_config, family_of
 from .io.checkpoint import Checkpoint
 from .io.dtypes import NAMES
 from .io.reader import open_checkpoint

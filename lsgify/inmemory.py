@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..convert.execute import as_array
-from ..convert.families.registry import head_of
+from ..convert.families.selection import head_of
 from ..convert.io.checkpoint import Checkpoint, Tensor
 from ..convert.io.dtypes import Array
 from ..convert.io.source import Source

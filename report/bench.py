@@ -12,7 +12,8 @@ from rich.table import Table
 from .console import bytes_text, new_console, print_json
 
 if TYPE_CHECKING:
-    from ..bench.advice import Advice, Advised
+    from ..bench.advice import Advice
+    from ..bench.choices import Advised
     from ..bench.run import BenchReport
     from ..bench.whole import Row as Timed
 

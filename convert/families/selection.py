@@ -1,0 +1,111 @@
+"""Which family a config.json describes, and which of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import BadInputError, UnsupportedError, UsageError
+from ..repo.modelcode import LSG_CODE
+from .converted import converted
+from .grammar import Config, Family, Head
+from .refused import REFUSED, require_stock_code
+from .registry import FAMILIES
+
+
+def family_of(
+    config: Config,
+    supported: Iterable[str] | None = None,
+    *,
+    again: str = "",
+    brought: Family | None = None,
+    own_code: bool = False,
+) -> Family:
+    """The family of a checkpoint from its config's model_type.
+
+    Args:
+        supported: names of families; all where None.
+        again: the target whose own repos are taken, as the family that they were made from.
+        brought: a family that only the target reads, whose `read_config` knows what its configs can say.
+        own_code: whether a source with modeling code of its own is taken for what its model_type says.
+
+    Raises:
+        UnsupportedError: with the reason, and the families that are supported or what to use instead.
+        BadInputError: the config contradicts itself.
+    """
+    names = sorted(FAMILIES if supported is None else supported)
+    before = converted(config)
+    if before is not None and before.target != again:
+        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG_CODE.name else ""
+        raise UnsupportedError(
+            f"the source was converted before: it is {before.target} already",
+            where="config.json",
+            hint=f"convert the dense checkpoint that it was made from{mend}",
+        )
+    model_type = before.family if before else config.get("model_type")
+    if brought is not None:
+        if model_type in brought.model_types:
+            return brought
+        names = sorted({*names, *brought.model_types} - {brought.name})
+    if model_type not in names:
+        reason, instead = REFUSED.get(str(model_type), ("", ""))
+        raise UnsupportedError(
+            (f"{model_type} is not supported: {reason}" if reason else f"the family {model_type!r} is not supported")
+            if model_type
+            else "config.json names no model_type",
+            where="config.json: model_type",
+            hint=(f"instead: {instead}; " if instead else "") + "supported: " + ", ".join(names),
+        )
+    if before is None and not own_code:
+        require_stock_code(config)
+    if (config.get("position_embedding_type") or "absolute") != "absolute":
+        raise UnsupportedError(
+            f"relative positions ({config['position_embedding_type']}) are not supported",
+            where="config.json: position_embedding_type",
+            hint="use a checkpoint with absolute positions",
+        )
+    if config.get("add_cross_attention") and not config.get("is_decoder"):
+        raise BadInputError(
+            "the config has cross-attention but is no decoder, which no model can be built from",
+            where="config.json: add_cross_attention",
+            hint="set is_decoder to true, or add_cross_attention to false and drop its tensors",
+        )
+    return FAMILIES[str(model_type)]
+
+
+def asked_config(config: Config, family: Family, head: Head, architecture: str | None) -> Config:
+    """The config for the head that was asked for: a causal one is a decoder's, in which no token sees a later one.
+
+    Args:
+        architecture: as it was asked for; None where the head is the source's own, which then stays what it is.
+
+    Raises:
+        UsageError: a head that reads whole texts was asked for, of a decoder that has another head.
+    """
+    if architecture is None or family.code.encoder:  # a decoder beside an encoder is causal in any case
+        return config
+    if head.causal:
+        return {**config, "is_decoder": True}
+    if config.get("is_decoder") and head.suffix != "Model" and head != head_of(config, family)[0]:
+        raise UsageError(
+            f"the source is a decoder, whose tokens see no later ones, and {head.suffix} reads whole texts",
+            where="--architecture, config.json: is_decoder",
+            hint="set is_decoder to false in config.json to let all tokens see each other, or name the class in "
+            "config.json: architectures to keep it causal",
+        )
+    return config
+
+
+def head_of(config: Config, family: Family, architecture: str | None = None) -> tuple[Head, str | None]:
+    """The head to emit, and the source's own class name where it is not one of the family's.
+
+    `architecture` may be a suffix (ForMaskedLM) or a class name (BertForMaskedLM, LSGBertForMaskedLM).
+    """
+    if architecture is not None:
+        return family.head_asked_for(architecture), None
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        return family.head(family.default_head), None
+    suffix = family.suffix_of(named[0])
+    if any(head.suffix == suffix for head in family.heads):
+        return family.head(suffix), None
+    return family.head("Model"), named[0]
