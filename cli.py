@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import io
 import os
@@ -21,35 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_type_h
 import typer
 
 from .plain_help import PlainCommand, PlainGroup
+from .targets.registry import ROWS, at
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
 
-CONVERTING = {  # command: its target's options, what it says of itself
-    "lsg": (
-        "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497). "
-        "A source that is LSG already is upgraded, and keeps what it has.",
-    ),
-    "linformer": (
-        "targets.linformer.options:LinformerOptions",
-        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
-    ),
-    "lambda": (
-        "targets.lambda_.options:LambdaOptions",
-        "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
-    ),
-    "transnormer": (
-        "targets.transnormer.options:TransNormerOptions",
-        "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
-    ),
-    "jax2torch": (
-        "targets.bigs.options:BiGSOptions",
-        "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).",
-    ),
-    "torch2jax": ("targets.bigs.options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
-    "bigs": ("targets.bigs.options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
-}
+CONVERTING = {name: row for name, row in ROWS.items() if row.options}
 MEASURING = {
     "bench": "Measure time and memory of models side by side; with --data, advise on length, block, sparsity and batch."
 }
@@ -75,7 +51,7 @@ class Commands(PlainGroup):
         return found
 
     def listed(self) -> Iterator[tuple[str, str, str]]:
-        yield from (("Convert", name, help) for name, (_, help) in CONVERTING.items())
+        yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in TRAINING.items())
         yield from (("Look", name, help) for name, help in MEASURING.items())
         yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING, *MEASURING))
@@ -203,9 +179,7 @@ def _converting_command(name: str) -> Command:
     from .convert.options import Settings, flag_of
     from .hub.options import PushOptions
 
-    place, help = CONVERTING[name]
-    module, _, options_name = place.partition(":")
-    options_class = getattr(importlib.import_module(f".{module}", __package__), options_name)
+    options_class = at(CONVERTING[name].options)
     several = next((field for field in dataclasses.fields(options_class) if field.default == ()), None)
 
     def command(**values: Any) -> None:
@@ -244,7 +218,7 @@ def _converting_command(name: str) -> Command:
     plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    return _command(name, help, command, parameters)
+    return _command(name, CONVERTING[name].help, command, parameters)
 
 
 def _training_command(name: str) -> Command:

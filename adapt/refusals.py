@@ -62,7 +62,7 @@ def require_objectives(
     require_tokenizer(folder)
     objectives = {objective for phase in phases for objective in phase.objectives}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if target.name == "lsg" and train in ("globals", "new") and not config.get("num_global_tokens"):
+    if train in ("globals", "new") and config.get("num_global_tokens") == 0:
         raise UsageError(
             "nothing to train: the repo uses no global tokens (num_global_tokens is 0)",
             where=f"--train {train}",

@@ -98,30 +98,17 @@ def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Ope
             hint="measure the torch repo that it was made from",
         )
     subject = Subject(
-        name, _says(manifest), folder=str(folder), own_code=True, reach=int(manifest["max_length"]), converted=True
+        name,
+        (target.label(manifest["options"]) if target else "") or str(manifest["target"]),
+        folder=str(folder),
+        own_code=True,
+        reach=int(manifest["max_length"]),
+        converted=True,
     )
     dense = None
     if manifest["family"] in FAMILIES and not manifest.get("part"):
         dense = {**found.config, "model_type": manifest["family"]}
     return Opened(name, found, subject, dense, int(manifest["source_max_length"]), manifest)
-
-
-def _says(manifest: Mapping[str, Any]) -> str:
-    options = manifest["options"]
-    if manifest["target"] == "lsg":
-        return lsg_says(options)
-    if "proj_dim" in options:
-        return f"{manifest['target']}, {options['proj_dim']} rows"
-    return str(manifest["target"])
-
-
-def lsg_says(options: Mapping[str, Any]) -> str:
-    """Block and sparse keys in a few words."""
-    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
-    if not sparse:
-        return f"LSG, block {options['block_size']}, no sparse keys"
-    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
-    return f"LSG, block {options['block_size']}, sparse {kind}"
 
 
 def _fetched(found: Source) -> Path:

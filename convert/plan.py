@@ -109,14 +109,17 @@ class Plan:
 
 
 def choose_head(
-    checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None
+    checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None, target: str = ""
 ) -> tuple[Head, str | None]:
     """The head to emit: the one asked for, the one the config names, or the richest one whose tensors are all stored.
 
     The second value is the source's class name where it is unknown to the family (its extra tensors are then carried).
+
+    Args:
+        target: whose classes `architecture` may name.
     """
     if architecture is not None or config.get("architectures"):
-        return head_of(config, family, architecture)
+        return head_of(config, family, architecture, target)
     stored = _canonical(checkpoint, family)[0].keys()
     fitting = [head for head in family.heads if {weight.name for weight in head.weights} <= stored]
     decoder = bool(config.get("is_decoder"))

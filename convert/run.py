@@ -155,7 +155,9 @@ def settle(
         own_code: whether a source with modeling code of its own is taken for what its model_type says.
     """
     again = target.name if target.again else ""
-    family = family_of(config, target.families, again=again, brought=target.brings, own_code=own_code)
+    family = family_of(
+        config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
+    )
     config = family.read_config(config)
     return family, config, target.complete(options, config)
 
@@ -183,7 +185,7 @@ def planned(asked: Asked, *, remote: bool) -> Prepared:
     check_floats(checkpoint.tensors.values())
     # A target that makes a model of another family has heads of its own: the source is read with the one that it has.
     read_as = settings.architecture if target.emits is None or target.brings else None
-    head, unknown_class = choose_head(checkpoint, config, family, read_as)
+    head, unknown_class = choose_head(checkpoint, config, family, read_as, target.name)
     tokens = special_tokens(source, family.special_tokens)
     context, plan = plan_tensors(
         checkpoint, target, asked.options, family, head, config, tokens, settings, unknown_class

@@ -9,9 +9,11 @@ from typing import Any
 
 from .errors import UnsupportedError
 from .families.grammar import Config, Family, Head, Weight
+from .families.registry import families_for
 from .io.formats import SAFETENSORS, Form
 from .io.tokenizer import SpecialTokens
 from .ops import Copy, Op
+from .recipe import Recipe
 from .repo.modelcode import StandaloneCode, TargetCode
 
 
@@ -97,11 +99,15 @@ class Target:
     """What a source can become.
 
     Attributes:
-        families: names of the families it takes.
+        can: what it does beyond plain attention of one encoder, of `NEEDS`. It takes every family that needs no more.
+        only: names of the families it takes, where they are others than that.
         options: dataclass of its options, every field with a default.
         config: the emitted config's own fields.
         weights: tensors of the emitted model beyond (or, by name, instead of) the family's.
         rules: the tensors that are not plain copies.
+        recipe: how `effconv adapt` trains its repos unless it is asked otherwise.
+        exact: tokens up to which a repo with these options equals its source; 0 where it does not.
+        label: these options in a few words, for a table; "" for the target's name.
         calibration: `module:function` that finds the values of calibrated rows; it is imported only when a conversion
             runs, takes the context, the source's folder and a progress callback, and returns a `Calibration`.
         emits: the family of the emitted model, where it is not the source's with another attention.
@@ -123,13 +129,17 @@ class Target:
 
     name: str
     says: str
-    families: tuple[str, ...]
     options: type
     code: TargetCode | StandaloneCode
     config: Callable[[Context], dict[str, Any]]
     weights: Callable[[Context], Sequence[Weight]]
     rules: Callable[[Context], Sequence[Rule]]
     checks: tuple[Check, ...]
+    only: tuple[str, ...] = ()
+    can: tuple[str, ...] = ()
+    recipe: Recipe = Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0)
+    exact: Callable[[Mapping[str, Any]], int] = lambda options: 0
+    label: Callable[[Mapping[str, Any]], str] = lambda options: ""
     calibration: str = ""
     emits: Family | None = None
     emitted_suffix: Callable[[str], str] = lambda suffix: suffix
@@ -146,6 +156,11 @@ class Target:
     complete: Callable[[Any, Config], Any] = lambda options, config: options
     upgraded: Callable[[Context], Mapping[str, Any]] = lambda context: {}
     ending: str = ""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families it takes."""
+        return self.only or families_for(self.can)
 
     @property
     def asked_for(self) -> str:
@@ -193,7 +208,7 @@ class Target:
         if self.emits is None:
             return head
         if architecture is not None:
-            return self.emits.head_asked_for(architecture)
+            return self.emits.head_asked_for(architecture, self.name)
         if not self.keeps(head, unknown_class):
             heads = ", ".join(own.suffix for own in self.emits.heads)
             raise UnsupportedError(
@@ -212,7 +227,7 @@ class Target:
         raise UnsupportedError(
             f"{self.name} mixes all positions, so a token of a decoder would see later ones",
             where="config.json: is_decoder" if decoder else f"the head {family.class_name(head)}",
-            hint="convert it with a target that can be causal (lsg, transnormer)"
+            hint="convert it with a target that can be causal, such as lsg"
             + ("" if decoder else ", or emit another head (--architecture ForMaskedLM)"),
         )
 

@@ -89,3 +89,12 @@ class LSGOptions:
             if getattr(self, name) not in values:
                 faults.append(f"{name} is {getattr(self, name)!r}: give one of {', '.join(values)}")
         return faults
+
+
+def label(options: Mapping[str, Any]) -> str:
+    """Block and sparse keys in a few words."""
+    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
+    if not sparse:
+        return f"LSG, block {options['block_size']}, no sparse keys"
+    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
+    return f"LSG, block {options['block_size']}, sparse {kind}"

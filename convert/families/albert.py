@@ -36,6 +36,7 @@ def albert_runs(config: Config) -> list[str]:
 
 ALBERT = Family(
     name="albert",
+    types_in_globals=True,
     prefix="albert",
     code=FamilyCode(
         module="albert",

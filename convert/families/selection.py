@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..repo.modelcode import LSG_CODE
-from .converted import converted
-from .grammar import Config, Family, Head
+from .converted import LSG, converted
+from .grammar import NEEDS, Config, Family, Head
 from .refused import REFUSED, require_stock_code
 from .registry import FAMILIES
 
@@ -18,6 +17,7 @@ def family_of(
     *,
     again: str = "",
     brought: Family | None = None,
+    abilities: Collection[str] | None = None,
     own_code: bool = False,
 ) -> Family:
     """The family of a checkpoint from its config's model_type.
@@ -25,6 +25,7 @@ def family_of(
     Args:
         supported: names of families; all where None.
         again: the target whose own repos are taken, as the family that they were made from.
+        abilities: what the target can do, of `NEEDS`; None where that is not known.
         brought: a family that only the target reads, whose `read_config` knows what its configs can say.
         own_code: whether a source with modeling code of its own is taken for what its model_type says.
 
@@ -35,7 +36,7 @@ def family_of(
     names = sorted(FAMILIES if supported is None else supported)
     before = converted(config)
     if before is not None and before.target != again:
-        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG_CODE.name else ""
+        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG else ""
         raise UnsupportedError(
             f"the source was converted before: it is {before.target} already",
             where="config.json",
@@ -46,6 +47,14 @@ def family_of(
         if model_type in brought.model_types:
             return brought
         names = sorted({*names, *brought.model_types} - {brought.name})
+    if model_type in FAMILIES and model_type not in names and abilities is not None:
+        missing = sorted(FAMILIES[str(model_type)].requirements - set(abilities))
+        raise UnsupportedError(
+            f"this target does not take {model_type}"
+            + (f": {', and '.join(NEEDS[name] for name in missing)}" if missing else ""),
+            where="config.json: model_type",
+            hint=f"effconv targets lists the targets that take {model_type}; this one takes {', '.join(names)}",
+        )
     if model_type not in names:
         reason, instead = REFUSED.get(str(model_type), ("", ""))
         raise UnsupportedError(
@@ -95,17 +104,20 @@ def asked_config(config: Config, family: Family, head: Head, architecture: str |
     return config
 
 
-def head_of(config: Config, family: Family, architecture: str | None = None) -> tuple[Head, str | None]:
+def head_of(
+    config: Config, family: Family, architecture: str | None = None, target: str = ""
+) -> tuple[Head, str | None]:
     """The head to emit, and the source's own class name where it is not one of the family's.
 
-    `architecture` may be a suffix (ForMaskedLM) or a class name (BertForMaskedLM, LSGBertForMaskedLM).
+    `architecture` may be a suffix (ForMaskedLM) or a class name (BertForMaskedLM, or LSGBertForMaskedLM of lsg).
     """
     if architecture is not None:
-        return family.head_asked_for(architecture), None
+        return family.head_asked_for(architecture, target), None
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return family.head(family.default_head), None
-    suffix = family.suffix_of(named[0])
+    before = converted(config)
+    suffix = family.suffix_of(named[0], before.target if before else "")
     if any(head.suffix == suffix for head in family.heads):
         return family.head(suffix), None
     return family.head("Model"), named[0]

@@ -313,7 +313,7 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
     return Target(
         name=name,
         says=says,
-        families=(BIGS.name,),
+        only=(BIGS.name,),
         emits=BIGS,
         options=BiGSOptions,
         ending=ending,

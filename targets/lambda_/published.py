@@ -14,6 +14,7 @@ from ...convert.families.bert import BERT, BERT_NSP, BERT_PREDICTIONS, BERT_TIED
 from ...convert.families.code import FamilyCode
 from ...convert.families.grammar import Config, Family, Head, Weight, linear, norm, number
 from ...convert.positions import position_rules
+from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import LAMBDA_PUBLISHED_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import LambdaOptions
@@ -143,7 +144,8 @@ def _drops(context: Context) -> Mapping[str, str]:
 LAMBDA_PUBLISHED = Target(
     name="lambda-published",
     says="the published LambdaBERT, one λ for all heads, to be trained (effconv lambda --groups 1; arXiv 2102.08602)",
-    families=("bert",),
+    only=("bert",),
+    recipe=Recipe("hidden", train="all", end_to_end=1.0),
     options=LambdaOptions,
     code=LAMBDA_PUBLISHED_CODE,
     config=_config,

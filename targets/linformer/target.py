@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...convert.families.grammar import Weight, number, shape_of
-from ...convert.families.registry import ENCODERS
 from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Shape, generator
 from ...convert.positions import equal_positions, position_rules
+from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import LINFORMER_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from ...templates.linformer_projection import default_peak, draw, peaked_segments
@@ -115,7 +115,9 @@ def _masked(manifest: Mapping[str, Any]) -> str:
 LINFORMER = Target(
     name="linformer",
     says="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
-    families=ENCODERS,
+    recipe=Recipe("attention:.5,hidden:.5"),
+    exact=lambda options: 0 if options.get("mask_mode", "masked") == "published" else int(options.get("proj_dim", 0)),
+    label=lambda options: f"linformer, {options['proj_dim']} rows",
     options=LinformerOptions,
     code=LINFORMER_CODE,
     config=_config,

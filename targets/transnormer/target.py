@@ -10,11 +10,11 @@ import numpy as np
 
 from ...convert.errors import UsageError
 from ...convert.families.grammar import Config, Family, Weight, number
-from ...convert.families.registry import ENCODERS
 from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Calibrated, Shape
 from ...convert.options import require_sound
 from ...convert.positions import position_rules
+from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import TRANSNORMER_CODE
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import TransNormerOptions
@@ -132,7 +132,7 @@ def _masked(manifest: Mapping[str, Any]) -> str:
 TRANSNORMER = Target(
     name="transnormer",
     says="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
-    families=ENCODERS,
+    recipe=Recipe("attention:.5,hidden:.5"),
     options=TransNormerOptions,
     code=TRANSNORMER_CODE,
     config=_config,
