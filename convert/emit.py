@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .dtypes import FLOATS, NAMES
 from .errors import BadInputError
 from .execute import Written
 from .family import Family, Head
@@ -20,7 +21,6 @@ from .tokenizer import class_to_load, edited
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
 STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")
 CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
 
 def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
     """Writes the files that make the weights in `folder` a repo."""
-    types = [row.dtype for row in plan.rows if row.target and row.dtype in DTYPES]
-    dtype = DTYPES[max(set(types), key=types.count)] if types else "float32"
+    types = [row.dtype for row in plan.rows if row.target and row.dtype in FLOATS]
+    dtype = NAMES[max(set(types), key=types.count)] if types else "float32"
     _write(folder / "config.json", {"dtype": dtype, **context.emitted})
     if len(written.files) > 1:
         _write(

@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__
 from .card import write_card
 from .checkpoint import Checkpoint
-from .dtypes import NAMES
+from .dtypes import BY_NAME
 from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import Progress, SourceHash, Written, execute
@@ -220,7 +220,7 @@ def plan_tensors(
     config = asked_config(config, family, head, settings.architecture)
     context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
     context = replace(context, emitted=emitted_config(target, context))
-    dtype = NAMES[settings.dtype] if settings.dtype else None
+    dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
     return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
 
