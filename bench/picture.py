@@ -1,13 +1,14 @@
-"""A report as a picture: FILE.png through matplotlib, FILE.html by itself (see `page`)."""
+"""A report as a picture, PNG or SVG, by matplotlib."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import OutputError, UsageError
 from .whole import Row
@@ -78,15 +79,10 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
 def require_drawable(paths: Iterable[Path]) -> None:
     """Raises before anything is measured: matplotlib is missing, or there is no such folder."""
     for path in paths:
-        if path.suffix.lower() == ".png":
-            try:
-                import matplotlib  # noqa: F401
-            except ImportError:
-                raise UsageError(
-                    "the package matplotlib is not installed",
-                    where=f"--plot {path}",
-                    hint="pip install 'effconv[adapt]', or ask for FILE.html, which needs nothing",
-                ) from None
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UsageError(
+                "the package matplotlib is not installed", where=f"--plot {path}", hint="pip install 'effconv[adapt]'"
+            )
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise OutputError("no such folder", where=f"--plot {path}", hint="name a file in a folder that exists")
         if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
@@ -99,13 +95,11 @@ def draw(path: Path, report: BenchReport) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from .page import page
+    import matplotlib
 
     try:
-        if path.suffix.lower() == ".html":
-            path.write_text(page(report), encoding="utf-8")
-        else:
-            _png(path, report)
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched, not outlines
+            _figure(report).savefig(path, format=path.suffix.lower().removeprefix("."))
     except OSError as error:
         raise OutputError(f"the plot cannot be written ({error})", where=str(path), hint="name another file") from None
 
@@ -137,7 +131,7 @@ def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -
     return tuple(found)
 
 
-def _png(path: Path, report: BenchReport) -> None:
+def _figure(report: BenchReport) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -166,4 +160,4 @@ def _png(path: Path, report: BenchReport) -> None:
                 axis.set_minor_locator(NullLocator())
                 axis.set_ticks(marks, texts, fontsize=7)
             place.legend(fontsize=7, frameon=False)
-    figure.savefig(path, format="png")
+    return figure

@@ -17,7 +17,7 @@ from .families.grammar import Family, Head, number, shape_of
 from .families.refused import compares_with_source
 from .families.selection import asked_config, family_of
 from .io.checkpoint import Checkpoint
-from .io.dtypes import NAMES
+from .io.dtypes import BY_NAME
 from .io.reader import open_checkpoint
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
@@ -215,7 +215,7 @@ def plan_tensors(
     config = asked_config(config, family, head, settings.architecture)
     context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
     context = replace(context, emitted=emitted_config(target, context))
-    dtype = NAMES[settings.dtype] if settings.dtype else None
+    dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
     return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
 

@@ -34,8 +34,8 @@ from ..convert.verify.recheck import source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
+from .changes import CARD
 from .connection import refuse_offline, require_repo_id
-from .content import CARD
 from .push import Progress, Pushed, push_refreshed
 
 Place = Callable[[Path, Path], object]

@@ -14,6 +14,7 @@ from .source import Source
 from .system import read_into
 
 CHUNK = 1 << 20  # bytes; a cast holds a chunk in several forms at once
+Ranges = tuple[tuple[int, int], ...]  # (first byte, bytes) of each run of a tensor's bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,21 @@ class Checkpoint:
         """The tensor's bytes in order, at most a chunk at a time; a chunk is valid until the next one is asked for."""
         tensor = self.tensors[name]
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, max(tensor.nbytes, 1))))
-        done = 0
-        while done < tensor.nbytes:
-            part = view[: min(len(view), tensor.nbytes - done)]
-            got = read_into(self.descriptor(tensor.file), part, tensor.start + done)
-            if got == 0:
-                raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
-            yield part[:got]
-            done += got
+        for start, count in self.ranges(name):
+            done = 0
+            while done < count:
+                part = view[: min(len(view), count - done)]
+                got = read_into(self.descriptor(tensor.file), part, start + done)
+                if got == 0:
+                    raise BadInputError(
+                        f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again"
+                    )
+                yield part[:got]
+                done += got
+
+    def ranges(self, name: str) -> Ranges:
+        """Where the tensor's bytes are in its file, in order."""
+        return ((self.tensors[name].start, self.tensors[name].nbytes),)
 
     def close(self) -> None:
         for descriptor in self._files.values():

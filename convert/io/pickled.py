@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, UnsupportedError, listing
 from .checkpoint import CHUNK, Checkpoint, Tensor, damaged, stored_twice
-from .dtypes import Array, from_bytes
+from .dtypes import BY_NAME, Array, from_bytes
 from .source import Source
 
 if TYPE_CHECKING:
     import torch
 
 MAGIC = (b"PK\x03\x04", b"\x80")  # a zip, and a bare pickle as torch wrote before 1.6
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 
 class PickledCheckpoint(Checkpoint):
@@ -33,7 +29,7 @@ class PickledCheckpoint(Checkpoint):
     def __init__(self, loaded: Mapping[str, tuple[str, torch.Tensor]], source: Source) -> None:
         self._loaded = {name: value for name, (_, value) in loaded.items()}
         super().__init__(
-            (Tensor(name, DTYPES[_dtype(value)], tuple(value.shape), file) for name, (file, value) in loaded.items()),
+            (Tensor(name, BY_NAME[_dtype(value)], tuple(value.shape), file) for name, (file, value) in loaded.items()),
             source,
         )
 
@@ -72,7 +68,7 @@ def open_pickled(source: Source, names: list[str], *, allow_pickle: bool) -> Pic
             if key in loaded:
                 raise stored_twice(key, loaded[key][0], name)
             loaded[key] = (name, value)
-    odd = [f"{key}: {_dtype(value)}" for key, (_, value) in loaded.items() if _dtype(value) not in DTYPES]
+    odd = [f"{key}: {_dtype(value)}" for key, (_, value) in loaded.items() if _dtype(value) not in BY_NAME]
     if odd:
         raise UnsupportedError(
             f"tensors of a kind that cannot be converted:\n{listing(odd)}",

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import BadInputError, HubError, UnsupportedError, UsageError
 
+HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HOSTILE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a file name: what a system or a terminal may obey
 
@@ -245,13 +246,24 @@ def hub_errors(hub_id: str) -> Iterator[None]:
     """Turns what the client raises (its own errors, and plain connection errors) into a HubError with advice."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise _hub_error(error, hub_id) from None
-    except Exception as error:
-        # A dropped connection surfaces as an error of the client's HTTP library, which is not an OSError.
-        if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
+    except Exception as raised:
+        error = client_error(raised)
+        if error is None:
             raise
         raise _hub_error(error, hub_id) from None
+
+
+def client_error(raised: Exception) -> Exception | None:
+    """The error of the Hub or of the network that the client raised; None for an error of another kind.
+
+    An error that ended an upload is the cause of a RuntimeError. A dropped connection is an error of the client's HTTP
+    library, which is not an OSError, or a RuntimeError of its Xet library.
+    """
+    cause = raised.__cause__ if isinstance(raised, RuntimeError) else None
+    error = cause if isinstance(cause, Exception) else raised
+    library = type(error).__module__.partition(".")[0]
+    known = library in HTTP_LIBRARIES or isinstance(error, (OSError, ValueError, RuntimeError))
+    return error if known else None
 
 
 def _hub_error(error: Exception, hub_id: str) -> HubError:

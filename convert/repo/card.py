@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import templates
 from ..errors import BadInputError
@@ -19,8 +19,11 @@ from ..io.source import Source, sentence_modules
 from ..io.tensorfile import file_sha256
 from ..options import Settings, changed
 from ..target import Target
-from .card_blocks import Result, with_block, with_results
+from .card_blocks import with_block, with_results
 from .manifest import read_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 PIPELINES = {
     "AutoModelForMaskedLM": "fill-mask",
@@ -43,7 +46,7 @@ def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source
 
 
 def add_to_card(
-    folder: Path, name: str, content: str, *, heading: str = "", results: Sequence[Result] = (), model: str = ""
+    folder: Path, name: str, content: str, *, heading: str = "", results: Sequence[EvalResult] = (), model: str = ""
 ) -> None:
     """Writes a generated block, and results into `model-index`, into a repo's card; all else in it stays.
 

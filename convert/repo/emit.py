@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BadInputError
 from ..execute import Written
 from ..families.grammar import Family, Head
+from ..io.dtypes import FLOATS, NAMES
 from ..io.portable import copy_portable, portable
 from ..io.source import TOKENIZER_FILES, Source, sentence_modules
 from ..io.tokenizer import class_to_load, edited
@@ -20,7 +21,6 @@ from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
 STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")
 CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
 
 def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
     """Writes the files that make the weights in `folder` a repo."""
-    types = [row.dtype for row in plan.rows if row.target and row.dtype in DTYPES]
-    dtype = DTYPES[max(set(types), key=types.count)] if types else "float32"
+    types = [row.dtype for row in plan.rows if row.target and row.dtype in FLOATS]
+    dtype = NAMES[max(set(types), key=types.count)] if types else "float32"
     _write(folder / "config.json", {"dtype": dtype, **context.emitted})
     if len(written.files) > 1:
         _write(
