@@ -11,11 +11,7 @@ from importlib import resources
 
 CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
 # What every repo needs beside these, each with a name to import from it.
-CORE_OTHERS = (
-    ("efficient_configuration", "EfficientConfigMixin"),
-    ("fp32_precision", "fp32_precision"),
-    ("unpadding", "Unpadded"),
-)
+CORE_OTHERS = (("unpadding", "Unpadded"),)
 BASE_SUFFIX = "Model"
 
 

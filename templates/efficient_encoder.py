@@ -30,7 +30,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils import logging
 
-from .fp32_precision import fp32_precision
 from .unpadding import Unpadded, unpadded, values_are_at_hand
 
 logger = logging.get_logger(__name__)
@@ -109,7 +108,7 @@ class EncoderMixin:
 
     def adapt(self) -> None:
         """Put the efficient attention into every layer; called once, on the finished stock model."""
-        self.config.validate_running()
+        self.config.validate_unpadding()
         if getattr(self.config, "position_embedding_type", "absolute") != "absolute":
             raise ValueError(
                 f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
@@ -263,8 +262,7 @@ class EncoderMixin:
         x, mask = self.begin(x, mask)
         cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
 
-        with fp32_precision(config.mkldnn_fp32_precision):
-            last, states = self.run_layers(x, mask, cross, length, output_hidden_states)
+        last, states = self.run_layers(x, mask, cross, length, output_hidden_states)
         if output_hidden_states:
             states.append(last)
 

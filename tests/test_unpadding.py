@@ -263,8 +263,10 @@ def test_a_decoder_with_cross_attention_is_left_padded():
     assert rows == [1, 5]
 
 
-def test_other_values_of_the_option_are_refused():
-    from effconv.templates.efficient_configuration import EfficientConfigMixin
-
+def test_other_values_of_the_option_are_refused(model):
     with pytest.raises(ValueError, match="unpad_inputs is 1: give true or false"):
-        EfficientConfigMixin(unpad_inputs=1)
+        type(model.config)(unpad_inputs=1)
+    config = copy.deepcopy(model.config)
+    config.unpad_inputs = "no"  # as from_pretrained sets an override: when the config is made already
+    with pytest.raises(ValueError, match="unpad_inputs is 'no': give true or false"):
+        type(model)(config)
