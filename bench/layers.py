@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..templates.lambda_attention import LambdaMix, position_term
-from ..templates.linformer_attention import LinformerMix
+from ..templates.lambda_attention import LambdaAttention, position_term
+from ..templates.linformer_attention import LinformerAttention
 from ..templates.transnormer_attention import linear_attention
 from .bars import Section, faster
 from .timing import clock_name, interleaved
@@ -44,12 +44,14 @@ def forms(length: int) -> dict[str, Callable[[], Any]]:
     """Each form as a call without arguments, on the same random q, k, v (1, 12, t, 64), as a model lays them out."""
     q, k, v = torch.randn(3, 1, length, HEADS, WIDTH).transpose(2, 3)
     shape = {"num_attention_heads": HEADS, "hidden_size": HEADS * WIDTH}
-    linformer = LinformerMix(SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0).eval()
-    trained: Any = LinformerMix(
+    linformer = LinformerAttention(
+        SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0
+    ).eval()
+    trained: Any = LinformerAttention(
         SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0
     ).eval()
     trained.key_projection.data.add_(torch.randn_like(trained.key_projection) * 1e-3)
-    lam = LambdaMix(SimpleNamespace(**shape, key_depth=16, local_context_size=15), 0).eval()
+    lam = LambdaAttention(SimpleNamespace(**shape, key_depth=16, local_context_size=15), 0).eval()
     assert lam.local_weight is not None
     assert lam.local_bias is not None
     local_weight, local_bias = lam.local_weight, lam.local_bias

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import UsageError
-from ..templates.lsg_attention import LSGMix
+from ..templates.lsg_attention import LSGAttention
 from . import memory
 from .bars import Bar, Section
 from .timing import Spread, clock_name, interleaved, ratio
@@ -153,7 +153,7 @@ def _qkv(length: int, dtype: torch.dtype) -> list[Tensor]:
 
 def forms(length: int, dtype: torch.dtype, published: Path | None = None) -> dict[str, Callable[..., Any]]:
     """Each form as a function of q, k and v."""
-    lsg = LSGMix(CONFIG, 0).eval()
+    lsg = LSGAttention(CONFIG, 0).eval()
     found: dict[str, Callable[..., Any]] = {
         SDPA: F.scaled_dot_product_attention,
         LSG: lambda q, k, v: lsg(q, k, v, None),

@@ -8,7 +8,7 @@ from textwrap import dedent
 
 from .errors import BadInputError, UnsupportedError, UsageError
 from .family import LABELS, Config, Family, Head, Size, Weight, is_set, linear, norm, number, numbered, when
-from .modelcode import LSG_CODE, FamilyCode
+from .modelcode import LSG_CODE, EncoderCode, FamilyCode
 from .refusals import REFUSED, require_stock_code
 
 # The config's own field names, as they stand in shapes.
@@ -18,7 +18,7 @@ DM = "d_model"  # BART's hidden size
 
 
 def body(text: str) -> tuple[str, ...]:
-    """The lines of a rendered class's body, from an indented text; it may name `Tensor` and `Module`."""
+    """The lines of a rendered class's body, from an indented text; it may name `Tensor`, `Module` and `ModuleList`."""
     return tuple(dedent(text).strip().splitlines())
 
 
@@ -356,6 +356,7 @@ ALBERT = Family(
         module="albert",
         model_type="albert",
         class_prefix="Albert",
+        layers_path="",
         attention_path="attention",
         attention_lines=body(
             """
@@ -367,8 +368,8 @@ ALBERT = Family(
             """
             projects_padding = True
 
-            def unique_layers(self) -> list[Module]:
-                return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]
+            def layer_lists(self) -> list[ModuleList]:
+                return [group.albert_layers for group in self.encoder.albert_layer_groups]
 
             def order(self) -> list[Module]:
                 groups, runs = self.encoder.albert_layer_groups, self.config.num_hidden_layers
@@ -495,7 +496,7 @@ BART_CODE = FamilyCode(
             return self.out_proj(context)
         """
     ),
-    encoder="encoder",
+    encoder=EncoderCode(),
     decoder_heads=("ForCausalLM",),
 )
 BART = Family(
@@ -532,7 +533,9 @@ BART = Family(
 MBART = replace(  # BARThez too, whose config says mbart
     BART,
     name="mbart",
-    code=replace(BART_CODE, module="mbart", model_type="mbart", class_prefix="MBart"),
+    code=replace(
+        BART_CODE, module="mbart", model_type="mbart", class_prefix="MBart", encoder=EncoderCode(last_norm=True)
+    ),
     embeddings=bart_embeddings(two_more_positions, embedding_norm=True, last_norm=True),
     heads=generation_heads(bart_classifier(LABELS)),
 )
@@ -544,14 +547,11 @@ PEGASUS = replace(
         module="pegasus",
         model_type="pegasus",
         class_prefix="Pegasus",
-        model_lines=body(
-            """
-            def embed_words(self, input_ids: Tensor) -> Tensor:
-                return self.embed_tokens(input_ids) * self.embed_scale
-
-            def embed_places(self, x: Tensor, first: int) -> Tensor:
-                return self.embed_positions(x.shape[:2], first)
-            """
+        encoder=EncoderCode(
+            words="self.embed_tokens(input_ids) * self.embed_scale",
+            places="self.embed_positions(words.shape[:2], first)",
+            embedding_norm=False,
+            last_norm=True,
         ),
     ),
     embeddings=bart_embeddings("max_position_embeddings", "sinusoids", embedding_norm=False, last_norm=True),

@@ -9,10 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 
-CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
-# What every repo needs beside these, each with a name to import from it.
-CORE_OTHERS = (("unpadding", "Unpadded"),)
+CORE = "efficient_encoder"  # what every target's encoder is built on
 BASE_SUFFIX = "Model"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCode:
+    """How the encoder beside a decoder differs among BART's kin.
+
+    Args:
+        words: the embeddings of `input_ids`, as an expression of the rendered code.
+        places: those of the positions `first`, `first` + 1, ... for the rows of `words`, likewise.
+        embedding_norm: whether there is a norm after the embeddings.
+        last_norm: whether there is one after the last layer.
+    """
+
+    words: str = "self.embed_tokens(input_ids)"
+    places: str = "self.embed_positions(words[:, :, -1], first)"
+    embedding_norm: bool = True
+    last_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +39,13 @@ class FamilyCode:
         model_type: as in config.json, such as `xlm-roberta`.
         class_prefix: of the stock classes, such as `XLMRoberta`.
         special_positions: rows of the position table that no token uses.
-        layers_path: attribute path from the base model to its list of layers.
+        layers_path: attribute path from the base model to its list of layers; empty where `model_lines` have
+            `layer_lists`.
         attention_path: attribute path from a layer to its self-attention.
         projections: names of the query, key and value projections in it.
         attention_lines: further lines of the attention class's body.
-        model_lines: further lines of the body of the base model, or of its encoder where the base model has a decoder.
-        encoder: attribute path from the base model to its encoder, where the base model has a decoder too; then
-            `layers_path` begins at the encoder.
+        model_lines: further lines of the base model's body.
+        encoder: where the base model has a decoder too; then `layers_path` begins at the encoder.
         decoder_heads: suffixes of the classes that consist of the decoder alone.
     """
 
@@ -43,12 +58,17 @@ class FamilyCode:
     projections: tuple[str, str, str] = ("query", "key", "value")
     attention_lines: tuple[str, ...] = ()
     model_lines: tuple[str, ...] = ()
-    encoder: str = ""
+    encoder: EncoderCode | None = None
     decoder_heads: tuple[str, ...] = ()
 
     @property
     def config_class(self) -> str:
         return f"{self.class_prefix}Config"
+
+    @property
+    def lines(self) -> str:
+        """All lines of the rendered code that this family writes itself."""
+        return "\n".join(self.attention_lines + self.model_lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +76,10 @@ class Seq2SeqCode:
     """A target's parts for models of an encoder and a decoder.
 
     Args:
-        encoder_mixin: of the encoder. model_mixin: of the base model. decoder_mixin: of classes that are the decoder
-            alone. config_mixin: of the config.
+        template: of the classes of the encoder and the base model. config_mixin: of the config.
     """
 
-    encoder_mixin: tuple[str, str]
-    model_mixin: tuple[str, str]
-    decoder_mixin: tuple[str, str]
+    template: str
     config_mixin: tuple[str, str]
 
 
@@ -73,7 +90,7 @@ class TargetCode:
     Args:
         name: in file names and model types, such as `lsg`.
         class_prefix: of the emitted classes, such as `LSG`.
-        mix: the module that mixes q, k and v.
+        attention: the module that takes the place of a layer's attention, between its projections.
         encoder_mixin: the target's `EncoderMixin`.
         config_mixin: the target's fields of the config.
         others: further modules that the repo needs, each with a name to import from it.
@@ -82,7 +99,7 @@ class TargetCode:
 
     name: str
     class_prefix: str
-    mix: tuple[str, str]
+    attention: tuple[str, str]
     encoder_mixin: tuple[str, str]
     config_mixin: tuple[str, str]
     others: tuple[tuple[str, str], ...] = ()
@@ -91,19 +108,14 @@ class TargetCode:
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
-        parts = (self.mix, self.encoder_mixin, self.config_mixin, *CORE_OTHERS, *self.others)
-        return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
+        parts = (self.attention, self.encoder_mixin, self.config_mixin, *self.others)
+        return tuple(f"{module}.py" for module in sorted({CORE, *(module for module, _ in parts)}))
 
     def for_family(self, family: FamilyCode) -> TargetCode:
         """The parts that a family needs."""
         if not family.encoder or self.seq2seq is None:
             return self
-        return replace(
-            self,
-            encoder_mixin=self.seq2seq.encoder_mixin,
-            config_mixin=self.seq2seq.config_mixin,
-            others=(*self.others, self.encoder_mixin),
-        )
+        return replace(self, config_mixin=self.seq2seq.config_mixin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,41 +146,39 @@ LAMBDA_PUBLISHED_CODE = StandaloneCode(
 LINFORMER_CODE = TargetCode(
     name="linformer",
     class_prefix="Linformer",
-    mix=("linformer_attention", "LinformerMix"),
-    encoder_mixin=("linformer_encoder", "LinformerEncoderMixin"),
+    attention=("linformer_attention", "LinformerAttention"),
+    encoder_mixin=("linformer_attention", "LinformerEncoderMixin"),
     config_mixin=("linformer_configuration", "LinformerConfigMixin"),
     others=(("linformer_projection", "peaked_segments"),),
 )
 TRANSNORMER_CODE = TargetCode(
     name="transnormer",
     class_prefix="TransNormer",
-    mix=("transnormer_attention", "TransNormerMix"),
-    encoder_mixin=("transnormer_encoder", "TransNormerEncoderMixin"),
+    attention=("transnormer_attention", "TransNormerAttention"),
+    encoder_mixin=("transnormer_attention", "TransNormerEncoderMixin"),
     config_mixin=("transnormer_configuration", "TransNormerConfigMixin"),
-    others=(("transnormer_feed_forward", "add_gate"),),
 )
 LAMBDA_CODE = TargetCode(
     name="lambda",
     class_prefix="Lambda",
-    mix=("lambda_attention", "LambdaMix"),
-    encoder_mixin=("lambda_encoder", "LambdaEncoderMixin"),
+    attention=("lambda_attention", "LambdaAttention"),
+    encoder_mixin=(CORE, "EncoderMixin"),
     config_mixin=("lambda_configuration", "LambdaConfigMixin"),
 )
 LSG_CODE = TargetCode(
     name="lsg",
     class_prefix="LSG",
-    mix=("lsg_attention", "LSGMix"),
-    encoder_mixin=("lsg_encoder", "LSGEncoderMixin"),
+    attention=("lsg_attention", "LSGAttention"),
+    encoder_mixin=("lsg_attention", "LSGEncoderMixin"),
     config_mixin=("lsg_configuration", "LSGConfigMixin"),
     others=(
         ("lsg_kernel_cpu", "cpu_attention"),
         ("lsg_kernel_flex", "flex_rows"),
+        ("lsg_kernel_plain", "plain_attention"),
         ("lsg_kernel_triton", "triton_attention"),
     ),
     seq2seq=Seq2SeqCode(
-        encoder_mixin=("lsg_seq2seq", "LSGSeq2SeqEncoderMixin"),
-        model_mixin=("lsg_seq2seq", "Seq2SeqModelMixin"),
-        decoder_mixin=("lsg_seq2seq", "DecoderMixin"),
+        template="modeling_lsg_seq2seq.py.jinja",
         config_mixin=("lsg_configuration", "LSGSeq2SeqConfigMixin"),
     ),
 )
@@ -195,7 +205,7 @@ def names(family: FamilyCode, target: TargetCode) -> Names:
         modeling_module=f"modeling_{target.name}_{family.module}",
         model_type=f"{target.name}-{family.model_type}",
         config=f"{prefix}Config",
-        attention=f"{prefix}Attention",
+        attention=f"{prefix}SelfAttention",
         model=f"{prefix}{BASE_SUFFIX}",
         encoder=f"{prefix}Encoder",
     )
@@ -247,15 +257,25 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
 
     of = names(family, target)
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FunctionLoader(lambda name: (package / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    used, others = _imports(family, target)
+    classes = {of.model, *(class_name(family, target, suffix) for suffix in heads)}
     values = {
         "family": family,
         "target": target,
         "names": of,
-        "core": {"attention": CORE_ATTENTION, "head": CORE_HEAD},
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
-        "imports": _imports(family, target),
+        "imports": [
+            (module, ", ".join(sorted(name for other, name in used + others if other == module)))
+            for module in sorted({module for module, _ in used + others})
+        ],
+        # Classes before functions, as the linter sorts them.
+        "exported": sorted(classes | {name for _, name in others}, key=lambda name: (name[0].islower(), name)),
         "heads": [
             (family.class_prefix + suffix, class_name(family, target, suffix), suffix in family.decoder_heads)
             for suffix in heads
@@ -264,7 +284,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         "quoted": lambda words: ", ".join(f'"{word}"' for word in words),
     }
     rendered = {
-        f"{module}.py": environment.from_string((package / template).read_text(encoding="utf-8")).render(values)
+        f"{module}.py": environment.get_template(template).render(values)
         for module, template in (
             (of.configuration_module, "configuration.py.jinja"),
             (of.modeling_module, "modeling.py.jinja"),
@@ -273,21 +293,15 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
     return {**copied, **rendered}
 
 
-def _imports(family: FamilyCode, target: TargetCode) -> list[tuple[str, str, bool]]:
-    """What the modeling file imports: module, names, and whether it does so only to have the file copied."""
+def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
+    core = ["EfficientSelfAttention", "HeadMixin", *(("AdaptedModel", "visible_tokens") if family.encoder else ())]
     used = [
         (of.configuration_module, of.config),
-        (CORE_MODULE, CORE_ATTENTION),
-        (CORE_MODULE, CORE_HEAD),
-        target.mix,
+        *((CORE, name) for name in core),
+        target.attention,
         target.encoder_mixin,
-        *((target.seq2seq.model_mixin, target.seq2seq.decoder_mixin) if family.encoder and target.seq2seq else ()),
     ]
-    found: dict[str, list[str]] = {}
-    for module, name in used:
-        found.setdefault(module, []).append(name)
-    others = (target.config_mixin, *CORE_OTHERS, *target.others)
-    copied = [(module, name, True) for module, name in others if module not in found]
-    rows = [(module, ", ".join(sorted(imported)), False) for module, imported in found.items()]
-    return sorted(rows + copied)
+    named = {module for module, _ in used}
+    return used, [(module, name) for module, name in (target.config_mixin, *target.others) if module not in named]

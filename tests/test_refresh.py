@@ -207,7 +207,7 @@ def test_another_folder_gets_the_refreshed_repo_and_the_old_one_stays(old, clien
 @pytest.mark.parametrize("change", ["code", "weights", "extra", "family", "manifest"])
 def test_what_is_not_as_its_manifest_says_is_refused_and_stays(old, client, change):
     if change == "code":
-        (old / "lsg_encoder.py").write_text("mine\n")
+        (old / "lsg_kernel_cpu.py").write_text("mine\n")
     elif change == "weights":
         data = bytearray((old / "model.safetensors").read_bytes())
         data[-1] ^= 1
