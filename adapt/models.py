@@ -195,7 +195,7 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
     assert pair.family is not None
     modules = {id(module): name for name, module in pair.student.named_modules()}
     for layer in {id(layer): layer for layer in pair.student_layers()}.values():
-        for path in (pair.base.attention_path, pair.family.output_projection):
+        for path in (pair.family.code.attention_path, pair.family.output_projection):
             yield modules[id(layer.get_submodule(path))] + "."
 
 

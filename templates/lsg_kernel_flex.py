@@ -66,7 +66,7 @@ def flex_rows(
     visible = visible_keys(mask, sparse_visible, len(q), first, length, q.device)
     intervals = seen_by(length, sparse_keys.shape[2], config, causal, q.device)
     seen = block_mask(length, config.block_size, intervals, visible, causal)
-    return kernel_for(q)(q[:, :, first:], keys, values, block_mask=seen)
+    return kernel_for(q)(q[:, :, first:], keys, values, block_mask=seen)  # a bias on scores would be its `score_mod`
 
 
 def obstacle(dropout: float) -> str:

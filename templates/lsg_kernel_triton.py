@@ -15,7 +15,6 @@ globals, l entries of the sparse list, d head size. Rows are those of q, keys th
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ except ImportError:
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
 # its operators under its own module name, and never takes the place of another's.
 NAMESPACE = re.sub(r"\W", "_", __name__)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs on a CPU, slowly: for tests
+INTERPRETED = hasattr(triton, "knobs") and triton.knobs.runtime.interpret  # it then runs on a CPU, slowly: for tests
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = (3, 6)  # Triton that compiles these kernels; 3.5 and before fail
 MAX_SIZE = 128  # of a head: tiles of larger ones do not fit

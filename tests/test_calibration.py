@@ -25,8 +25,8 @@ from effconv.targets.layer_runs import AttentionPaths, TextSample
 from effconv.targets.teacher import AttentionSite, watch
 from effconv.targets.text_batches import text_batches
 from effconv.targets.transnormer.fit import FittedLayer, fit_transnormer
-from effconv.templates.lambda_attention import LambdaMix
-from effconv.templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
+from effconv.templates.lambda_attention import LambdaAttention
+from effconv.templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerAttention
 from tiny import save_tiny
 
 torch.set_num_threads(1)
@@ -87,7 +87,7 @@ def test_the_lambda_fit_solves_the_written_out_least_squares():
     batches = [batch[:6] for batch in batches]
     fitted = fit_lambda(model, sites, batches, FIT)[1]
     config = types.SimpleNamespace(hidden_size=32, num_attention_heads=2, key_depth=4, local_context_size=5)
-    mix = LambdaMix(config, 1)
+    mix = LambdaAttention(config, 1)
     mix.load_state_dict({name: torch.from_numpy(x) for name, x in fitted.items()})
     taken: dict[str, list[Tensor]] = {name: [] for name in "qkvy"}
 
@@ -192,11 +192,11 @@ def dense(q, k, v, mask):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
 
 
-def mixes(diag_layers: tuple[int, ...]) -> list[TransNormerMix]:
+def mixes(diag_layers: tuple[int, ...]) -> list[TransNormerAttention]:
     config = types.SimpleNamespace(
         hidden_size=32, num_attention_heads=4, variant="t2", diag_layers=diag_layers, block_size=8
     )
-    return [TransNormerMix(config, i) for i in range(3)]
+    return [TransNormerAttention(config, i) for i in range(3)]
 
 
 def fit(teacher: str, data: list[TextSample], **options) -> tuple[nn.Module, list[FittedLayer]]:

@@ -168,7 +168,7 @@ def test_without_sentence_transformers_its_files_are_compared(made, repo, monkey
 
 def test_a_tensor_that_no_code_reads_is_found(made, repo, checked):
     line = "rows = table(torch.arange(self.config.num_global_tokens, device=device))"
-    replaced(repo / "lsg_encoder.py", line, "rows = table.weight.new_ones((1, table.embedding_dim))")
+    replaced(repo / "lsg_attention.py", line, "rows = table.weight.new_ones((1, table.embedding_dim))")
     result = checked(repo, made[0])["every_tensor_read"]
     assert (result.passed, result.why) == (
         False,

@@ -15,6 +15,7 @@ import pytest
 from effconv.convert.families.registry import FAMILIES
 from effconv.convert.repo import modelcode
 from effconv.lsgify.target import LSG
+from effconv.targets.registry import TARGETS
 from effconv.templates.lsg_configuration import lsg_faults
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +74,33 @@ def test_files_import_what_every_environment_has(family):
         tried = {node for block in ast.walk(body) if isinstance(block, ast.Try) for node in ast.walk(block)}
         assert imported(set(ast.walk(body)) - tried) <= allowed, name
         assert imported(tried) <= {"triton"}, name  # transformers, too, asks only for what stands outside of a try
+
+
+EACH_PAIR = [
+    (target, family)
+    for target in TARGETS.values()
+    if isinstance(target.code, modelcode.TargetCode)
+    for family in target.families
+]
+
+
+@pytest.mark.parametrize(("target", "family"), EACH_PAIR, ids=lambda value: getattr(value, "name", value))
+def test_emitted_code_has_no_tricks(target, family):
+    """No class is switched or made as a model is loaded, nothing is inspected, no environment or setting is touched."""
+    heads = {head.suffix: head.auto for head in FAMILIES[family].heads}
+    for name, text in modelcode.render(FAMILIES[family].code, target.code, heads).items():
+        assert "F401" not in text, name
+        for node in ast.walk(ast.parse(text)):
+            words = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Import | ast.ImportFrom) else ""
+            assert not re.search(r"__class__|\binspect\b|\bos\b", words), (name, words)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+                assert len(node.args) == 1, (name, ast.unparse(node))
+            if isinstance(node, ast.Assign):
+                assert "torch.backends" not in "".join(map(ast.unparse, node.targets)), (name, ast.unparse(node))
+
+
+def test_an_lsg_repo_has_nine_files_of_code():
+    assert {family: len(rendered(family)) for family in LSG.families} == dict.fromkeys(LSG.families, 9)
 
 
 def imported(nodes):

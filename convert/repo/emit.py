@@ -18,8 +18,13 @@ from ..plan import Plan
 from ..target import Context, Target
 from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
 
+# Fields that repos of an older effconv have and that no code reads any more.
+REMOVED_FIELDS = ("mkldnn_fp32_precision",)
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
-STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")
+STALE_FIELDS = (
+    *("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix"),
+    *REMOVED_FIELDS,
+)
 CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
 
 

@@ -1,8 +1,8 @@
 """Fit the Lambda target to a pretrained encoder: landmarks by k-means, query side and local term by least squares.
 
 Contract: a stock encoder, its attention sites and batches of token ids in; one dictionary of float32 arrays a site out,
-named as the parameters of `LambdaMix`. Nothing is trained and the encoder is left as it came. The same inputs, options
-and number of threads give the same bits.
+named as the parameters of `LambdaAttention`. Nothing is trained and the encoder is left as it came. The same inputs,
+options and number of threads give the same bits.
 
 A head of the converted layer is linear in θ, f = d + 1 by s = c + r of them (see `lambda_attention`):
 
@@ -65,7 +65,7 @@ class LambdaFit:
 
 
 def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Calibration:
-    """The parameters of every layer's `LambdaMix`, fitted on the options' calibration text."""
+    """The parameters of every layer's `LambdaAttention`, fitted on the options' calibration text."""
     options = context.options
     fit = LambdaFit(
         key_depth=options.key_depth,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ...convert.errors import BadInputError
 from ...convert.families.grammar import number
 from ...convert.target import Calibration, Context
-from ...templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
+from ...templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerAttention
 from ..layer_runs import AttentionPaths, Counter, Entry, LayerCall, LayerProgress, TextSample, entry_of
 from ..teacher import load_teacher
 from ..text_batches import CalibrationText, read_text
@@ -75,7 +75,7 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[st
         num_attention_heads=number(config, family.num_heads),
         **{name: value for name, value in context.emitted.items() if name in TRANSNORMER_FIELDS},
     )
-    mixes = {path: TransNormerMix(emitted, index).eval() for index, path in enumerate(stored)}
+    mixes = {path: TransNormerAttention(emitted, index).eval() for index, path in enumerate(stored)}
     runs = family.run_paths(config)
     query, key, value = (f"{family.code.attention_path}.{name}" for name in family.code.projections)
     fitted = fit_transnormer(
