@@ -9,7 +9,7 @@ from ..convert.errors import BadInputError, UsageError
 from ..convert.families.grammar import DECODER, Weight, number
 from ..convert.positions import equal_positions, position_rules
 from ..convert.recipe import Recipe
-from ..convert.repo.modelcode import LSG_CODE
+from ..convert.repo.modelcode import Seq2SeqCode, TargetCode
 from ..convert.target import Check, Context, Rule, Target, common_checks
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions, label
@@ -180,7 +180,23 @@ LSG = Target(
     label=label,
     drops=_drops,
     options=LSGOptions,
-    code=LSG_CODE,
+    code=TargetCode(
+        name="lsg",
+        class_prefix="LSG",
+        attention=("lsg_attention", "LSGAttention"),
+        encoder_mixin=("lsg_attention", "LSGEncoderMixin"),
+        config_mixin=("lsg_configuration", "LSGConfigMixin"),
+        others=(
+            ("lsg_kernel_cpu", "cpu_attention"),
+            ("lsg_kernel_flex", "flex_rows"),
+            ("lsg_kernel_plain", "plain_attention"),
+            ("lsg_kernel_triton", "triton_attention"),
+        ),
+        seq2seq=Seq2SeqCode(
+            template="modeling_lsg_seq2seq.py.jinja",
+            config_mixin=("lsg_configuration", "LSGSeq2SeqConfigMixin"),
+        ),
+    ),
     config=_config,
     weights=_weights,
     rules=_rules,

@@ -10,11 +10,10 @@ from dataclasses import fields
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families.converted import converted
+from ..convert.families.converted import LSG, converted
 from ..convert.families.grammar import Config, number
 from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
 from ..convert.options import is_open
-from ..convert.repo.modelcode import LSG_CODE
 from ..convert.target import Context
 from ..templates.lsg_configuration import SPARSITY_TYPES
 from .options import ROWS, LSGOptions
@@ -26,7 +25,7 @@ CONFIG_FIELDS = tuple(field.name for field in fields(LSGOptions) if is_open(fiel
 def stated(config: Config) -> dict[str, Any]:
     """The options that a source states, in the form that effconv takes: {} unless it is LSG already."""
     before = converted(config)
-    if before is None or before.target != LSG_CODE.name or before.family not in FAMILIES:
+    if before is None or before.target != LSG or before.family not in FAMILIES:
         return {}
     special = FAMILIES[before.family].special_positions
     found = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}

@@ -91,9 +91,8 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
     import jinja2
     import yaml
 
-    cards = resources.files(templates) / "cards"
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (cards / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: _part(name, target.code.package)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -115,6 +114,12 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
         command=command(target, manifest),
         source=described(manifest),
     )
+
+
+def _part(name: str, package: str) -> str:
+    """A part of the card: one of effconv's, or of a target's own package."""
+    shared = resources.files(templates) / "cards" / name
+    return (shared if shared.is_file() else resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def front_matter(

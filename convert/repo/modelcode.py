@@ -12,6 +12,7 @@ from importlib import resources
 from ... import templates
 from ..families.code import FamilyCode
 
+TEMPLATES = templates.__name__
 CORE = "efficient_encoder"  # what every target's encoder is built on
 BASE_SUFFIX = "Model"
 
@@ -39,6 +40,7 @@ class TargetCode:
         encoder_mixin: the target's `EncoderMixin`.
         config_mixin: the target's fields of the config.
         others: further modules that the repo needs, each with a name to import from it.
+        package: where its own files are, among them card_NAME.md.jinja, the part of the card on its attention.
         seq2seq: what takes the place of some of these in models of an encoder and a decoder, where it takes them.
     """
 
@@ -48,6 +50,7 @@ class TargetCode:
     encoder_mixin: tuple[str, str]
     config_mixin: tuple[str, str]
     others: tuple[tuple[str, str], ...] = ()
+    package: str = TEMPLATES
     seq2seq: Seq2SeqCode | None = None
 
     @property
@@ -80,53 +83,7 @@ class StandaloneCode:
     files: tuple[str, ...]
     class_prefix: str = ""
     auto: bool = True
-
-
-LAMBDA_PUBLISHED_CODE = StandaloneCode(
-    model_type="lambda-published",
-    module="lambda_published",
-    config="lambda_published.LambdaBertConfig",
-    files=("lambda_attention.py", "lambda_published.py"),
-)
-LINFORMER_CODE = TargetCode(
-    name="linformer",
-    class_prefix="Linformer",
-    attention=("linformer_attention", "LinformerAttention"),
-    encoder_mixin=("linformer_attention", "LinformerEncoderMixin"),
-    config_mixin=("linformer_configuration", "LinformerConfigMixin"),
-    others=(("linformer_projection", "peaked_segments"),),
-)
-TRANSNORMER_CODE = TargetCode(
-    name="transnormer",
-    class_prefix="TransNormer",
-    attention=("transnormer_attention", "TransNormerAttention"),
-    encoder_mixin=("transnormer_attention", "TransNormerEncoderMixin"),
-    config_mixin=("transnormer_configuration", "TransNormerConfigMixin"),
-)
-LAMBDA_CODE = TargetCode(
-    name="lambda",
-    class_prefix="Lambda",
-    attention=("lambda_attention", "LambdaAttention"),
-    encoder_mixin=(CORE, "EncoderMixin"),
-    config_mixin=("lambda_configuration", "LambdaConfigMixin"),
-)
-LSG_CODE = TargetCode(
-    name="lsg",
-    class_prefix="LSG",
-    attention=("lsg_attention", "LSGAttention"),
-    encoder_mixin=("lsg_attention", "LSGEncoderMixin"),
-    config_mixin=("lsg_configuration", "LSGConfigMixin"),
-    others=(
-        ("lsg_kernel_cpu", "cpu_attention"),
-        ("lsg_kernel_flex", "flex_rows"),
-        ("lsg_kernel_plain", "plain_attention"),
-        ("lsg_kernel_triton", "triton_attention"),
-    ),
-    seq2seq=Seq2SeqCode(
-        template="modeling_lsg_seq2seq.py.jinja",
-        config_mixin=("lsg_configuration", "LSGSeq2SeqConfigMixin"),
-    ),
-)
+    package: str = TEMPLATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +141,12 @@ def auto_map(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Map
     }
 
 
+def read_template(file: str, package: str) -> str:
+    """A file that repos are made of: one of a target's own package, or one that all targets share."""
+    own = resources.files(package) / file
+    return (own if own.is_file() else resources.files(templates) / file).read_text(encoding="utf-8")
+
+
 def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mapping[str, str]) -> dict[str, str]:
     """All code files of an emitted repo as {name: text}.
 
@@ -192,17 +155,16 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         target: what it becomes.
         heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
     """
-    package = resources.files(templates)
     if isinstance(target, TargetCode):
         target = target.for_family(family)
-    copied = {file: (package / file).read_text(encoding="utf-8") for file in target.files}
+    copied = {file: read_template(file, target.package) for file in target.files}
     if isinstance(target, StandaloneCode):
         return copied
     import jinja2
 
     of = names(family, target)
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (package / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: read_template(name, target.package)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -15,7 +15,7 @@ from ...convert.families.code import FamilyCode
 from ...convert.families.grammar import Config, Family, Head, Weight, linear, norm, number
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
-from ...convert.repo.modelcode import LAMBDA_PUBLISHED_CODE
+from ...convert.repo.modelcode import StandaloneCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import LambdaOptions
 
@@ -147,7 +147,12 @@ LAMBDA_PUBLISHED = Target(
     only=("bert",),
     recipe=Recipe("hidden", train="all", end_to_end=1.0),
     options=LambdaOptions,
-    code=LAMBDA_PUBLISHED_CODE,
+    code=StandaloneCode(
+        model_type="lambda-published",
+        module="lambda_published",
+        config="lambda_published.LambdaBertConfig",
+        files=("lambda_attention.py", "lambda_published.py"),
+    ),
     config=_config,
     weights=lambda context: (),
     rules=_rules,

@@ -9,7 +9,7 @@ from ...convert.families.grammar import Weight, number, shape_of
 from ...convert.ops import Calibrated
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
-from ...convert.repo.modelcode import LAMBDA_CODE
+from ...convert.repo.modelcode import CORE, TargetCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import LambdaOptions
 
@@ -64,7 +64,13 @@ LAMBDA = Target(
     # down; at a tenth it rose from the first look on (0.962 to 0.965).
     recipe=Recipe("attention:.5,hidden:.5", end_to_end=0.1),
     options=LambdaOptions,
-    code=LAMBDA_CODE,
+    code=TargetCode(
+        name="lambda",
+        class_prefix="Lambda",
+        attention=("lambda_attention", "LambdaAttention"),
+        encoder_mixin=(CORE, "EncoderMixin"),
+        config_mixin=("lambda_configuration", "LambdaConfigMixin"),
+    ),
     config=_config,
     weights=_weights,
     rules=_rules,

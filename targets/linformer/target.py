@@ -13,7 +13,7 @@ from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Shape, generator
 from ...convert.positions import equal_positions, position_rules
 from ...convert.recipe import Recipe
-from ...convert.repo.modelcode import LINFORMER_CODE
+from ...convert.repo.modelcode import TargetCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from ...templates.linformer_projection import default_peak, draw, peaked_segments
 from .options import LinformerOptions
@@ -119,7 +119,14 @@ LINFORMER = Target(
     exact=lambda options: 0 if options.get("mask_mode", "masked") == "published" else int(options.get("proj_dim", 0)),
     label=lambda options: f"linformer, {options['proj_dim']} rows",
     options=LinformerOptions,
-    code=LINFORMER_CODE,
+    code=TargetCode(
+        name="linformer",
+        class_prefix="Linformer",
+        attention=("linformer_attention", "LinformerAttention"),
+        encoder_mixin=("linformer_attention", "LinformerEncoderMixin"),
+        config_mixin=("linformer_configuration", "LinformerConfigMixin"),
+        others=(("linformer_projection", "peaked_segments"),),
+    ),
     config=_config,
     weights=_weights,
     rules=_rules,

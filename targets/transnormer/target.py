@@ -15,7 +15,7 @@ from ...convert.ops import Calibrated, Shape
 from ...convert.options import require_sound
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
-from ...convert.repo.modelcode import TRANSNORMER_CODE
+from ...convert.repo.modelcode import TargetCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import TransNormerOptions
 
@@ -134,7 +134,13 @@ TRANSNORMER = Target(
     says="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
     recipe=Recipe("attention:.5,hidden:.5"),
     options=TransNormerOptions,
-    code=TRANSNORMER_CODE,
+    code=TargetCode(
+        name="transnormer",
+        class_prefix="TransNormer",
+        attention=("transnormer_attention", "TransNormerAttention"),
+        encoder_mixin=("transnormer_attention", "TransNormerEncoderMixin"),
+        config_mixin=("transnormer_configuration", "TransNormerConfigMixin"),
+    ),
     config=_config,
     weights=_weights,
     rules=_rules,
