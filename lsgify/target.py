@@ -13,7 +13,7 @@ from ..convert.repo.modelcode import LSG_CODE
 from ..convert.target import Check, Context, Rule, Target, common_checks
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions
-from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
+from .upgrade import CONFIG_FIELDS, globals_of, resolve_options, stated, upgraded
 
 # Families whose token type 0 is part of every embedding, and so of the globals too.
 TYPED = ("bert", "electra", "albert", "ernie")
@@ -165,11 +165,11 @@ def _padding(manifest: Mapping[str, Any]) -> str:
 
 LSG = Target(
     name="lsg",
-    says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
+    summary="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
     families=(*ENCODERS, *ENCODER_DECODERS),
     causal=True,
-    again=True,
-    complete=complete,
+    accepts_converted=True,
+    resolve_options=resolve_options,
     upgraded=upgraded,
     drops=_drops,
     options=LSGOptions,

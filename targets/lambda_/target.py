@@ -59,7 +59,7 @@ def _rules(context: Context) -> Sequence[Rule]:
 
 LAMBDA = Target(
     name="lambda",
-    says="lambda layers, one a head: landmark queries and a local term, linear in the length (arXiv 2102.08602)",
+    summary="lambda layers, one a head: landmark queries and a local term, linear in the length (arXiv 2102.08602)",
     families=ENCODERS,
     options=LambdaOptions,
     code=LAMBDA_CODE,

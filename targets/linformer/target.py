@@ -114,7 +114,7 @@ def _masked(manifest: Mapping[str, Any]) -> str:
 
 LINFORMER = Target(
     name="linformer",
-    says="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
+    summary="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
     families=ENCODERS,
     options=LinformerOptions,
     code=LINFORMER_CODE,
