@@ -199,9 +199,9 @@ def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> Non
     unknown = sorted(set(given) - known)
     if unknown:
         raise UsageError(
-            f"{function} takes no option {', '.join(unknown)}",
+            f"{function} has no option {', '.join(unknown)}",
             where=f"{function}(...)",
-            hint="it takes " + ", ".join(sorted(known)),
+            hint="valid options: " + ", ".join(sorted(known)),
         )
 
 
@@ -213,9 +213,9 @@ def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
     unknown = sorted(options.keys() - own - common)
     if unknown:
         raise UsageError(
-            f"{name} takes no option {', '.join(unknown)}",
+            f"{name} has no option {', '.join(unknown)}",
             where=f"convert(..., {name!r})",
-            hint="it takes " + ", ".join(sorted(own | common)),
+            hint="valid options: " + ", ".join(sorted(own | common)),
         )
     settings = {key: value for key, value in options.items() if key in common}
     if settings.get("output") is not None:

@@ -116,7 +116,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     target = target_named(manifest["target"])
     recipe = recipe_of(target, options)
     phases = phases_of(recipe.objective)
-    if target.form.library != "transformers":
+    if target.weights_format.library != "transformers":
         raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
     if manifest["family"] in ENCODER_DECODERS:
         raise UnsupportedError(

@@ -91,9 +91,9 @@ def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Ope
     manifest = manifests.read_manifest(folder)
     manifests.check_hashes(folder, manifest)
     target = TARGETS.get(manifest["target"])
-    if target is not None and target.form.library != "transformers":
+    if target is not None and target.weights_format.library != "transformers":
         raise UnsupportedError(
-            f"a {manifest['target']} repo is run by {target.form.library}, not by torch",
+            f"a {manifest['target']} repo is run by {target.weights_format.library}, not by torch",
             where=model,
             hint="measure the torch repo that it was made from",
         )

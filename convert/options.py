@@ -36,7 +36,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def open_option(fallback: Any, help: str, **more: Any) -> Any:
+def from_source_or(fallback: Any, help: str, **more: Any) -> Any:
     """An option that is the source's own where it has one, and `fallback` where it has none."""
     return option(None, help, fallback=fallback, **more)
 

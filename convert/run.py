@@ -154,12 +154,12 @@ def settle(
     Args:
         own_code: whether a source with modeling code of its own is taken for what its model_type says.
     """
-    again = target.name if target.again else ""
+    again = target.name if target.accepts_converted else ""
     family = family_of(
         config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
     )
     config = family.read_config(config)
-    return family, config, target.complete(options, config)
+    return family, config, target.resolve_options(options, config)
 
 
 def prepare(
@@ -287,7 +287,7 @@ def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
             shard_bytes=parse_size(ready.settings.max_shard_size),
             progress=progress,
             values=calibration.values,
-            form=ready.target.form,
+            form=ready.target.weights_format,
         )
     finally:
         ready.checkpoint.close()
@@ -336,9 +336,9 @@ def check_repo(
         return Checked(manifest, None, {})
     if weights.unsound:
         raise CheckFailedError(
-            f"the weights are not sound:\n{listing(weights.unsound)}",
+            f"the weights hold NaN or infinite values:\n{listing(weights.unsound)}",
             where=ready.source.where(),
-            hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
+            hint="use another checkpoint, or pass --no-verify to convert this one anyway",
         )
     progress("verify", 0, 0)
     try:
@@ -352,9 +352,11 @@ def check_repo(
         )
     except CheckFailedError as error:  # no check said anything of the repo
         error.where = ""
-        error.hint = joined_hints(error.hint, "--no-verify converts without checks")
+        error.hint = joined_hints(error.hint, "pass --no-verify to convert without checks")
         raise
-    require_passed(measured, ready.target, "do not use these weights unchecked (--no-verify)")
+    require_passed(
+        measured, ready.target, "do not use these weights; --no-verify converts without checks, at your own risk"
+    )
     return Checked(manifest, measured, others)
 
 
@@ -446,5 +448,5 @@ def source_folder(source: Source) -> Path:
 def _absolute(path: Path) -> Path:
     expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
-        raise OutputError("the output is no folder name", where=str(path), hint="choose one with --output")
+        raise OutputError("the output path has no folder name", where=str(path), hint="give a folder with --output")
     return expanded.absolute()

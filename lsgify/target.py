@@ -13,7 +13,7 @@ from ..convert.repo.modelcode import Seq2SeqCode, TargetCode
 from ..convert.target import Check, Context, Rule, Target, common_checks
 from .global_embeddings import GlobalEmbeddings
 from .options import ROWS, LSGOptions, label
-from .upgrade import CONFIG_FIELDS, complete, globals_of, stated, upgraded
+from .upgrade import CONFIG_FIELDS, globals_of, resolve_options, stated, upgraded
 
 # Fields of a model with a decoder beside its encoder.
 SEQ2SEQ_FIELDS = ("pass_global_tokens_to_decoder", "decoder_first_token")
@@ -167,11 +167,11 @@ def _exact(options: Mapping[str, Any]) -> int:
 
 LSG = Target(
     name="lsg",
-    says="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
+    summary="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
     can=(DECODER,),
     causal=True,
-    again=True,
-    complete=complete,
+    accepts_converted=True,
+    resolve_options=resolve_options,
     upgraded=upgraded,
     # Its global tokens have no teacher in any layer. At 1e-4 the held-out sentence cosine fell first (0.957 to 0.919 at
     # 512 tokens in 40 steps) and came back only as the rate went down; at 3e-5, with sentence, it rose to 0.977 in 30.

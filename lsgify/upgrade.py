@@ -41,7 +41,7 @@ def stated(config: Config) -> dict[str, Any]:
     return {**behaviour, **found}
 
 
-def complete(options: LSGOptions, config: Config) -> LSGOptions:
+def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
     """The options with those filled in that were left open.
 
     Raises:

@@ -120,7 +120,7 @@ def show_targets(targets: Iterable[Target], *, as_json: bool) -> None:
         {
             "name": target.name,
             "command": f"effconv {target.asked_for}",
-            "says": target.says,
+            "says": target.summary,
             "families": list(target.families),
         }
         for target in targets

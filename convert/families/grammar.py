@@ -248,7 +248,7 @@ class Family:
         return suffix if before.lower() in ("", "tf", "flax", target) else name
 
     def _heads_there_are(self) -> str:
-        return "one of " + ", ".join(head.suffix for head in self.heads)
+        return "use one of " + ", ".join(head.suffix for head in self.heads)
 
     def head_width(self, config: Config) -> int:
         """Channels of one attention head.
@@ -259,9 +259,9 @@ class Family:
         hidden, heads = number(config, self.hidden_size), number(config, self.num_heads)
         if hidden % heads:
             raise BadInputError(
-                f"{self.hidden_size} {hidden} is no multiple of {self.num_heads} {heads}",
+                f"{self.hidden_size} must be a multiple of {self.num_heads}, got {hidden} and {heads}",
                 where="config.json",
-                hint="fetch the file again",
+                hint="correct config.json, or download it again",
             )
         return hidden // heads
 
@@ -331,7 +331,11 @@ def number(config: Config, name: str, most: int = 1 << 31) -> int:
         labels = config.get("id2label")
         value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
     if type(value) is not int or not 1 <= value <= most:
-        raise BadInputError(f"{name} is {value!r}, not a size", where="config.json", hint="fetch the file again")
+        raise BadInputError(
+            f"{name} must be a positive integer of at most {most}, got {value!r}",
+            where="config.json",
+            hint="correct config.json, or download it again",
+        )
     return value
 
 

@@ -36,9 +36,9 @@ def family_of(
     names = sorted(FAMILIES if supported is None else supported)
     before = converted(config)
     if before is not None and before.target != again:
-        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG else ""
+        mend = ", or upgrade or resize this model with effconv lsg" if before.target == LSG else ""
         raise UnsupportedError(
-            f"the source was converted before: it is {before.target} already",
+            f"the source is already converted (to {before.target})",
             where="config.json",
             hint=f"convert the dense checkpoint that it was made from{mend}",
         )
@@ -60,9 +60,9 @@ def family_of(
         raise UnsupportedError(
             (f"{model_type} is not supported: {reason}" if reason else f"the family {model_type!r} is not supported")
             if model_type
-            else "config.json names no model_type",
+            else "config.json has no model_type",
             where="config.json: model_type",
-            hint=(f"instead: {instead}; " if instead else "") + "supported: " + ", ".join(names),
+            hint=(f"instead, {instead}. " if instead else "") + "Supported: " + ", ".join(names),
         )
     if before is None and not own_code:
         require_stock_code(config)
@@ -74,9 +74,9 @@ def family_of(
         )
     if config.get("add_cross_attention") and not config.get("is_decoder"):
         raise BadInputError(
-            "the config has cross-attention but is no decoder, which no model can be built from",
+            "add_cross_attention is true but is_decoder is not: such a model cannot be built",
             where="config.json: add_cross_attention",
-            hint="set is_decoder to true, or add_cross_attention to false and drop its tensors",
+            hint="set is_decoder to true, or set add_cross_attention to false and remove its tensors",
         )
     return FAMILIES[str(model_type)]
 
@@ -96,10 +96,10 @@ def asked_config(config: Config, family: Family, head: Head, architecture: str |
         return {**config, "is_decoder": True}
     if config.get("is_decoder") and head.suffix != "Model" and head != head_of(config, family)[0]:
         raise UsageError(
-            f"the source is a decoder, whose tokens see no later ones, and {head.suffix} reads whole texts",
+            f"the source is a decoder (causal attention), but {head.suffix} needs attention in both directions",
             where="--architecture, config.json: is_decoder",
-            hint="set is_decoder to false in config.json to let all tokens see each other, or name the class in "
-            "config.json: architectures to keep it causal",
+            hint="set is_decoder to false in config.json for attention in both directions, or name the class in "
+            "config.json: architectures to keep causal attention",
         )
     return config
 

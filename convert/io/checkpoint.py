@@ -55,7 +55,11 @@ class Checkpoint:
         if tensor.nbytes == 0:
             return from_bytes(b"", tensor.dtype, tensor.shape)
         if os.fstat(descriptor).st_size < tensor.start + tensor.nbytes:
-            raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
+            raise BadInputError(
+                f"{tensor.file} is truncated: it ends inside tensor {name}",
+                where=tensor.file,
+                hint="download the file again",
+            )
         begin = tensor.start - tensor.start % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(descriptor, tensor.start + tensor.nbytes - begin, access=mmap.ACCESS_READ, offset=begin)
         return from_bytes(memoryview(mapped)[tensor.start - begin :], tensor.dtype, tensor.shape)
@@ -71,7 +75,9 @@ class Checkpoint:
                 got = read_into(self.descriptor(tensor.file), part, start + done)
                 if got == 0:
                     raise BadInputError(
-                        f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again"
+                        f"{tensor.file} is truncated: it ends inside tensor {name}",
+                        where=tensor.file,
+                        hint="download the file again",
                     )
                 yield part[:got]
                 done += got
@@ -95,10 +101,12 @@ class Checkpoint:
 def damaged(name: str, faults: list[str]) -> BadInputError:
     """The error for a weight file that cannot be what was saved."""
     return BadInputError(
-        f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="fetch or save the file again"
+        f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="download or save the file again"
     )
 
 
 def stored_twice(tensor: str, one: str, other: str) -> BadInputError:
     """The error for shards that both hold a tensor."""
-    return BadInputError(f"{tensor} is stored in {one} and in {other}", where=other, hint="fetch the shards again")
+    return BadInputError(
+        f"tensor {tensor} is stored twice, in {one} and in {other}", where=other, hint="download the shards again"
+    )

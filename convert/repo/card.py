@@ -65,7 +65,7 @@ def add_to_card(
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"the card cannot be read ({error})", where="README.md", hint="restore it") from None
+        raise BadInputError(f"the card cannot be read ({error})", where="README.md", hint="restore README.md") from None
     untouched = file_sha256(path) == manifest["files"].get("README.md")
     text = with_block(text, name, content, heading=heading)
     text = with_results(text, model or folder.absolute().name, results) if results else text
@@ -129,7 +129,7 @@ def front_matter(
     front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
     if manifest["source"].get("hub_id"):
         front |= {"base_model": manifest["source"]["hub_id"], "base_model_relation": "finetune"}
-    front["library_name"] = "sentence-transformers" if sentence else target.form.library
+    front["library_name"] = "sentence-transformers" if sentence else target.weights_format.library
     front["pipeline_tag"] = (
         "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
     )
@@ -138,7 +138,7 @@ def front_matter(
     front["tags"] = ["effconv", manifest["target"], "long-context"]
     if not manifest.get("dense_source", True):
         front["tags"] += [manifest["family"]]
-    if target.form.library == "transformers":
+    if target.weights_format.library == "transformers":
         front["tags"] += ["custom_code"]
     if sentence:
         front["tags"] += ["sentence-transformers"]

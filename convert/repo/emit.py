@@ -65,7 +65,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     _write(folder / "config.json", {"dtype": dtype, **context.emitted})
     if len(written.files) > 1:
         _write(
-            folder / target.form.index,
+            folder / target.weights_format.index,
             {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
         )
     for name, text in code_files(target, context.emits, context.emitted_head).items():
@@ -106,7 +106,9 @@ def _sentence_transformers(folder: Path, source: Source, max_length: int) -> Non
         path = module["path"]
         if (folder / path).is_file():
             raise BadInputError(
-                f"a module's folder is called {path}, as a file of the repo", where="modules.json", hint="rename it"
+                f"a sentence-transformers module has the folder {path}, which is also a file of the repo",
+                where="modules.json",
+                hint="rename the folder",
             )
         (folder / path).mkdir(parents=True, exist_ok=True)
         for name in source.files:

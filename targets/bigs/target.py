@@ -227,7 +227,7 @@ def read_bigs_config(config: Config) -> Config:
     return whole
 
 
-def complete(options: BiGSOptions, config: Config) -> BiGSOptions:
+def resolve_options(options: BiGSOptions, config: Config) -> BiGSOptions:
     """The options with the source's own values for those that were left open."""
     stored = number(config, "max_position_embeddings")
     if options.positions != "repeat" and options.max_length in (None, stored):
@@ -309,17 +309,17 @@ FRAMEWORKS_AGREE = Check(
 )
 
 
-def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
+def _target(name: str, summary: str, folder_suffix: str, **fields: Any) -> Target:
     return Target(
         name=name,
-        says=says,
+        summary=summary,
         only=(BIGS.name,),
         emits=BIGS,
         options=BiGSOptions,
-        ending=ending,
+        folder_suffix=folder_suffix,
         weights=lambda context: (),
         rules=_rules,
-        complete=complete,
+        resolve_options=resolve_options,
         whole_config=True,
         new_last=True,
         **fields,
@@ -328,7 +328,7 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
 
 _TORCH: Mapping[str, Any] = {
     "config": to_torch_config,
-    "form": SAFETENSORS,
+    "weights_format": SAFETENSORS,
     "code": TORCH_CODE,
     "checks": (
         EQUAL_TO_SOURCE,
@@ -348,7 +348,7 @@ TORCH2JAX = _target(
     "BiGS (arXiv 2212.10544) from torch to JAX",
     "jax",
     config=to_jax_config,
-    form=FLAX,
+    weights_format=FLAX,
     code=JAX_CODE,
     checks=(EQUAL_TO_SOURCE, FRAMEWORKS_AGREE, EVERY_TENSOR_READ.by(f"{CHECKS}:every_jax_tensor_read"), SAME_TOKENS),
 )

@@ -143,7 +143,7 @@ def _drops(context: Context) -> Mapping[str, str]:
 
 LAMBDA_PUBLISHED = Target(
     name="lambda-published",
-    says="the published LambdaBERT, one λ for all heads, to be trained (effconv lambda --groups 1; arXiv 2102.08602)",
+    summary="published LambdaBERT, one λ for all heads, needs training (effconv lambda --groups 1; arXiv 2102.08602)",
     only=("bert",),
     recipe=Recipe("hidden", train="all", end_to_end=1.0),
     options=LambdaOptions,

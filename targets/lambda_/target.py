@@ -59,7 +59,7 @@ def _rules(context: Context) -> Sequence[Rule]:
 
 LAMBDA = Target(
     name="lambda",
-    says="lambda layers, one a head: landmark queries and a local term, linear in the length (arXiv 2102.08602)",
+    summary="lambda layers, one a head: landmark queries and a local term, linear in the length (arXiv 2102.08602)",
     # End to end at a quarter of the rate the held-out cosine fell (0.961 to 0.953) and rose again only as the rate went
     # down; at a tenth it rose from the first look on (0.962 to 0.965).
     recipe=Recipe("attention:.5,hidden:.5", end_to_end=0.1),

@@ -114,7 +114,7 @@ def _masked(manifest: Mapping[str, Any]) -> str:
 
 LINFORMER = Target(
     name="linformer",
-    says="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
+    summary="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
     recipe=Recipe("attention:.5,hidden:.5"),
     exact=lambda options: 0 if options.get("mask_mode", "masked") == "published" else int(options.get("proj_dim", 0)),
     label=lambda options: f"linformer, {options['proj_dim']} rows",

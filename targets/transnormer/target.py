@@ -131,7 +131,7 @@ def _masked(manifest: Mapping[str, Any]) -> str:
 
 TRANSNORMER = Target(
     name="transnormer",
-    says="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
+    summary="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
     recipe=Recipe("attention:.5,hidden:.5"),
     options=TransNormerOptions,
     code=TargetCode(
