@@ -10,7 +10,7 @@ from typing import Any
 
 from .convert.errors import EffconvError, UsageError
 from .convert.manifest import Measured, check_hashes, read_manifest
-from .convert.options import Settings
+from .convert.options import Progress, Settings
 from .convert.plan import Plan
 from .convert.recheck import fidelity_of as fidelity
 from .convert.recheck import verify_repo
@@ -22,8 +22,6 @@ from .hub.push import push as push_to_hub
 from .targets import TARGETS, target_named
 
 __all__ = ["adapt", "bench", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def _quiet(step: str, done: int, total: int) -> None:

@@ -14,7 +14,7 @@ MRR: the mean of 1 / its rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError
+from ..convert.options import Progress
 from ..convert.wording import counted
 from .teacher import pooled
 
-Progress = Callable[[str, int, int], None]
 CHUNKS = 8  # run at once
 
 

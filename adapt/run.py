@@ -13,9 +13,9 @@ from .. import __version__
 from ..convert.card import card_text
 from ..convert.card_blocks import merged
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
-from ..convert.execute import Progress
 from ..convert.families import ENCODER_DECODERS
 from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
+from ..convert.options import Progress
 from ..convert.recheck import source_of
 from ..convert.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.target import Target

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
+from ..convert.options import Progress
 from ..convert.source import TOKENIZER_FILES
 from . import choices
 from .choices import Candidate, Lengths, Probe
@@ -16,7 +17,6 @@ from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
 from .reasons import none_needed, reasons
-from .run import Progress
 from .sources import Opened, opened, source_name
 from .texts import count_tokens, read_texts, require_files
 from .timing import clock_name

@@ -26,11 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError
+from ..convert.options import Progress
 from ..convert.target import Calibration, Context
 from .teacher import AttentionSite, attention_sites, load_teacher, watch_all
 from .text import read_text, text_batches
-
-Progress = Callable[[str, int, int], None]
 
 LENGTHS = (512, 256, 128, 64, 32)  # of the calibration texts: a fit on one length alone loses on the others
 # Positions handled at once: the packed pairs of 12 heads of width 64 then take 50 MB.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-LayerProgress = Callable[[int, int, str], None]
+from ..convert.options import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class TextSample:
 class Counter:
     """Reports progress, one step after the other."""
 
-    progress: LayerProgress | None
+    progress: Progress | None
     total: int
     done: int = 0
 
     def step(self, what: str) -> None:
         self.done += 1
         if self.progress is not None:
-            self.progress(self.done, self.total, what)
+            self.progress(what, self.done, self.total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from ..convert.errors import BadInputError
 from ..convert.family import number
+from ..convert.options import Progress
 from ..convert.target import Calibration, Context
 from ..templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
-from .layer_runs import AttentionPaths, Counter, Entry, LayerCall, LayerProgress, TextSample, entry_of
+from .layer_runs import AttentionPaths, Counter, Entry, LayerCall, TextSample, entry_of
 from .teacher import load_teacher
 from .text import CalibrationText, read_text
 
@@ -63,7 +64,7 @@ class FittedLayer:
     explained: float
 
 
-def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[str, int, int], None]) -> Calibration:
+def calibrate_transnormer(context: Context, folder: Path, progress: Progress) -> Calibration:
     """New weights of every layer's projections, fitted on the options' calibration text."""
     family, config = context.family, context.config
     model, tokenizer = load_teacher(folder, context.config)
@@ -87,7 +88,7 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[st
         heads=emitted.num_attention_heads,
         activation=LINEAR_ACTIVATIONS["1+elu"] if context.options.variant == "t2" else None,
         paths=AttentionPaths(query, key, value, family.output_projection),
-        progress=lambda done, total, what: progress("calibrate", done, total),
+        progress=lambda step, done, total: progress("calibrate", done, total),
     )
     names = {"query": query, "key": key, "value": value, "output": family.output_projection}
     values = {
@@ -152,7 +153,7 @@ def fit_transnormer(
     features: Features | None = None,
     ridge: float = 3.0,
     batch_size: int = 8,
-    progress: LayerProgress | None = None,
+    progress: Progress | None = None,
 ) -> list[FittedLayer]:
     """Fit every layer of a TransNormer to its teacher.
 
@@ -170,7 +171,7 @@ def fit_transnormer(
         features: how features are made.
         ridge: relative to each channel's own variance.
         batch_size: texts run at once.
-        progress: called with (done, total, what).
+        progress: called with each step.
 
     Returns one FittedLayer per layer; shared layers return the same object. The same inputs give the same bits on one
     machine and torch version.

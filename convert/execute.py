@@ -7,7 +7,7 @@ memory held is the base plus the largest computed tensor, whatever the size of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from .dtypes import Array, cast, from_bytes, from_float32
 from .errors import BadInputError
 from .formats import SAFETENSORS, Form
 from .ops import Calibrated, Copy
+from .options import Progress
 from .plan import Plan, Row
 from .source import Source
 from .tensorfile import StreamedFile, file_sha256
-
-Progress = Callable[[str, int, int], None]  # step, bytes done, bytes in all
 
 
 @dataclass(slots=True)

@@ -10,9 +10,8 @@ from typing import Any
 
 from .converted import converted
 from .errors import BadInputError, UnsupportedError, UsageError
-from .execute import Progress
 from .manifest import Measured, check_hashes, read_manifest
-from .options import Settings, default_of
+from .options import Progress, Settings, default_of
 from .reader import DENSE_FORMATS, open_checkpoint
 from .run import source_folder
 from .source import resolve

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .dtypes import BY_NAME
 from .emit import emit, emitted_config
 from .errors import CheckFailedError, OutputError, joined_hints, listing
-from .execute import Progress, SourceHash, Written, execute
+from .execute import SourceHash, Written, execute
 from .failed import refused
 from .families import asked_config, family_of
 from .family import Family, Head, number, shape_of
@@ -27,7 +27,7 @@ from .manifest import (
     write_manifest,
 )
 from .notices import notices, overrides
-from .options import Settings, parse_size
+from .options import Progress, Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
 from .reader import open_checkpoint
 from .refusals import compares_with_source

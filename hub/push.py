@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import StoppedError, UsageError
 from ..convert.manifest import check_hashes, read_manifest
+from ..convert.options import Progress
 from .changes import Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
 from .content import (
@@ -22,8 +22,6 @@ from .content import (
     require_nothing_private,
 )
 from .destination import Destination, closed_source
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

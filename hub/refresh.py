@@ -27,6 +27,7 @@ from ..convert.manifest import (
     with_measurements,
 )
 from ..convert.modelcode import class_name
+from ..convert.options import Progress
 from ..convert.recheck import source_of
 from ..convert.source import HUB_ID, hub_errors
 from ..convert.staging import Staging, check_output, output_errors
@@ -36,7 +37,7 @@ from ..convert.verify import require_passed, run_checks
 from ..targets import target_named
 from .connection import refuse_offline, require_repo_id
 from .content import CARD
-from .push import Progress, Pushed, push_refreshed
+from .push import Pushed, push_refreshed
 
 Place = Callable[[Path, Path], object]
 

@@ -267,7 +267,7 @@ def test_folded_weights_give_the_fitted_layer():
 
 def test_progress_of_the_transnormer_fit_counts_to_its_total():
     calls: list[tuple[int, int]] = []
-    fit("bert", samples(), progress=lambda done, total, what: calls.append((done, total)))
+    fit("bert", samples(), progress=lambda step, done, total: calls.append((done, total)))
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
 
 
