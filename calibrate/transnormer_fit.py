@@ -35,8 +35,17 @@ from ..convert.family import number
 from ..convert.options import Progress
 from ..convert.target import Calibration, Context
 from ..templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
-from .layer_runs import AttentionPaths, Counter, Entry, LayerCall, TextSample, entry_of
-from .teacher import load_teacher
+from .teacher import (
+    AttentionRun,
+    AttentionSite,
+    Counter,
+    Entry,
+    TextSample,
+    attention_sites,
+    entry_of,
+    load_teacher,
+    run_layer,
+)
 from .text import CalibrationText, read_text
 
 Mix = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -78,19 +87,19 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Progress) ->
     )
     mixes = {path: TransNormerMix(emitted, index).eval() for index, path in enumerate(stored)}
     runs = family.run_paths(config)
-    query, key, value = (f"{family.code.attention_path}.{name}" for name in family.code.projections)
+    sites = {site.name: site for site in attention_sites(model, family, config)}
     fitted = fit_transnormer(
         model,
         [model.get_submodule(path) for path in runs],
+        [sites[path] for path in runs],
         [mixes[path] for path in runs],
         [not mixes[path].diag for path in runs],
         samples,
-        heads=emitted.num_attention_heads,
         activation=LINEAR_ACTIVATIONS["1+elu"] if context.options.variant == "t2" else None,
-        paths=AttentionPaths(query, key, value, family.output_projection),
         progress=lambda step, done, total: progress("calibrate", done, total),
     )
-    names = {"query": query, "key": key, "value": value, "output": family.output_projection}
+    projections = (f"{family.code.attention_path}.{name}" for name in family.code.projections)
+    names = dict(zip(("query", "key", "value", "output"), (*projections, family.output_projection), strict=True))
     values = {
         f"{path}.{names[module]}.{kind}": tensor.numpy()
         for path, layer in dict(zip(runs, fitted, strict=True)).items()
@@ -143,13 +152,12 @@ def _samples(text: CalibrationText, reach: int, seed: int) -> list[TextSample]:
 def fit_transnormer(
     teacher: nn.Module,
     layers: Sequence[nn.Module],
+    sites: Sequence[AttentionSite],
     mixes: Sequence[Mix],
     linear: Sequence[bool],
     samples: Sequence[TextSample],
     *,
-    heads: int,
     activation: Callable[[Tensor], Tensor] | None,
-    paths: AttentionPaths | None = None,
     features: Features | None = None,
     ridge: float = 3.0,
     batch_size: int = 8,
@@ -161,13 +169,12 @@ def fit_transnormer(
         teacher: the stock base model in eval mode; it is left as it was.
         layers: its layers in the order they run. A module that occurs more than once (ALBERT) gets one fit for all its
             occurrences, on the teacher's own hidden states (there is no sequence of fits when the weights are shared).
+        sites: their attentions.
         mixes: for every layer the converted attention, (q, k, v, mask) -> y, as it runs in the emitted model.
         linear: for every layer whether it is NormAttention (its q, k, v may be refitted) or DiagAttention.
         samples: calibration text.
-        heads: attention heads.
         activation: φ of the linear layers where features are to be made (1 + elu), None to keep q, k, v as they are
             (T1).
-        paths: module paths inside a layer.
         features: how features are made.
         ridge: relative to each channel's own variance.
         batch_size: texts run at once.
@@ -176,7 +183,7 @@ def fit_transnormer(
     Returns one FittedLayer per layer; shared layers return the same object. The same inputs give the same bits on one
     machine and torch version.
     """
-    features, paths = features or Features(), paths or AttentionPaths()
+    features = features or Features()
     batches = [
         TextSample(s.input_ids[i : i + batch_size], None if s.mask is None else s.mask[i : i + batch_size])
         for s in samples
@@ -193,38 +200,37 @@ def fit_transnormer(
     for index, layer in enumerate(layers):
         key = id(layer) if shared else index
         order.append(key)
-        seen = collected.setdefault(key, _Observations(layer, mixes[index], linear[index]))
+        seen = collected.setdefault(key, _Observations(layer, sites[index], mixes[index], linear[index]))
         for i, (batch, start) in enumerate(zip(batches, starts, strict=True)):
-            call = LayerCall(layer, paths, heads)
-            teacher_states[i] = call.run(teacher_states[i], start)
-            target = call.attention_output
+            teacher_states[i], run = run_layer(layer, sites[index], teacher_states[i], start)
+            target = run.attended
             if not shared:
-                call.run(student_states[i], start)
-            seen.add(call, target, batch.mask)
+                _, run = run_layer(layer, sites[index], student_states[i], start)
+            seen.add(run, target, batch.mask)
             report.step(f"layer {index + 1} of {len(layers)}")
         if shared:
             continue
-        fitted[key] = _fit(seen, paths, activation, features, ridge)
+        fitted[key] = _fit(seen, activation, features, ridge)
         for i, start in enumerate(starts):
-            student_states[i] = seen.advance(i, student_states[i], start, paths, heads, fitted[key])
+            student_states[i] = seen.advance(i, student_states[i], start, fitted[key])
         del collected[key]
     for key, seen in collected.items():
-        fitted[key] = _fit(seen, paths, activation, features, ridge)
+        fitted[key] = _fit(seen, activation, features, ridge)
     return [fitted[key] for key in order]
 
 
 class _Observations:
     """q, k, v that the student computes, and the teacher's attention output, batch after batch."""
 
-    def __init__(self, layer: nn.Module, mix: Mix, linear: bool) -> None:
-        self.layer, self.mix, self.linear = layer, mix, linear
-        self.qkv: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, layer: nn.Module, site: AttentionSite, mix: Mix, linear: bool) -> None:
+        self.layer, self.site, self.mix, self.linear = layer, site, mix, linear
+        self.qkv: list[tuple[Tensor, ...]] = []
         self.targets: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self.outputs: list[Tensor] = []
 
-    def add(self, call: LayerCall, target: Tensor, mask: Tensor | None) -> None:
-        self.qkv.append(call.qkv())
+    def add(self, run: AttentionRun, target: Tensor, mask: Tensor | None) -> None:
+        self.qkv.append(run.by_head()[:3])
         self.targets.append(target)
         self.masks.append(mask)
 
@@ -237,15 +243,12 @@ class _Observations:
         """Samples of q (0), k (1) or v (2) as (h, tokens, d)."""
         return self.real([x[which].transpose(1, 2) for x in self.qkv]).transpose(0, 1)
 
-    def advance(
-        self, i: int, hidden: Tensor, start: Entry, paths: AttentionPaths, heads: int, fit: FittedLayer
-    ) -> Tensor:
-        return LayerCall(self.layer, paths, heads).run(hidden, start, F.linear(self.outputs[i], *fit.weights["output"]))
+    def advance(self, i: int, hidden: Tensor, start: Entry, fit: FittedLayer) -> Tensor:
+        return run_layer(self.layer, self.site, hidden, start, F.linear(self.outputs[i], *fit.weights["output"]))[0]
 
 
 def _fit(
     seen: _Observations,
-    paths: AttentionPaths,
     activation: Callable[[Tensor], Tensor] | None,
     features: Features,
     ridge: float,
@@ -256,14 +259,13 @@ def _fit(
         maps = _feature_maps(seen.by_head(0), seen.by_head(1), features)
         maps.append(_value_map(seen, maps, activation))
         for name, (scale, shift) in zip(("query", "key", "value"), maps, strict=True):
-            weights[name] = _folded(seen.layer.get_submodule(getattr(paths, name)), scale, shift)
+            weights[name] = _folded(getattr(seen.site, name), scale, shift)
         to_query, to_key, to_value = maps
         inputs = [(_apply(to_query, q), _apply(to_key, k), _apply(to_value, v)) for q, k, v in seen.qkv]
     mixed = (seen.mix(q, k, v, mask) for (q, k, v), mask in zip(inputs, seen.masks, strict=True))
     seen.outputs = [y.transpose(1, 2).flatten(2) for y in mixed]
-    output = seen.layer.get_submodule(paths.output)
     x, target = seen.real(seen.outputs), seen.real(seen.targets)
-    weights["output"], explained = _output_projection(x, target, output, ridge)
+    weights["output"], explained = _output_projection(x, target, seen.site.output, ridge)
     return FittedLayer(weights, explained)
 
 
