@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate.text import check_tokens, special_ends
+from ..calibrate.text import check_tokens
 from ..convert.errors import BadInputError, UsageError
-from ..convert.text_files import read_utf8
+from ..convert.text_files import read_utf8, special_ends
 from .refusals import TABULAR as TABULAR
 from .refusals import require_files
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibrate.text import special_ends
 from ..convert.errors import BadInputError, UsageError
 from ..convert.families import FAMILIES
 from ..convert.family import Family
 from ..convert.loaded import Loaded
+from ..convert.text_files import special_ends
 from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase
 from .sentence import pooling_of

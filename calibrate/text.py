@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..convert.builtin_text import fitting_text
 from ..convert.errors import BadInputError
-from ..convert.text_files import joined
+from ..convert.text_files import joined, special_ends
+from ..convert.windows import windows
 
 UNKNOWN_FINDING, UNKNOWN_REFUSED = 0.05, 0.3  # shares of tokens that the tokenizer does not know
 
@@ -88,22 +89,6 @@ def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) ->
     return unknown, [f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: is it the right language?"]
 
 
-def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    probe = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
-    whole = (
-        tokenizer.build_inputs_with_special_tokens([probe])
-        if hasattr(tokenizer, "build_inputs_with_special_tokens")
-        else []
-    )
-    if probe in whole:
-        at = whole.index(probe)
-        return list(whole[:at]), list(whole[at + 1 :])
-    alone = tokenizer("", add_special_tokens=True)["input_ids"]
-    lead = 1 if len(alone) > 1 else 0
-    return list(alone[:lead]), list(alone[lead:])
-
-
 def text_batches(
     tokens: Sequence[int],
     prefix: Sequence[int],
@@ -130,7 +115,6 @@ def text_batches(
         )
     shares = [longest_share] + [(1 - longest_share) / max(1, len(lengths) - 1)] * (len(lengths) - 1)
     budget = min(budget, len(stream) * len(lengths))
-    head, tail = torch.tensor(list(prefix), dtype=torch.long), torch.tensor(list(suffix), dtype=torch.long)
     out: list[Tensor] = []
     for i, (n, share) in enumerate(zip(lengths, shares, strict=True)):
         body = n - around
@@ -139,6 +123,5 @@ def text_batches(
         # Texts of different lengths start at different phases, so that they are not cut from the same places.
         phase = (i + 0.5) / len(lengths)
         starts = [int((k + phase) * room / count) for k in range(count)]
-        texts = torch.stack([torch.cat([head, stream[s : s + body], tail]) for s in starts])
-        out += torch.split(texts, max(1, batch_tokens // n))
+        out += torch.split(windows(stream, starts, n, prefix, suffix), max(1, batch_tokens // n))
     return out

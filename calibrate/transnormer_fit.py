@@ -34,6 +34,7 @@ from ..convert.errors import BadInputError
 from ..convert.family import number
 from ..convert.options import Progress
 from ..convert.target import Calibration, Context
+from ..convert.windows import windows
 from ..templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
 from .teacher import (
     AttentionRun,
@@ -126,18 +127,16 @@ def _samples(text: CalibrationText, reach: int, seed: int) -> list[TextSample]:
     """Windows of several lengths, chosen by seed, with the special tokens around each."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.tensor(text.tokens, dtype=torch.long)
-    first, last = torch.tensor(text.prefix, dtype=torch.long), torch.tensor(text.suffix, dtype=torch.long)
     samples, windows_of = [], dict.fromkeys((min(length, reach) for length in WINDOWS), 0)
     for length, most in WINDOWS.items():
         windows_of[min(length, reach)] += most
     for length, most in windows_of.items():
-        body = length - len(first) - len(last)
-        windows = len(tokens) // body if body > 0 else 0
-        if windows:
-            chosen = torch.randperm(windows, generator=generator)[:most].sort().values.tolist()
-            samples.append(
-                TextSample(torch.stack([torch.cat([first, tokens[i * body : (i + 1) * body], last]) for i in chosen]))
-            )
+        body = length - len(text.prefix) - len(text.suffix)
+        available = len(tokens) // body if body > 0 else 0
+        if available:
+            chosen = torch.randperm(available, generator=generator)[:most].sort().values.tolist()
+            starts = [i * body for i in chosen]
+            samples.append(TextSample(windows(tokens, starts, length, text.prefix, text.suffix)))
     used = sum(sample.input_ids.numel() for sample in samples)
     if used < 1024:
         raise BadInputError(

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .builtin_text import measuring_text
 from .loaded import Loaded, decoder_inputs
-from .text_files import joined
+from .text_files import joined, special_ends
+from .windows import spread_windows
 from .wording import six_digits
 
 BUILTIN_LENGTHS = (128, 256, 512)
@@ -65,20 +66,7 @@ def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> l
 def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:
     """Up to `count` windows of `length` tokens (count, length), evenly spread; None for a text too short."""
     body = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    size = length - tokenizer.num_special_tokens_to_add()
-    available = len(body) // size if size > 0 else 0
-    if not available:
-        return None
-    chosen = sorted({round(i * (available - 1) / max(count - 1, 1)) for i in range(min(count, available))})
-    first, last = _ends(tokenizer)
-    return torch.tensor([[*first, *body[i * size : (i + 1) * size], *last] for i in chosen])
-
-
-def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text, as the tokenizer itself puts them."""
-    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
-    return whole[:lead], whole[lead + len(body) :]
+    return spread_windows(body, length, count, *special_ends(tokenizer))
 
 
 def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, Any]:

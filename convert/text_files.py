@@ -6,6 +6,7 @@ import codecs
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import BadInputError, listing
 
@@ -64,6 +65,13 @@ def joined(files: Sequence[Path], where: str) -> str:
         BadInputError: as `read_utf8`.
     """
     return "\n".join(read_utf8(path, where) for path in files)
+
+
+def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    return whole[:lead], whole[lead + len(body) :]
 
 
 def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:
