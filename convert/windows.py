@@ -30,5 +30,5 @@ def spread_windows(
 
 def around(body: Tensor, prefix: Sequence[int], suffix: Sequence[int]) -> Tensor:
     """Ids (b, t) with the special tokens before and after."""
-    first, last = (torch.tensor(list(end), dtype=body.dtype).expand(len(body), -1) for end in (prefix, suffix))
+    first, last = (body.new_tensor(list(end)).expand(len(body), -1) for end in (prefix, suffix))
     return torch.cat([first, body, last], 1)
