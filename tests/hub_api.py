@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
-from hub_storage import Blob, HubError, Repo, User, file_entry, tree_entries, valid_name, wants_lfs
+from hub_storage import Blob, HubError, Repo, User, tree_entries, valid_name, wants_lfs
 
 if TYPE_CHECKING:
     from hub_server import LoopbackHub
