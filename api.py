@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .convert.errors import EffconvError, UsageError
-from .convert.options import Settings
+from .convert.options import Progress, Settings
 from .convert.plan import Plan
 from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.run import Result, convert_source, prepare
@@ -22,8 +22,6 @@ from .hub.push import push as push_to_hub
 from .targets.registry import TARGETS, target_named
 
 __all__ = ["adapt", "bench", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def _quiet(step: str, done: int, total: int) -> None:

@@ -53,13 +53,6 @@ class Pair:
         """The student's layers as they run."""
         return list(self.base.order())
 
-    def teacher_layers(self) -> list[nn.Module]:
-        """The teacher's layers as they run."""
-        assert self.family is not None
-        return [
-            self.teacher.base_model.get_submodule(path) for path in self.family.run_paths(self.base.config.to_dict())
-        ]
-
     @property
     def global_tokens(self) -> int:
         """Rows that the student's target puts in front of a text."""

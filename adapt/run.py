@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
-from ..convert.execute import Progress
 from ..convert.families.registry import ENCODER_DECODERS
 from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
+from ..convert.options import Progress
 from ..convert.recipe import Recipe
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged

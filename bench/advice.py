@@ -10,6 +10,7 @@ from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.io.source import TOKENIZER_FILES
+from ..convert.options import Progress
 from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
 from .choices import Advised, Candidate, Lengths, Probe
@@ -17,7 +18,6 @@ from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
 from .reasons import none_needed, reasons
-from .run import Progress
 from .sources import Opened, opened, source_name
 from .timing import clock_name
 from .whole import Case, Row, measure

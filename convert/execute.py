@@ -7,7 +7,7 @@ memory held is the base plus the largest computed tensor, whatever the size of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from .io.formats import SAFETENSORS, Form
 from .io.source import Source
 from .io.tensorfile import StreamedFile, file_sha256
 from .ops import Calibrated, Copy
+from .options import Progress
 from .plan import Plan, Row
-
-Progress = Callable[[str, int, int], None]  # step, bytes done, bytes in all
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
-from .execute import Progress, SourceHash, Written, execute
+from .execute import SourceHash, Written, execute
 from .failed import refused
 from .families.grammar import Family, Head, number, shape_of
 from .families.refused import compares_with_source
@@ -24,7 +24,7 @@ from .io.staging import Staging, check_apart, check_output, check_replaceable, c
 from .io.tensorfile import file_sha256
 from .io.tokenizer import SpecialTokens, special_tokens
 from .notices import notices, overrides
-from .options import Settings, parse_size
+from .options import Progress, Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
 from .repo.card import write_card
 from .repo.emit import emit, emitted_config

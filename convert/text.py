@@ -140,15 +140,6 @@ def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) ->
 
 def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
-    probe = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
-    whole = (
-        tokenizer.build_inputs_with_special_tokens([probe])
-        if hasattr(tokenizer, "build_inputs_with_special_tokens")
-        else []
-    )
-    if probe in whole:
-        at = whole.index(probe)
-        return list(whole[:at]), list(whole[at + 1 :])
-    alone = tokenizer("", add_special_tokens=True)["input_ids"]
-    lead = 1 if len(alone) > 1 else 0
-    return list(alone[:lead]), list(alone[lead:])
+    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    return whole[:lead], whole[lead + len(body) :]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import StoppedError, UsageError
+from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest
 from .changes import CARD, Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
@@ -21,8 +21,6 @@ from .content import (
     require_nothing_private,
 )
 from .destination import Destination, closed_source
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ..convert.families.registry import FAMILIES
 from ..convert.io.source import HUB_ID, hub_errors
 from ..convert.io.staging import Staging, check_output, output_errors
 from ..convert.io.tensorfile import file_sha256
+from ..convert.options import Progress
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged, named, names_in
 from ..convert.repo.emit import REMOVED_FIELDS, code_fields, code_files
@@ -36,7 +37,7 @@ from ..targets.registry import target_named
 from ..version import __version__
 from .changes import CARD
 from .connection import refuse_offline, require_repo_id
-from .push import Progress, Pushed, push_refreshed
+from .push import Pushed, push_refreshed
 
 Place = Callable[[Path, Path], object]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..convert.errors import BadInputError
 from ..convert.text import check_tokens, fitting_text, joined, special_ends
+from ..convert.windows import windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,6 @@ def text_batches(
         )
     shares = [longest_share] + [(1 - longest_share) / max(1, len(lengths) - 1)] * (len(lengths) - 1)
     budget = min(budget, len(stream) * len(lengths))
-    head, tail = torch.tensor(list(prefix), dtype=torch.long), torch.tensor(list(suffix), dtype=torch.long)
     out: list[Tensor] = []
     for i, (n, share) in enumerate(zip(lengths, shares, strict=True)):
         body = n - around
@@ -95,6 +95,5 @@ def text_batches(
         # Texts of different lengths start at different phases, so that they are not cut from the same places.
         phase = (i + 0.5) / len(lengths)
         starts = [int((k + phase) * room / count) for k in range(count)]
-        texts = torch.stack([torch.cat([head, stream[s : s + body], tail]) for s in starts])
-        out += torch.split(texts, max(1, batch_tokens // n))
+        out += torch.split(windows(stream, starts, n, prefix, suffix), max(1, batch_tokens // n))
     return out

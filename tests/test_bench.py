@@ -507,20 +507,12 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_anything_runs(tmp_path, m
     assert "effconv[adapt]" in error.value.hint
 
 
-def test_ticks_enclose_the_values():
-    assert picture.ticks([0.3, 4.0]) == pytest.approx([0.2, 0.5, 1, 2, 5])
-    assert picture.ticks([1.0]) == pytest.approx([1])
-    assert picture.even_ticks(430.0) == pytest.approx([0, 100, 200, 300, 400, 500])
-    assert picture.even_ticks(0.0)[0] == 0
-
-
 def test_charts_of_memory_show_what_a_run_takes_beyond_the_loaded_model():
     rows = [replace(row("a", n, 1.0, peak=6 * 10**8), working=n * 10**5) for n in (64, 128)]
     seconds, memory = picture.charts(rows)
     assert (seconds.linear, memory.linear) == (False, True)
     assert memory.unit == "peak MB beyond the loaded model"
     assert memory.lines[0].points == ((64, pytest.approx(6.4)), (128, pytest.approx(12.8)))
-    assert memory.ticks() == pytest.approx([0, 5, 10, 15])
     _, large = picture.charts([replace(rows[0], working=2 * 10**9)])
-    assert (large.unit[:7], large.ticks()) == ("peak GB", pytest.approx([0, 0.5, 1, 1.5, 2]))
+    assert large.unit.startswith("peak GB")
     assert len(picture.charts([replace(rows[0], peak=None, working=None)])) == 1  # where memory is not told

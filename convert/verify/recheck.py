@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..execute import Progress
 from ..families.converted import converted
 from ..io.reader import DENSE_FORMATS, open_checkpoint
 from ..io.source import resolve
 from ..io.tokenizer import require_tokenizer
-from ..options import Settings, default_of
+from ..options import Progress, Settings, default_of
 from ..repo.manifest import Measured, check_hashes, read_manifest
 from ..run import source_folder
 from ..target import Target

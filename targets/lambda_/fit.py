@@ -26,11 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...convert.errors import BadInputError
+from ...convert.options import Progress
 from ...convert.target import Calibration, Context
-from ..teacher import AttentionSite, attention_sites, load_teacher, watch_all
+from ..teacher import AttentionRun, AttentionSite, attention_sites, load_teacher, watch
 from ..text_batches import read_text, text_batches
-
-Progress = Callable[[str, int, int], None]
 
 LENGTHS = (512, 256, 128, 64, 32)  # of the calibration texts: a fit on one length alone loses on the others
 # Positions handled at once: the packed pairs of 12 heads of width 64 then take 50 MB.
@@ -78,7 +77,7 @@ def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Cali
     reach = model.config.max_position_embeddings - context.family.special_positions
     lengths = [length for length in LENGTHS if length <= reach] or [reach]
     batches = text_batches(text.tokens, text.prefix, text.suffix, lengths)
-    sites = attention_sites(model, context)
+    sites = attention_sites(model, context.family, context.config)
     found = fit_lambda(
         model, sites, batches, fit, lambda stage, done, total: progress(f"calibrate: {stage}", done, total)
     )
@@ -130,13 +129,13 @@ def _find_landmarks(
     stride = max(1, sum(x.numel() for x in batches) // fit.landmark_samples)
     drawn: list[list[Tensor]] = [[] for _ in sites]
 
-    def keep(rows: list[Tensor]) -> Callable[..., None]:
-        def receive(q: Tensor) -> None:
-            rows.append(q.transpose(0, 1).flatten(1, 2)[:, ::stride].clone())
+    def keep(rows: list[Tensor]) -> Callable[[AttentionRun], None]:
+        def receive(run: AttentionRun) -> None:
+            rows.append(run.by_head()[0].transpose(0, 1).flatten(1, 2)[:, ::stride].clone())
 
         return receive
 
-    with watch_all([(site, ("q",), keep(rows)) for site, rows in zip(sites, drawn, strict=True)]):
+    with watch([(site, keep(rows)) for site, rows in zip(sites, drawn, strict=True)]):
         for i, batch in enumerate(batches):
             model(input_ids=batch)
             report("queries", i + 1, len(batches))
@@ -194,8 +193,9 @@ class _NormalEquations:
             for shape in ((h, p, c * c), (h, p, c * r), (h, p, r * (r + 1) // 2), (h, f, c + r))
         )
 
-    def add(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
-        """Texts without padding, q, k, v and the attention's output y (b, h, t, d)."""
+    def add(self, run: AttentionRun) -> None:
+        """Texts without padding."""
+        q, k, v, y = run.by_head()
         t = q.shape[2]
         for s in range(0, q.shape[0], max(1, CHUNK // t)):
             part = slice(s, s + max(1, CHUNK // t))
@@ -280,7 +280,7 @@ def _fit_sites(
         equations = [
             _NormalEquations(landmarks[i], r, _output_root(sites[i]) if fit.output_metric else None) for i in part
         ]
-        with watch_all([(sites[i], "qkvy", e.add) for i, e in zip(part, equations, strict=True)]):
+        with watch([(sites[i], e.add) for i, e in zip(part, equations, strict=True)]):
             for n, batch in enumerate(batches):
                 model(input_ids=batch)
                 report("statistics", start // group * len(batches) + n + 1, passes * len(batches))
