@@ -246,7 +246,7 @@ def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault
 
 H, V = "hidden_size", "vocab_size"
 MPNET = (
-    Family(  # as docs/extending.md says how an entry is written, but for the bias, of which the grammar knows nothing
+    Family(  # an entry as docs/how-to/extending.md describes it; the grammar has no word for its bias
         name="mpnet",
         prefix="mpnet",
         code=FamilyCode(
