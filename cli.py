@@ -331,7 +331,7 @@ def inspect_command(
     source: Source, revision: Revision = None, token: Token = None, offline: Offline = False, json: Json = False
 ) -> None:
     """Say what a source is and what it can become, from its headers alone."""
-    from .inspection import inspect_source
+    from .api import inspect as inspect_source
     from .report.conversion import show_inspection
     from .targets.registry import TARGETS
 
@@ -421,7 +421,7 @@ def retrieval(
     json: Json = False,
 ) -> None:
     """Find long documents by pieces of their later parts: the source in three ways, and repos."""
-    from .adapt.retrieval import retrieval as measure
+    from .api import retrieval as measure
     from .report.console import Progress
     from .report.training import show_retrieval
 

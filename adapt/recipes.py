@@ -1,7 +1,7 @@
 """What is trained, and for how long: the phases of a run, from `--objective` or by target. No heavy imports.
 
-docs/adapt.md says what was measured with them. End to end, a rate four times lower than that of attention transfer: at
-the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (.928 to .881 within 50 steps).
+docs/how-to/adapt.md has what was measured with them. End to end, the rate is a quarter of that of attention transfer:
+at the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (.928 to .881 within 50 steps).
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault
 
 H, V = "hidden_size", "vocab_size"
 MPNET = (
-    Family(  # as docs/extending.md says how an entry is written, but for the bias, of which the grammar knows nothing
+    Family(  # written as docs/how-to/extending.md says, except for the bias, which the grammar cannot express as yet
         name="mpnet",
         prefix="mpnet",
         code=FamilyCode(

@@ -129,7 +129,7 @@ PUBLISHED = {  # the published layers' options and their defaults, and what each
 
 
 def test_the_docs_name_the_options_as_they_are_called_here_and_in_the_published_layers():
-    page = (ROOT / "docs" / "layers.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "layers.md").read_text()
     table, differences = page.split("| option | default |")[1].split("\n\n")[0], page.split("## Differences")[1]
     documented = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     options = inspect.signature(LSGSelfAttention).parameters
@@ -320,7 +320,7 @@ def test_masks_that_do_not_fit_are_refused(mask, words):
 @pytest.fixture
 def copied(tmp_path):
     """A folder with a package `copied` of the files that the docs say to copy, and no others."""
-    text = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "layers.md").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("cp ")]
     package = tmp_path / "copied"
     package.mkdir()
