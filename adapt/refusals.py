@@ -8,19 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import flag_of, require_sound
 from ..convert.target import Target
-from ..convert.text import require_readable
+from ..data.files import has_columns, require_files
 from .logits import kind_of_logits
 from .options import AdaptOptions
 from .recipes import Phase
-
-TABULAR = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # and their names in datasets
-TEXTS = (".txt", ".text", ".md")
-PATHS = ("/", "./", "../", "~")  # what no dataset's name begins with
 
 
 def require_data(options: AdaptOptions) -> None:
@@ -30,26 +26,12 @@ def require_data(options: AdaptOptions) -> None:
     require_files(options.data, "--data")
     require_files(options.heldout, "--heldout")
     names = (*options.data, *options.heldout)
-    if options.text_column != "text" and not any(_has_columns(name) for name in names):
+    if options.text_column != "text" and not any(has_columns(name) for name in names):
         raise UsageError(
             f"no text has a column {options.text_column!r}: text files have no columns",
             where="--text-column",
             hint="leave it out, or give JSONL, parquet or CSV files, or a dataset",
         )
-
-
-def require_files(names: Sequence[str], where: str) -> None:
-    """Raises for folders, for text files that cannot be read, and for what can only be a file and is not there.
-
-    Args:
-        names: of files or datasets. where: the option that has them.
-    """
-    for name in names:
-        if Path(name).is_dir():
-            raise UsageError(f"{name} is a folder", where=where, hint="give the files in it, such as folder/*.txt")
-        if not Path(name).exists() and (name.startswith(PATHS) or Path(name).suffix in (*TABULAR, *TEXTS)):
-            raise BadInputError(f"no such file: {name}", where=where, hint="check the name, and where you stand")
-    require_readable([Path(name) for name in names if Path(name).exists() and not _has_columns(name)], where)
 
 
 def require_objectives(
@@ -129,7 +111,3 @@ def require_effect(options: AdaptOptions, phases: Sequence[Phase]) -> None:
         if not acts and getattr(options, field.name) != usual[field.name]
     ]
     require_sound("adapt", faults)
-
-
-def _has_columns(name: str) -> bool:
-    return Path(name).suffix in TABULAR or not Path(name).exists()

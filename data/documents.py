@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..adapt.refusals import TABULAR as TABULAR
-from ..adapt.refusals import require_files
 from ..convert.errors import BadInputError, UsageError
 from ..convert.text import check_tokens, read_utf8, special_ends
+from .files import TABULAR as TABULAR
+from .files import require_files
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$", re.MULTILINE)
 PARTS = 20  # of a text without documents
