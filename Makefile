@@ -53,7 +53,7 @@ matrix: venv  ## run every family with every head on tiny models, and write the 
 	$(BIN)/python tests/matrix.py
 
 bench: venv  ## every bar of the project in one table, on one thread and on all (BENCH="--quick", "--only lsg", ...)
-	$(BIN)/python -m effconv.bench $(BENCH)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 wheel: venv  ## build dist/effconv-*.whl
 	rm -rf build/lib build/bdist.*

@@ -12,14 +12,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import layers
     from .api import adapt, bench, convert, fidelity, load, plan, push_to_hub, verify
     from .convert.errors import EffconvError
     from .hub.refresh import refresh
-    from .inmemory import lsgify
+    from .lsgify.inmemory import lsgify
 
-__version__ = "0.1.0"
 __all__ = [
     "EffconvError",
     "adapt",

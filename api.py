@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from .convert.errors import EffconvError, UsageError
-from .convert.manifest import Measured, check_hashes, read_manifest
-from .convert.options import Settings
+from .convert.options import Progress, Settings
 from .convert.plan import Plan
-from .convert.recheck import fidelity_of as fidelity
-from .convert.recheck import verify_repo
+from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.run import Result, convert_source, prepare
 from .convert.target import Target
-from .convert.text_files import one_or_several
+from .convert.text import one_or_several
+from .convert.verify.recheck import fidelity_of as fidelity
+from .convert.verify.recheck import verify_repo
 from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
-from .targets import TARGETS, target_named
+from .targets.registry import TARGETS, target_named
 
 __all__ = ["adapt", "bench", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def _quiet(step: str, done: int, total: int) -> None:
@@ -199,9 +197,9 @@ def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> Non
     unknown = sorted(set(given) - known)
     if unknown:
         raise UsageError(
-            f"{function} takes no option {', '.join(unknown)}",
+            f"{function} has no option {', '.join(unknown)}",
             where=f"{function}(...)",
-            hint="it takes " + ", ".join(sorted(known)),
+            hint="valid options: " + ", ".join(sorted(known)),
         )
 
 
@@ -213,9 +211,9 @@ def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
     unknown = sorted(options.keys() - own - common)
     if unknown:
         raise UsageError(
-            f"{name} takes no option {', '.join(unknown)}",
+            f"{name} has no option {', '.join(unknown)}",
             where=f"convert(..., {name!r})",
-            hint="it takes " + ", ".join(sorted(own | common)),
+            hint="valid options: " + ", ".join(sorted(own | common)),
         )
     settings = {key: value for key, value in options.items() if key in common}
     if settings.get("output") is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import io
 import os
@@ -21,35 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_type_h
 import typer
 
 from .plain_help import PlainCommand, PlainGroup
+from .targets.registry import ROWS, at
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
 
-CONVERTING = {  # command: its target's options, what it says of itself
-    "lsg": (
-        "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497). "
-        "A source that is LSG already is upgraded, and keeps what it has.",
-    ),
-    "linformer": (
-        "convert.linformer_options:LinformerOptions",
-        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
-    ),
-    "lambda": (
-        "convert.lambda_options:LambdaOptions",
-        "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
-    ),
-    "transnormer": (
-        "convert.transnormer_options:TransNormerOptions",
-        "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
-    ),
-    "jax2torch": (
-        "convert.bigs_options:BiGSOptions",
-        "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).",
-    ),
-    "torch2jax": ("convert.bigs_options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
-    "bigs": ("convert.bigs_options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
-}
+CONVERTING = {name: row for name, row in ROWS.items() if row.options}
 MEASURING = {
     "bench": "Measure time and memory of models side by side; with --data, advise on length, block, sparsity and batch."
 }
@@ -75,7 +51,7 @@ class Commands(PlainGroup):
         return found
 
     def listed(self) -> Iterator[tuple[str, str, str]]:
-        yield from (("Convert", name, help) for name, (_, help) in CONVERTING.items())
+        yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in TRAINING.items())
         yield from (("Look", name, help) for name, help in MEASURING.items())
         yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING, *MEASURING))
@@ -108,7 +84,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read H
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
     from .convert.errors import MEMORY, MEMORY_EXIT_CODE, EffconvError, StoppedError, memory_ran_out
-    from .convert.system import require_supported_system
+    from .convert.io.system import require_supported_system
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this
@@ -149,7 +125,7 @@ def main() -> None:
 
 def _signals_as_ctrl_c() -> list[int]:
     """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, clean-up and report included; returns which will have come."""
-    from .convert.system import ending_signals
+    from .convert.io.system import ending_signals
 
     came: list[int] = []
 
@@ -183,7 +159,7 @@ def _end_unread() -> NoReturn:
 
 def _version(asked: bool) -> None:
     if asked:
-        from . import __version__
+        from .version import __version__
 
         typer.echo(f"effconv {__version__}")
         raise typer.Exit
@@ -203,15 +179,14 @@ def _converting_command(name: str) -> Command:
     from .convert.options import Settings, flag_of
     from .hub.options import PushOptions
 
-    place, help = CONVERTING[name]
-    module, _, options_name = place.partition(":")
-    options_class = getattr(importlib.import_module(f".{module}", __package__), options_name)
+    options_class = at(CONVERTING[name].options)
     several = next((field for field in dataclasses.fields(options_class) if field.default == ()), None)
 
     def command(**values: Any) -> None:
         from .api import convert, plan
         from .convert.errors import EffconvError
-        from .report import Progress, show_plan, show_result
+        from .report.console import Progress
+        from .report.conversion import show_plan, show_result
 
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
         sharing = {field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)}
@@ -243,7 +218,7 @@ def _converting_command(name: str) -> Command:
     plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    return _command(name, help, command, parameters)
+    return _command(name, CONVERTING[name].help, command, parameters)
 
 
 def _training_command(name: str) -> Command:
@@ -252,7 +227,8 @@ def _training_command(name: str) -> Command:
 
     def command(**values: Any) -> None:
         from .api import adapt
-        from .report import Progress, TrainingProgress, show_adapted
+        from .report.console import Progress, TrainingProgress
+        from .report.training import show_adapted
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = _together("--data", values["data"], more)
@@ -278,7 +254,8 @@ def _measuring_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import bench
         from .convert.errors import StoppedError
-        from .report import Progress, show_advice, show_bench
+        from .report.bench import show_advice, show_bench
+        from .report.console import Progress
 
         models, as_json = values.pop("models"), values.pop("json")
         if values["data"]:  # what a shell makes of --data *.txt: the first file is the option's, the others stand alone
@@ -355,8 +332,8 @@ def inspect_command(
 ) -> None:
     """Say what a source is and what it can become, from its headers alone."""
     from .inspection import inspect_source
-    from .report import show_inspection
-    from .targets import TARGETS
+    from .report.conversion import show_inspection
+    from .targets.registry import TARGETS
 
     found = inspect_source(source, revision=revision, token=token, offline=offline)
     show_inspection(found, TARGETS, as_json=json)
@@ -375,7 +352,8 @@ def verify(
 ) -> None:
     """Check a repo again: every hash, then its target's promises in a fresh process."""
     from .api import verify as verify_repo
-    from .report import Progress, show_checks
+    from .report.console import Progress
+    from .report.conversion import show_checks
 
     with Progress() as progress:
         measured = verify_repo(
@@ -404,7 +382,8 @@ def fidelity(
 ) -> None:
     """Measure how close a repo's model is to its source on the same text."""
     from .api import fidelity as measure
-    from .report import Progress, show_fidelity
+    from .report.console import Progress
+    from .report.conversion import show_fidelity
 
     with Progress() as progress:
         rows = measure(
@@ -443,7 +422,8 @@ def retrieval(
 ) -> None:
     """Find long documents by pieces of their later parts: the source in three ways, and repos."""
     from .adapt.retrieval import retrieval as measure
-    from .report import Progress, show_retrieval
+    from .report.console import Progress
+    from .report.training import show_retrieval
 
     # Repos are folders: what stands among them and is a file is more of --data.
     texts = [path for path in repos if path.is_file()]
@@ -467,8 +447,8 @@ def retrieval(
 @app.command(cls=PlainCommand, rich_help_panel="Look")
 def targets(json: Json = False) -> None:
     """List what a source can become."""
-    from .report import show_targets
-    from .targets import TARGETS
+    from .report.conversion import show_targets
+    from .targets.registry import TARGETS
 
     show_targets(TARGETS.values(), as_json=json)
 
@@ -476,9 +456,9 @@ def targets(json: Json = False) -> None:
 @app.command(cls=PlainCommand, rich_help_panel="Look")
 def families(json: Json = False) -> None:
     """List the architectures that can be converted, with their heads."""
-    from .report import show_families
-    from .targets import TARGETS
-    from .targets import families as all_families
+    from .report.conversion import show_families
+    from .targets.registry import TARGETS
+    from .targets.registry import families as all_families
 
     show_families(all_families().values(), TARGETS.values(), as_json=json)
 
@@ -514,7 +494,7 @@ def push_to_hub(
 ) -> None:
     """Share a repo on the Hub: verified, in one commit, only what differs; safe to run again."""
     from .hub.push import push
-    from .report import show_push
+    from .report.hub import show_push
 
     with _hub_progress(quiet) as progress:
         pushed = push(
@@ -560,7 +540,7 @@ def refresh(
 ) -> None:
     """Write code, generated card blocks and manifest of a repo anew; weights and what a person wrote stay."""
     from .hub.refresh import refresh as refresh_repo
-    from .report import show_refreshed
+    from .report.hub import show_refreshed
 
     with _hub_progress(quiet) as progress:
         refreshed = refresh_repo(
@@ -582,7 +562,7 @@ def refresh(
 @contextlib.contextmanager
 def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Steps on stderr, with the client's own bars where there is a terminal; nothing at all when quiet."""
-    from .report import Progress
+    from .report.console import Progress
 
     _quiet_hub(bars=not quiet)
     if quiet:

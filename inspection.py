@@ -6,17 +6,18 @@ import math
 import os
 from dataclasses import asdict, dataclass
 
-from .convert.converted import converted
 from .convert.errors import UnsupportedError
-from .convert.families import FAMILIES, family_of
-from .convert.family import number
+from .convert.families.converted import converted
+from .convert.families.grammar import number
+from .convert.families.registry import FAMILIES
+from .convert.families.selection import family_of
+from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
+from .convert.io.source import Source, resolve, sentence_modules
 from .convert.options import Settings
 from .convert.plan import check_floats, choose_head
-from .convert.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.run import ask, planned
-from .convert.source import Source, resolve, sentence_modules
 from .convert.target import Target
-from .targets import TARGETS
+from .targets.registry import TARGETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,10 @@ def inspect_source(
                 for target in TARGETS.values()
                 if target.takes(family, chosen, found.config)
                 and target.keeps(chosen, unknown_class)
-                and (before is None or (target.again and target.name == before.target))
+                and (before is None or (target.accepts_converted and target.name == before.target))
             ]
             if before is not None and not becomes:
-                why_not = f"it is {before.target} already; convert the dense checkpoint that it was made from"
+                why_not = f"already converted to {before.target}; convert the dense checkpoint it was made from"
     except UnsupportedError as error:
         why_not = error.what + (f" ({error.hint})" if error.hint else "")
     finally:

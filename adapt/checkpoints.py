@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ..convert.errors import BadInputError, OutputError, UsageError, listing
-from ..convert.staging import output_errors
+from ..convert.io.staging import output_errors
 
 RUN, PLACE, BEST = "run.json", "place.json", "best.safetensors"
 STEP = re.compile(r"step-(\d{6,})")

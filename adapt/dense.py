@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, UnsupportedError
-from .documents import Corpus
+from ..convert.windows import windows
+from ..data.documents import Corpus
 from .models import Pair
 from .sentence import MODULES, kind_of, modules_of
 from .teacher import pooled
@@ -83,8 +84,8 @@ def pieces_of(corpus: Corpus, size: int, least: int) -> Tensor:
             where="--data, --whiten",
             hint=f"give more text ({least * size:,} tokens at least), or leave out --whiten",
         )
-    pieces = (tokens[i * size : (i + 1) * size] for i in range(count))
-    return torch.tensor([[*corpus.prefix, *piece, *corpus.suffix] for piece in pieces])
+    length = len(corpus.prefix) + size + len(corpus.suffix)
+    return windows(tokens, range(0, count * size, size), length, corpus.prefix, corpus.suffix)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..convert.family import LABELS, number
+from ..convert.families.grammar import LABELS, number
 
 DISTRIBUTION, VALUES = "distribution", "values"
 # Heads that give several outputs, or read their texts in another shape: none of them is called logits.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibrate.text import special_ends
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import FAMILIES
-from ..convert.family import Family
-from ..convert.loaded import Loaded
+from ..convert.families.grammar import Family
+from ..convert.families.registry import FAMILIES
+from ..convert.text import special_ends
+from ..convert.verify.loaded import Loaded
 from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase
 from .sentence import pooling_of
@@ -52,13 +52,6 @@ class Pair:
     def student_layers(self) -> list[nn.Module]:
         """The student's layers as they run."""
         return list(self.base.order())
-
-    def teacher_layers(self) -> list[nn.Module]:
-        """The teacher's layers as they run."""
-        assert self.family is not None
-        return [
-            self.teacher.base_model.get_submodule(path) for path in self.family.run_paths(self.base.config.to_dict())
-        ]
 
     @property
     def global_tokens(self) -> int:

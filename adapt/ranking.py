@@ -14,7 +14,7 @@ MRR: the mean of 1 / its rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError
-from ..convert.wording import counted
+from ..convert.options import Progress
+from ..convert.text import counted
+from ..convert.windows import around
 from .teacher import pooled
 
-Progress = Callable[[str, int, int], None]
 CHUNKS = 8  # run at once
 
 
@@ -59,13 +60,6 @@ class Encoder:
         ids = around(body, self.prefix, self.suffix)
         parts = [self.model(part).last_hidden_state for part in torch.split(ids, CHUNKS)]
         return F.normalize(self.dense(torch.cat([pooled(part, self.pooling) for part in parts])), dim=-1)
-
-
-def around(body: Tensor, prefix: Sequence[int], suffix: Sequence[int]) -> Tensor:
-    """Ids (b, t) with the special tokens before and after."""
-    ends = (torch.tensor(list(end), dtype=body.dtype).expand(len(body), -1) for end in (prefix, suffix))
-    first, last = ends
-    return torch.cat([first, body, last], 1)
 
 
 def make_task(tokens: Sequence[int], *, documents: int, length: int, queries: int, size: int, beyond: int) -> Task:

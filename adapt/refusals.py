@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, UnsupportedError, UsageError
-from ..convert.families import FAMILIES
+from ..convert.families.registry import FAMILIES
+from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import flag_of, require_sound
 from ..convert.target import Target
-from ..convert.text_files import require_readable
-from ..convert.tokenizer import require_tokenizer
+from ..convert.text import require_readable
 from .logits import kind_of_logits
 from .options import AdaptOptions
 from .recipes import Phase
@@ -62,7 +62,7 @@ def require_objectives(
     require_tokenizer(folder)
     objectives = {objective for phase in phases for objective in phase.objectives}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if target.name == "lsg" and train in ("globals", "new") and not config.get("num_global_tokens"):
+    if train in ("globals", "new") and config.get("num_global_tokens") == 0:
         raise UsageError(
             "nothing to train: the repo uses no global tokens (num_global_tokens is 0)",
             where=f"--train {train}",

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..convert.card_blocks import with_block
-from ..convert.dtypes import from_float32
-from ..convert.manifest import Measured
-from ..convert.reader import open_checkpoint
-from ..convert.source import resolve
-from ..convert.tensorfile import TensorFile
-from ..convert.wording import counted
+from ..convert.io.dtypes import from_float32
+from ..convert.io.reader import open_checkpoint
+from ..convert.io.source import resolve
+from ..convert.io.tensorfile import TensorFile
+from ..convert.repo.card_blocks import with_block
+from ..convert.repo.manifest import Measured
+from ..convert.text import counted
 
 PLOT = "adapt.svg"
 BLOCK, HEADING = "adapt", "Trained after the conversion"

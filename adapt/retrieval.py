@@ -6,18 +6,18 @@ before torch is imported, and what is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UsageError
-from ..convert.manifest import check_hashes, read_manifest
-from ..convert.recheck import source_of
-from ..convert.text_files import Named, one_or_several, require_readable
-from ..convert.tokenizer import require_tokenizer
+from ..convert.io.tokenizer import require_tokenizer
+from ..convert.options import Progress
+from ..convert.repo.manifest import check_hashes, read_manifest
+from ..convert.text import Named, one_or_several, require_readable
+from ..convert.verify.recheck import source_of
 from .sentence import pooling_of
 
-Progress = Callable[[str, int, int], None]
 QUERIES = 16  # of a document: short, so that many cost little beside the documents
 
 
@@ -75,7 +75,7 @@ def retrieval(
     import torch
     import transformers
 
-    from ..calibrate.text import read_text
+    from ..targets.text_batches import read_text
     from .dense import dense_layers
     from .ranking import Encoder, make_task, measure
 

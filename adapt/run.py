@@ -9,22 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..convert.card import card_text
-from ..convert.card_blocks import merged
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
-from ..convert.execute import Progress
-from ..convert.families import ENCODER_DECODERS
-from ..convert.manifest import check_hashes, hash_files, read_manifest, write_manifest
-from ..convert.recheck import source_of
-from ..convert.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.families.registry import ENCODER_DECODERS
+from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.tensorfile import file_sha256
+from ..convert.options import Progress
+from ..convert.recipe import Recipe
+from ..convert.repo.card import card_text
+from ..convert.repo.card_blocks import merged
+from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, write_manifest
 from ..convert.target import Target
-from ..convert.tensorfile import file_sha256
-from ..convert.verify import require_passed, run_checks
-from ..targets import target_named
+from ..convert.verify.recheck import source_of
+from ..convert.verify.run import require_passed, run_checks
+from ..targets.registry import target_named
+from ..version import __version__
 from .logits import VALUES
 from .options import AdaptOptions
-from .recipes import Phase, Recipe, phases_of, recipe_of, training_lengths
+from .recipes import Phase, phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
 
@@ -113,9 +114,9 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
     manifest = read_manifest(folder)
     target = target_named(manifest["target"])
-    recipe = recipe_of(manifest["target"], options)
+    recipe = recipe_of(target, options)
     phases = phases_of(recipe.objective)
-    if manifest["target"] == "torch2jax":
+    if target.weights_format.library != "transformers":
         raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
     if manifest["family"] in ENCODER_DECODERS:
         raise UnsupportedError(
@@ -141,7 +142,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     require_data(options)
     if options.whiten:
         require_whitenable(folder)
-    lengths = training_lengths(manifest, options.training_lengths(), phases)
+    lengths = training_lengths(target, manifest, options.training_lengths(), phases)
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
@@ -164,9 +165,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     Returns:
         The trained tensors and what was measured; None in processes other than the first.
     """
+    from ..data.documents import read_corpus
     from .checkpoints import Checkpoints
     from .dense import fitted, pieces_of
-    from .documents import read_corpus
     from .heldout import HeldOut
     from .models import load_pair
     from .trainer import Run, make_accelerator
@@ -230,7 +231,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         "teacher": None if teacher is None else manifest["source"].get("hub_id") or manifest["source"]["name"],
         "options": _stated(options),
         "lengths": list(lengths),
-        "learning_rates": {phase.name: [recipe.rate(phase, own) for own in (False, True)] for phase in phases},
+        "learning_rates": {
+            phase.name: [recipe.rate(phase.objectives, own) for own in (False, True)] for phase in phases
+        },
         "data": corpus.record,
         "steps": place.step,
         "best_step": place.best_step,

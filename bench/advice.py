@@ -9,41 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
-from ..convert.source import TOKENIZER_FILES
+from ..convert.io.source import TOKENIZER_FILES
+from ..convert.options import Progress
+from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
-from .choices import Candidate, Lengths, Probe
+from .choices import Advised, Candidate, Lengths, Probe
 from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
 from .reasons import none_needed, reasons
-from .run import Progress
 from .sources import Opened, opened, source_name
-from .texts import count_tokens, read_texts, require_files
 from .timing import clock_name
 from .whole import Case, Row, measure
 
 PROBE = 2048  # tokens of the longer of two probes
 CHECK = 2  # times the tokens of that in the run that the line is checked against
-
-
-@dataclass(frozen=True)
-class Advised:
-    """A conversion, and the measurements that speak for it.
-
-    Attributes:
-        length: tokens that the converted model takes. memory: bytes there are.
-        chosen: the probe of the advised candidate. probes: all of them. batch: texts at once.
-        check: predicted and measured bytes and seconds of the chosen candidate at a length beyond its probes.
-        command: what makes the advised model.
-    """
-
-    length: int
-    memory: int
-    probes: list[Probe]
-    chosen: Probe
-    batch: int
-    check: dict[str, Any]
-    command: str
 
 
 @dataclass(frozen=True)

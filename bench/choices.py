@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..lsgify.options import label
+
 COVERED = 0.99
 WORTH = 2.0
 MOST = 64
@@ -85,9 +87,7 @@ class Candidate:
 
     def says(self, length: int) -> str:
         """What it is for texts of that length."""
-        from .sources import lsg_says
-
-        return "full attention" if self.full(length) else lsg_says(asdict(self))
+        return "full attention" if self.full(length) else label(asdict(self))
 
     def flags(self) -> list[str]:
         return [word for name, value in asdict(self).items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -202,3 +202,23 @@ def described(probe: Probe, length: int, memory: int) -> Mapping[str, Any]:
         "bytes": round(probe.memory(length)),
         "batch": batch_for(probe, length, memory),
     }
+
+
+@dataclass(frozen=True)
+class Advised:
+    """A conversion, and the measurements that speak for it.
+
+    Attributes:
+        length: tokens that the converted model takes. memory: bytes there are.
+        chosen: the probe of the advised candidate. probes: all of them. batch: texts at once.
+        check: predicted and measured bytes and seconds of the chosen candidate at a length beyond its probes.
+        command: what makes the advised model.
+    """
+
+    length: int
+    memory: int
+    probes: list[Probe]
+    chosen: Probe
+    batch: int
+    check: dict[str, Any]
+    command: str

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.lsg import CONFIG, HEADS, WIDTH
+
 from ..templates import lsg_attention as lsg
 from ..templates.lsg_configuration import ATTENTION_FORMS
-from .lsg import CONFIG, HEADS, WIDTH
 
 LENGTHS = [1024, 4096, 16384, 65536]
 SHORTEST = 2 * CONFIG.block_size + 1  # up to two blocks attention is full, in every form

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..convert.errors import UsageError
-from ..convert.families import FAMILIES
-from ..convert.family import Family
+from ..convert.families.grammar import Family
+from ..convert.families.registry import FAMILIES
 from .options import SHAPES
 
 MODERNBERT_PUBLISHED = {768: (22, 12, 1152), 1024: (28, 16, 2624)}  # width: layers, heads, inner width
@@ -134,7 +134,7 @@ def build(subject: Mapping[str, Any], dtype: str) -> Any:
     if subject["lsg"] is not None:
         from types import SimpleNamespace
 
-        from ..inmemory import lsgify
+        from ..lsgify.inmemory import lsgify
 
         tokens = SimpleNamespace(bos_token_id=0, cls_token_id=0, mask_token_id=0, sep_token_id=0, pad_token_id=0)
         model = lsgify(model, tokens, **subject["lsg"])

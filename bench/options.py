@@ -14,7 +14,7 @@ RUN, BESIDE, ADVICE, HUB = "What is run", "What stands beside", "Advice", "Hub"
 DANGER = "Dangerous: only for sources you trust"
 SHAPES = ("longformer", "bigbird", "modernbert")
 DTYPES = ("float32", "bfloat16", "float16")
-PLOTS = (".png", ".html")
+PLOTS = (".png", ".svg")
 SHORTEST = 8  # tokens
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -23,7 +23,7 @@ DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 class BenchOptions:
     """What `effconv bench` takes beside the models."""
 
-    plot: tuple[Path, ...] = option((), "Draw it: FILE.png or FILE.html (self-contained); may be given several times.")
+    plot: tuple[Path, ...] = option((), "Draw charts into FILE.png or FILE.svg; may be given several times.")
     lengths: str | None = option(
         None, "Tokens of a text, such as 512,4096. [default: doubled from 512 up to 4096]", panel=RUN
     )
@@ -72,7 +72,7 @@ class BenchOptions:
             faults.append("--mixed needs more than one text: give --batch 8")
         for path in self.plot:
             if Path(path).suffix.lower() not in PLOTS:
-                faults.append(f"--plot {path} ends in {Path(path).suffix or 'nothing'}: .png or .html")
+                faults.append(f"--plot {path} ends in {Path(path).suffix or 'nothing'}: .png or .svg")
         if not self.data:
             given = (
                 ("--memory", self.memory is not None),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import choices
-from .choices import Lengths
-
-if TYPE_CHECKING:
-    from .advice import Advised
+from .choices import Advised, Lengths
 
 QUALITY = (
     "This is advice on speed and memory, not on quality: effconv fidelity measures how close the converted model stays "

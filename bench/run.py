@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UsageError
-from ..convert.source import Source
+from ..convert.io.source import Source
+from ..convert.options import Progress
 from . import conversion
 from .findings import Crossover, Fastest, crossovers, fastest
 from .machine import machine
@@ -21,8 +22,6 @@ from .whole import Case, Row, measure
 
 USUAL_LENGTHS = (512, 1024, 2048, 4096)
 CONVERSION_RUNS = 3
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert import manifest as manifests
-from ..convert.card import command
-from ..convert.converted import converted
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
-from ..convert.families import FAMILIES
-from ..convert.reader import open_checkpoint
+from ..convert.families.converted import converted
+from ..convert.families.registry import FAMILIES
+from ..convert.io.reader import open_checkpoint
+from ..convert.io.source import Source, hub_errors, resolve
+from ..convert.io.tensorfile import file_sha256
+from ..convert.repo import manifest as manifests
+from ..convert.repo.card import command
 from ..convert.run import source_folder
-from ..convert.source import Source, hub_errors, resolve
-from ..convert.tensorfile import file_sha256
-from ..targets import TARGETS, target_named
+from ..targets.registry import TARGETS, target_named
 from .models import Subject, size_of, stretched
 from .options import BenchOptions
 
@@ -91,37 +91,24 @@ def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Ope
     manifest = manifests.read_manifest(folder)
     manifests.check_hashes(folder, manifest)
     target = TARGETS.get(manifest["target"])
-    if target is not None and target.form.library != "transformers":
+    if target is not None and target.weights_format.library != "transformers":
         raise UnsupportedError(
-            f"a {manifest['target']} repo is run by {target.form.library}, not by torch",
+            f"a {manifest['target']} repo is run by {target.weights_format.library}, not by torch",
             where=model,
             hint="measure the torch repo that it was made from",
         )
     subject = Subject(
-        name, _says(manifest), folder=str(folder), own_code=True, reach=int(manifest["max_length"]), converted=True
+        name,
+        (target.label(manifest["options"]) if target else "") or str(manifest["target"]),
+        folder=str(folder),
+        own_code=True,
+        reach=int(manifest["max_length"]),
+        converted=True,
     )
     dense = None
     if manifest["family"] in FAMILIES and not manifest.get("part"):
         dense = {**found.config, "model_type": manifest["family"]}
     return Opened(name, found, subject, dense, int(manifest["source_max_length"]), manifest)
-
-
-def _says(manifest: Mapping[str, Any]) -> str:
-    options = manifest["options"]
-    if manifest["target"] == "lsg":
-        return lsg_says(options)
-    if "proj_dim" in options:
-        return f"{manifest['target']}, {options['proj_dim']} rows"
-    return str(manifest["target"])
-
-
-def lsg_says(options: Mapping[str, Any]) -> str:
-    """Block and sparse keys in a few words."""
-    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
-    if not sparse:
-        return f"LSG, block {options['block_size']}, no sparse keys"
-    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
-    return f"LSG, block {options['block_size']}, sparse {kind}"
 
 
 def _fetched(found: Source) -> Path:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, Any
 
-from ..convert import verify
 from ..convert.errors import UsageError
+from ..convert.verify import run as verify
 from .models import Subject
 from .timing import Spread, clock_name
 

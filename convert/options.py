@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from .errors import UsageError, listing
 MAX_LENGTH_HELP = "Tokens that the emitted model takes."
 CALIBRATE_HELP = "Text file to fit on; several are joined. [default: the built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
+Progress = Callable[[str, int, int], None]  # called with a step, what of it is done, and how much there is
 
 
 def option(
@@ -36,7 +37,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def open_option(fallback: Any, help: str, **more: Any) -> Any:
+def from_source_or(fallback: Any, help: str, **more: Any) -> Any:
     """An option that is the source's own where it has one, and `fallback` where it has none."""
     return option(None, help, fallback=fallback, **more)
 

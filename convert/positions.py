@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
-from .family import number
+from .families.grammar import number
 from .ops import InterpolatePositions, TilePositions
 from .target import Context, Rule
 
@@ -21,7 +21,7 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
     if family.computes_positions:  # for any length, by the plan
         if how != "repeat":
             raise UsageError(
-                f"positions of {family.name} are computed for every length, not {how}d",
+                f"{family.name} computes its positions for every length: they cannot be {how}d",
                 where="--positions",
                 hint="leave it out",
             )
@@ -30,9 +30,9 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
     if length == stored:
         if how != "repeat":
             raise UsageError(
-                f"the source takes {stored} tokens, as the result: no position table is {how}d",
+                f"the source and the result both take {stored} tokens: the position table does not change",
                 where="--positions",
-                hint="leave it out, or give another --max-len",
+                hint="leave out --positions, or give another --max-len",
             )
         return []
     why = f"drops the last {stored - length} of {stored} positions" if length < stored and how == "repeat" else ""

@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..convert.card import card_text
-from ..convert.card_blocks import merged, named, names_in
-from ..convert.emit import REMOVED_FIELDS, code_fields, code_files
 from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
-from ..convert.families import FAMILIES
-from ..convert.manifest import (
+from ..convert.families.registry import FAMILIES
+from ..convert.io.source import HUB_ID, hub_errors
+from ..convert.io.staging import Staging, check_output, output_errors
+from ..convert.io.tensorfile import file_sha256
+from ..convert.options import Progress
+from ..convert.repo.card import card_text
+from ..convert.repo.card_blocks import merged, named, names_in
+from ..convert.repo.emit import REMOVED_FIELDS, code_fields, code_files
+from ..convert.repo.manifest import (
     NAME,
     Measured,
     check_hashes,
@@ -26,17 +29,15 @@ from ..convert.manifest import (
     read_manifest,
     with_measurements,
 )
-from ..convert.modelcode import class_name
-from ..convert.recheck import source_of
-from ..convert.source import HUB_ID, hub_errors
-from ..convert.staging import Staging, check_output, output_errors
+from ..convert.repo.modelcode import class_name
 from ..convert.target import Target
-from ..convert.tensorfile import file_sha256
-from ..convert.verify import require_passed, run_checks
-from ..targets import target_named
+from ..convert.verify.recheck import source_of
+from ..convert.verify.run import require_passed, run_checks
+from ..targets.registry import target_named
+from ..version import __version__
+from .changes import CARD
 from .connection import refuse_offline, require_repo_id
-from .content import CARD
-from .push import Progress, Pushed, push_refreshed
+from .push import Pushed, push_refreshed
 
 Place = Callable[[Path, Path], object]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..convert import family_checks, sentence_checks
-from ..convert.checks import compare_with_source, mixes_of, worst_of
-from ..convert.loaded import Loaded, difference
+from ..convert.verify import family_checks, sentence_checks
+from ..convert.verify.checks import compare_with_source, mixes_of, worst_of
+from ..convert.verify.loaded import Loaded, difference
 from .oracle import dense_attention
 
 NO_GLOBALS: dict[str, Any] = {"num_global_tokens": 0, "pool_with_global": False, "mask_first_token": False}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..convert.dtypes import Array, from_float32
+from ..convert.io.dtypes import Array, from_float32
 from ..convert.ops import Shape, generator, sinusoids
 from .options import ROWS
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from ..convert.options import default_of, open_option, option, require_sound
+from ..convert.options import default_of, from_source_or, option, require_sound
 
 ROWS = 512  # of the table of global embeddings
 LONGEST = 1 << 24  # tokens: a bound on the position table, which is made in memory
@@ -26,15 +26,15 @@ class LSGOptions:
     Those that are left open (None) are what the source has where it is LSG already; `filled` says what they are.
     """
 
-    max_length: int = open_option(4096, "Tokens that the emitted model takes.", flag="--max-len")
-    block_size: int = open_option(128, "Tokens in a block; a token sees its own block and the two beside it.")
-    sparse_block_size: int = open_option(128, "Sparse keys on each side of the local ones; 0 for none.")
-    sparsity_factor: int = open_option(2, "One sparse key stands for this many tokens.")
-    sparsity_type: SparsityType = open_option("norm", "How sparse keys are chosen or made.")
-    num_global_tokens: int = open_option(1, "Learned tokens that see all and are seen by all; 0 to 512.")
-    mask_first_token: bool = open_option(False, "Hide the first token; a global token stands in for it.")
-    pool_with_global: bool = open_option(True, "Return the first global token in place of the first token.")
-    pass_global_tokens_to_decoder: bool = open_option(True, "Let a decoder beside the encoder see the global tokens.")
+    max_length: int = from_source_or(4096, "Tokens that the emitted model takes.", flag="--max-len")
+    block_size: int = from_source_or(128, "Tokens in a block; a token sees its own block and the two beside it.")
+    sparse_block_size: int = from_source_or(128, "Sparse keys on each side of the local ones; 0 for none.")
+    sparsity_factor: int = from_source_or(2, "One sparse key stands for this many tokens.")
+    sparsity_type: SparsityType = from_source_or("norm", "How sparse keys are chosen or made.")
+    num_global_tokens: int = from_source_or(1, "Learned tokens that see all and are seen by all; 0 to 512.")
+    mask_first_token: bool = from_source_or(False, "Hide the first token; a global token stands in for it.")
+    pool_with_global: bool = from_source_or(True, "Return the first global token in place of the first token.")
+    pass_global_tokens_to_decoder: bool = from_source_or(True, "Let the decoder attend to the global tokens.")
     global_init: Literal["mask", "random"] = option(
         "mask", "Start the globals from the mask token, or from a random sample."
     )
@@ -47,20 +47,20 @@ class LSGOptions:
         panel=UPGRADE,
     )
     use_token_ids: bool = option(True, "Add token type 0 to the globals where the family has types.", panel=PARITY)
-    adaptive: bool = open_option(True, "Pad inputs to whole blocks inside the model.", panel=PARITY)
-    lsh_num_pre_rounds: int = open_option(
+    adaptive: bool = from_source_or(True, "Pad inputs to whole blocks inside the model.", panel=PARITY)
+    lsh_num_pre_rounds: int = from_source_or(
         1, "Rounds of lsh's hashing before the one that makes the sparse keys.", panel=PARITY
     )
-    causal_globals: Literal["globals", "published"] = open_option(
+    causal_globals: Literal["globals", "published"] = from_source_or(
         "globals", "What globals see in a decoder.", panel=PARITY
     )
-    bos_pooling_padding: Literal["masked", "published"] = open_option(
+    bos_pooling_padding: Literal["masked", "published"] = from_source_or(
         "masked", "Whether bos_pooling hides groups that are all padding.", panel=PARITY
     )
-    decoder_first_token: Literal["seen", "published"] = open_option(
+    decoder_first_token: Literal["seen", "published"] = from_source_or(
         "seen", "Whether a decoder sees a masked first token.", panel=PARITY
     )
-    attention_form: AttentionForm = open_option(
+    attention_form: AttentionForm = from_source_or(
         "auto", "Form that a GPU runs; auto is plain torch. On CPUs only plain changes it.", panel=SPEED
     )
 
@@ -89,3 +89,12 @@ class LSGOptions:
             if getattr(self, name) not in values:
                 faults.append(f"{name} is {getattr(self, name)!r}: give one of {', '.join(values)}")
         return faults
+
+
+def label(options: Mapping[str, Any]) -> str:
+    """Block and sparse keys in a few words."""
+    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
+    if not sparse:
+        return f"LSG, block {options['block_size']}, no sparse keys"
+    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
+    return f"LSG, block {options['block_size']}, sparse {kind}"

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ..convert.converted import converted
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families import ENCODER_DECODERS, FAMILIES
-from ..convert.family import Config, number
-from ..convert.modelcode import LSG_CODE
+from ..convert.families.converted import LSG, converted
+from ..convert.families.grammar import Config, number
+from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
 from ..convert.options import is_open
 from ..convert.target import Context
 from ..templates.lsg_configuration import SPARSITY_TYPES
@@ -26,7 +25,7 @@ CONFIG_FIELDS = tuple(field.name for field in fields(LSGOptions) if is_open(fiel
 def stated(config: Config) -> dict[str, Any]:
     """The options that a source states, in the form that effconv takes: {} unless it is LSG already."""
     before = converted(config)
-    if before is None or before.target != LSG_CODE.name or before.family not in FAMILIES:
+    if before is None or before.target != LSG or before.family not in FAMILIES:
         return {}
     special = FAMILIES[before.family].special_positions
     found = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}
@@ -42,7 +41,7 @@ def stated(config: Config) -> dict[str, Any]:
     return {**behaviour, **found}
 
 
-def complete(options: LSGOptions, config: Config) -> LSGOptions:
+def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
     """The options with those filled in that were left open.
 
     Raises:

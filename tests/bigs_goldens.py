@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from effconv.api import convert
-from effconv.convert.loaded import Loaded
-from effconv.convert.manifest import read_manifest
-from effconv.convert.stranger import run_check
-from effconv.targets import TARGETS
+from effconv.convert.repo.manifest import read_manifest
+from effconv.convert.verify.loaded import Loaded
+from effconv.convert.verify.stranger import run_check
+from effconv.targets.registry import TARGETS
 from effconv.templates import configuration_bigs, modeling_bigs
 
 TESTS = Path(__file__).parent

@@ -14,7 +14,7 @@ import pytest
 from environments import stranger
 from tiers import QUICK
 
-from effconv.convert import verify
+from effconv.convert.verify import run as verify
 
 # Before torch is imported, and for every process that a test starts: the models are tiny, and the threads of two pytest
 # workers on two cores wait for each other in busy loops.

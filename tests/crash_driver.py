@@ -23,7 +23,7 @@ from pathlib import Path
 import effconv.api
 from effconv.convert import run
 from effconv.convert.errors import EffconvError, OutputError
-from effconv.convert.manifest import Measured
+from effconv.convert.repo.manifest import Measured
 
 OLD = {"config.json": b"old"}
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.copyfile", "ctypes.dlsym")

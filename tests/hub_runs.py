@@ -42,7 +42,7 @@ run(os.environ["RECORD"])
 # Imports what every command needs, then forks a process a command: imports are paid once, not a hundred times.
 NURSERY = f"""{DRIVER}
 import importlib, traceback
-import effconv.cli, effconv.hub.push, effconv.hub.refresh, effconv.report, jinja2, yaml
+import effconv.cli, effconv.hub.push, effconv.hub.refresh, effconv.report.conversion, jinja2, yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
 from huggingface_hub import snapshot_download
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from effconv.cli import app
-from effconv.convert.families import ENCODER_DECODERS, FAMILIES
+from effconv.convert.families.registry import ENCODER_DECODERS, FAMILIES
 from effconv.lsgify.target import LSG
 
 TESTS = Path(__file__).parent

@@ -27,11 +27,11 @@ from lsg_goldens import faults
 from machines_probe import bits_of, probe
 from parity_worker import run_case
 
-from effconv.convert.checks import random_ids
-from effconv.convert.loaded import Loaded, outputs
-from effconv.convert.manifest import read_manifest
-from effconv.convert.stranger import run_check
-from effconv.targets import TARGETS
+from effconv.convert.repo.manifest import read_manifest
+from effconv.convert.verify.checks import random_ids
+from effconv.convert.verify.loaded import Loaded, outputs
+from effconv.convert.verify.stranger import run_check
+from effconv.targets.registry import TARGETS
 
 TESTS = Path(__file__).parent
 

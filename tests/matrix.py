@@ -19,8 +19,8 @@ if __name__ == "__main__":  # as a script it has only its own folder on the path
 from environments import stranger
 from lsg_goldens import convert
 
-from effconv.convert.card_blocks import with_block
-from effconv.convert.families import FAMILIES
+from effconv.convert.families.registry import FAMILIES
+from effconv.convert.repo.card_blocks import with_block
 from effconv.lsgify.target import LSG
 from tiny import save_tiny
 

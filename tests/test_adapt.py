@@ -26,13 +26,11 @@ import effconv
 from effconv.adapt import objectives
 from effconv.adapt.batches import batches, masked
 from effconv.adapt.contrastive import PIECES, Pieces, cut_pieces
-from effconv.adapt.documents import read_corpus
 from effconv.adapt.heldout import score
 from effconv.adapt.models import load_pair, new_tensors, select
 from effconv.adapt.objectives import Objective, attended, scales_of
 from effconv.adapt.recipes import phases_of
 from effconv.adapt.teacher import lesson
-from effconv.convert.card_blocks import blocks
 from effconv.convert.errors import (
     BadInputError,
     CheckFailedError,
@@ -41,6 +39,8 @@ from effconv.convert.errors import (
     UnsupportedError,
     UsageError,
 )
+from effconv.convert.repo.card_blocks import blocks
+from effconv.data.documents import read_corpus
 from tiny import save_tiny, wordpiece_vocab
 
 torch.set_num_threads(1)

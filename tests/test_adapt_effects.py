@@ -18,6 +18,7 @@ from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phases_of, recipe_of
 from effconv.adapt.trainer import Run
 from effconv.convert.errors import UnsupportedError, UsageError
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 torch.set_num_threads(1)
@@ -164,7 +165,7 @@ def rates(**options):
     """Peak rates and decays of the optimizer's groups, and the factors of the rate over a phase."""
     chosen = AdaptOptions(**options)
     run = object.__new__(Run)
-    run.options, run.recipe = chosen, recipe_of("linformer", chosen)
+    run.options, run.recipe = chosen, recipe_of(TARGETS["linformer"], chosen)
     names = {"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2), "a.mix.key": torch.zeros(2, 2)}
     student = SimpleNamespace(named_parameters=names.items)
     run.pair = SimpleNamespace(student=student)

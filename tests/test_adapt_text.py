@@ -12,10 +12,11 @@ from adapt_text import documents, write_wiki
 from transformers import AutoTokenizer
 
 from effconv.adapt.batches import IGNORED, TokenStream, batches, check_enough, masked
-from effconv.adapt.documents import SHARED, read_corpus, text_documents
 from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phase_steps, phases_of, training_lengths
 from effconv.convert.errors import BadInputError, UsageError
+from effconv.data.documents import SHARED, read_corpus, text_documents
+from effconv.targets.registry import TARGETS
 from tiny import save_tokenizer
 
 
@@ -253,28 +254,33 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
     sizes = {"max_length": 4096, "source_max_length": 512}
     linformer = {"target": "linformer", "options": {"proj_dim": 128}, "settings": {"dtype": None}, **sizes}
     phases = phases_of("attention,hidden")
-    assert training_lengths(linformer, None, phases) == (256, 512)
-    assert training_lengths({"target": "lambda", "options": {}, **sizes}, None, phases) == (64, 128, 256, 512)
-    assert training_lengths({"target": "lsg", "options": {}, **sizes}, None, phases_of("mlm")) == (
+    assert training_lengths(TARGETS["linformer"], linformer, None, phases) == (256, 512)
+    assert training_lengths(TARGETS["lambda"], {"target": "lambda", "options": {}, **sizes}, None, phases) == (
+        64,
+        128,
+        256,
+        512,
+    )
+    assert training_lengths(TARGETS["lsg"], {"target": "lsg", "options": {}, **sizes}, None, phases_of("mlm")) == (
         512,
         1024,
         2048,
         4096,
     )
-    assert training_lengths(linformer, (100, 200), phases) == (100, 200)
-    assert training_lengths(linformer, (2048,), phases_of("hidden+sentence")) == (2048,)
+    assert training_lengths(TARGETS["linformer"], linformer, (100, 200), phases) == (100, 200)
+    assert training_lengths(TARGETS["linformer"], linformer, (2048,), phases_of("hidden+sentence")) == (2048,)
     lsg = {"target": "lsg", "options": {}, **sizes}
-    assert training_lengths(lsg, (512, 2048), phases_of("hidden+contrastive")) == (512, 2048)
-    assert training_lengths(lsg, (2048,), phases_of("contrastive")) == (2048,)
+    assert training_lengths(TARGETS["lsg"], lsg, (512, 2048), phases_of("hidden+contrastive")) == (512, 2048)
+    assert training_lengths(TARGETS["lsg"], lsg, (2048,), phases_of("contrastive")) == (2048,)
     for lengths in ((512,), None):
         with pytest.raises(UsageError, match="contrastive is for texts that are longer than the 512"):
-            training_lengths(lsg, lengths, phases_of("hidden+contrastive"))
+            training_lengths(TARGETS["lsg"], lsg, lengths, phases_of("hidden+contrastive"))
     with pytest.raises(UsageError, match="contrastive alone trains nothing"):
-        training_lengths(lsg, (512, 2048), phases_of("hidden,contrastive"))
+        training_lengths(TARGETS["lsg"], lsg, (512, 2048), phases_of("hidden,contrastive"))
     with pytest.raises(UsageError, match="more than 512"):
-        training_lengths(linformer, (513,), phases)
+        training_lengths(TARGETS["linformer"], linformer, (513,), phases)
     with pytest.raises(UsageError, match="more than 4096"):
-        training_lengths(linformer, (4097,), phases_of("hidden"))
+        training_lengths(TARGETS["linformer"], linformer, (4097,), phases_of("hidden"))
 
 
 @pytest.mark.parametrize(

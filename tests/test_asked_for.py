@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 import effconv
 from effconv.adapt.models import _load_teacher
 from effconv.convert.errors import EffconvError, UnsupportedError, UsageError
-from effconv.convert.families import FAMILIES
+from effconv.convert.families.registry import FAMILIES
 from effconv.inspection import inspect_source
 from effconv.lsgify.target import LSG
-from tiny import CLASS_PREFIXES, save_tiny
+from tiny import save_tiny
 
 torch.set_num_threads(1)
 TOKENS = 160
@@ -120,7 +120,9 @@ def test_a_causal_head_that_is_asked_for_is_causal_and_the_stock_decoder(family,
     assert any("is_decoder" in finding for finding in repo.findings)
     read = transformers.AutoModelForCausalLM.from_pretrained
     model = read(repo.output, trust_remote_code=True, num_global_tokens=0).eval()
-    stock = getattr(transformers, CLASS_PREFIXES[family] + head).from_pretrained(made, is_decoder=True).eval()
+    stock = (
+        getattr(transformers, FAMILIES[family].code.class_prefix + head).from_pretrained(made, is_decoder=True).eval()
+    )
     ids = torch.randint(10, 40, (1, 32), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(logits(model, ids), logits(stock, ids), atol=2e-5, rtol=1e-5)
     longer = torch.randint(10, 40, (1, 100), generator=torch.Generator().manual_seed(0))

@@ -264,7 +264,7 @@ def report(repo, verified_in_forks, tmp_path_factory):
 
     folder, said = tmp_path_factory.mktemp("plots"), io.StringIO()
     words = ["bench", str(repo), "--lengths", "64,128,512", "--rounds", "2", "--threads", "1", "--json"]
-    words += ["--with", "longformer,bigbird,modernbert", "--plot", folder / "r.png", "--plot", folder / "r.html"]
+    words += ["--with", "longformer,bigbird,modernbert", "--plot", folder / "r.png", "--plot", folder / "r.svg"]
     with verified_in_forks(), contextlib.redirect_stdout(said):
         app([str(word) for word in words], standalone_mode=False)
     return json.loads(said.getvalue()), folder
@@ -343,17 +343,13 @@ def test_code_from_the_hub_runs_only_when_asked_for(repo, monkeypatch):
 def test_the_pictures_stand_alone(report):
     _, folder = report
     assert (folder / "r.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    html = (folder / "r.html").read_text(encoding="utf-8")
-    assert not re.findall(r"https?:|<script|<link|@import|url\(", html)
-    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(drawings) == 2  # seconds and memory
-    assert "B beyond the loaded model" in drawings[1]
-    for drawing in drawings:  # a line a model, a dot a measured length: 3, and 2 of the repo
-        tags = [element.tag for element in ElementTree.fromstring(drawing).iter()]
-        assert (tags.count("path"), tags.count("circle")) == (5, 14)
-    assert "prefers-color-scheme: dark" in html
-    for text in ("source (source)", "takes 256 tokens", "ModernBERT", "Conversion of lsg"):
-        assert text in html
+    svg = (folder / "r.svg").read_text(encoding="utf-8")
+    assert not re.findall(r"<script|<image|href=\"http|@import", svg)
+    found = ElementTree.fromstring(svg)
+    words = [text for text in map(str.strip, found.itertext()) if text]
+    for text in ("source (source)", "lsg", "ModernBERT"):
+        assert words.count(text) == 2, text  # in the chart of seconds and in that of memory
+    assert any("B beyond the loaded model" in text for text in words)
 
 
 def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, verified_in_forks, capsys):
@@ -386,20 +382,14 @@ def measured_as(monkeypatch, *rows):
 
 
 def test_one_round_is_said_to_tell_nothing(repo, monkeypatch, capsys):
-    from effconv.bench.page import page
-
     rows = [replace(row(name, 64, s), seconds=(s,)) for name, s in (("lsg", 1.0), ("source (source)", 9.0))]
     measured_as(monkeypatch, *rows)
-    asked = {"rounds": 1, "threads": 1, "conversion": False}
     app(["bench", str(repo), "--rounds", "1", "--threads", "1", "--no-conversion"], standalone_mode=False)
     text = capsys.readouterr().out
     assert "forward, CPU time of one thread, one round\n" in text
     assert "64 tokens: not enough rounds to tell which is fastest" in text
     assert "one round has no spread: give --rounds 3 or more" in text
     assert not re.search(r"is fastest,|wins against source \(source\) at", text)
-    html = page(effconv.bench(repo, **asked))
-    assert "one round<" in html
-    assert 'class="best"' not in html
 
 
 def test_a_model_alone_is_compared_with_nothing_and_has_no_conversion(repo, monkeypatch, capsys):
@@ -509,19 +499,12 @@ def test_sizes_of_memory():
 
 def test_a_picture_that_cannot_be_drawn_is_said_before_anything_runs(tmp_path, monkeypatch):
     with pytest.raises(OutputError):
-        picture.require_drawable([tmp_path / "nowhere" / "x.html"])
-    picture.require_drawable([tmp_path / "x.html"])
+        picture.require_drawable([tmp_path / "nowhere" / "x.svg"])
+    picture.require_drawable([tmp_path / "x.svg"])
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UsageError, match="matplotlib") as error:
         picture.require_drawable([tmp_path / "x.png"])
     assert "effconv[adapt]" in error.value.hint
-
-
-def test_ticks_enclose_the_values():
-    assert picture.ticks([0.3, 4.0]) == pytest.approx([0.2, 0.5, 1, 2, 5])
-    assert picture.ticks([1.0]) == pytest.approx([1])
-    assert picture.even_ticks(430.0) == pytest.approx([0, 100, 200, 300, 400, 500])
-    assert picture.even_ticks(0.0)[0] == 0
 
 
 def test_charts_of_memory_show_what_a_run_takes_beyond_the_loaded_model():
@@ -530,7 +513,6 @@ def test_charts_of_memory_show_what_a_run_takes_beyond_the_loaded_model():
     assert (seconds.linear, memory.linear) == (False, True)
     assert memory.unit == "peak MB beyond the loaded model"
     assert memory.lines[0].points == ((64, pytest.approx(6.4)), (128, pytest.approx(12.8)))
-    assert memory.ticks() == pytest.approx([0, 5, 10, 15])
     _, large = picture.charts([replace(rows[0], working=2 * 10**9)])
-    assert (large.unit[:7], large.ticks()) == ("peak GB", pytest.approx([0, 0.5, 1, 1.5, 2]))
+    assert large.unit.startswith("peak GB")
     assert len(picture.charts([replace(rows[0], peak=None, working=None)])) == 1  # where memory is not told

@@ -13,10 +13,10 @@ from effconv.bench import advice, choices
 from effconv.bench.advice import _none_fits, check_of, require_room
 from effconv.bench.choices import Candidate, Lengths, Probe
 from effconv.bench.reasons import check_in_words
-from effconv.bench.texts import count_tokens, read_texts
 from effconv.bench.whole import Case, Row
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, EffconvError, UsageError
+from effconv.data.texts import count_tokens, read_texts
 from tiny import WORDS, save_tiny
 
 pytestmark = pytest.mark.xdist_group("bench-advice")
@@ -311,7 +311,7 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     command = found.advised.command
     assert command.startswith(f"effconv lsg {tmp_path / 'lsg'} --max-len 128 ")
     assert found.limit == 64
-    from effconv.report import show_advice
+    from effconv.report.bench import show_advice
 
     show_advice(found, as_json=False)
     said = capsys.readouterr().out

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from effconv.bench import __main__ as command
-from effconv.bench import bars, bigs, layers, lsg, mixed
+from benchmarks import __main__ as command
+from benchmarks import bars, bigs, layers, lsg, mixed
 from effconv.bench.timing import Spread, interleaved, ratio
-from effconv.convert.card_blocks import blocks
+from effconv.convert.repo.card_blocks import blocks
 
 
 def test_ratios_are_taken_round_by_round():
@@ -81,7 +81,7 @@ def test_the_command_prints_one_table_and_keeps_it_where_it_was(tmp_path, capsys
 
 
 def test_an_interrupted_command_still_prints_its_table(monkeypatch, capsys):
-    from effconv.bench import startup
+    from benchmarks import startup
 
     def sections(rounds):
         yield bars.Section("first", {"a": [1.0]}, [bars.Bar("a bar", Spread(2.0, 1.0, 3.0), 1.0)])

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from effconv.api import convert, fidelity, plan, verify
 from effconv.cli import app
-from effconv.convert.bigs import BIGS, JAX2TORCH, NAMES, jax_name, operation
-from effconv.convert.bigs_checks import _params
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
-from effconv.convert.flax_msgpack import read_structure
-from effconv.convert.recheck import source_of
+from effconv.convert.io.flax_msgpack import read_structure
+from effconv.convert.verify.recheck import source_of
 from effconv.inspection import inspect_source
+from effconv.targets.bigs.checks import _params
+from effconv.targets.bigs.target import BIGS, JAX2TORCH, NAMES, jax_name, operation
 from effconv.templates import modeling_bigs
 
 CASE, POSITIONS = "mlm_tied_L37", "bigs.embeddings.position_embeddings.weight"
@@ -252,7 +252,7 @@ import importlib.machinery, sys
 class WithoutJax(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in ("jax", "jaxlib", "flax", "msgpack", "ml_dtypes"):
+        if name.partition(".")[0] in ("jax", "jaxlib", "flax", "ml_dtypes"):
             return None
         return super().find_spec(name, path, target)
 
@@ -261,12 +261,12 @@ sys.meta_path = [WithoutJax if finder is importlib.machinery.PathFinder else fin
 
 
 def test_conversions_are_made_and_verified_where_jax_is_not_installed(tmp_path):
-    """Every process, the one that verifies too, starts without jax, flax and msgpack."""
+    """Every process, the one that verifies too, starts without jax and flax."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_JAX)
     script = f"""
 import importlib.util, json, sys
 import effconv
-assert not any(importlib.util.find_spec(name) for name in ("jax", "flax", "msgpack"))
+assert not any(importlib.util.find_spec(name) for name in ("jax", "flax"))
 torch = effconv.convert({str(ROOT / "mlm_bf16params_L37")!r}, "jax2torch", output="torch")
 jax = effconv.convert("torch", "torch2jax", output="jax")
 print(json.dumps([made.manifest["measurements"]["checks"] for made in (torch, jax)]))

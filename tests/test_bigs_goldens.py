@@ -36,10 +36,10 @@ from safetensors.numpy import load_file
 from same_models import TOLERANCE as SAME
 
 from effconv.api import convert, verify
-from effconv.convert import bigs_reference
-from effconv.convert.bigs import BIGS, DEFAULTS
-from effconv.convert.bigs_checks import _params
-from effconv.convert.flax_msgpack import read_structure
+from effconv.convert.io.flax_msgpack import read_structure
+from effconv.targets.bigs import reference as bigs_reference
+from effconv.targets.bigs.checks import _params
+from effconv.targets.bigs.target import BIGS, DEFAULTS
 from effconv.templates import modeling_bigs
 from effconv.templates.bigs_ssm import state_space_kernel
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from same_models import assert_same_outputs, assert_same_tensors
 
-from effconv.convert import bigs_reference
+from effconv.targets.bigs import reference as bigs_reference
 from effconv.templates import bigs_ssm, modeling_bigs
 from effconv.templates.bigs_ssm import S4D, convolve_both, fast_length, initial_frequencies, plain_convolution
 from effconv.templates.configuration_bigs import BiGSConfig

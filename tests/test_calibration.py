@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 import effconv
-from effconv.calibrate.lambda_fit import LambdaFit, fit_lambda
-from effconv.calibrate.layer_runs import AttentionPaths, TextSample
-from effconv.calibrate.teacher import AttentionSite, watch
-from effconv.calibrate.text import text_batches
-from effconv.calibrate.transnormer_fit import FittedLayer, fit_transnormer
-from effconv.convert.builtin_text import fitting_text
 from effconv.convert.errors import BadInputError
+from effconv.convert.text import fitting_text
+from effconv.targets.lambda_.fit import LambdaFit, fit_lambda
+from effconv.targets.teacher import AttentionSite, TextSample, watch
+from effconv.targets.text_batches import text_batches
+from effconv.targets.transnormer.fit import FittedLayer, fit_transnormer
 from effconv.templates.lambda_attention import LambdaAttention
 from effconv.templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerAttention
 from tiny import save_tiny
@@ -41,6 +40,13 @@ def _seed():
     torch.manual_seed(0)
 
 
+BERT_PATHS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+
+
+def site_of(layer: nn.Module, paths: tuple[str, ...], heads: int = 4) -> AttentionSite:
+    return AttentionSite("", *(layer.get_submodule(path) for path in paths), heads=heads)
+
+
 # Lambda
 
 
@@ -49,15 +55,7 @@ def tiny_encoder():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, initializer_range=0.3, **SIZES
     )
     model = BertModel(config)
-    sites = [
-        AttentionSite(
-            f"encoder.layer.{i}",
-            *(layer.attention.self.get_submodule(name) for name in ("query", "key", "value")),
-            layer.attention.output.dense,
-            heads=2,
-        )
-        for i, layer in enumerate(model.encoder.layer)
-    ]
+    sites = [site_of(layer, BERT_PATHS, heads=2) for layer in model.encoder.layer]
     stream = torch.randint(5, 99, (3000,), generator=torch.Generator().manual_seed(1)).tolist()
     return model, sites, text_batches(stream, [1], [2], lengths=(48, 16), budget=3000)
 
@@ -91,12 +89,12 @@ def test_the_lambda_fit_solves_the_written_out_least_squares():
     mix.load_state_dict({name: torch.from_numpy(x) for name, x in fitted.items()})
     taken: dict[str, list[Tensor]] = {name: [] for name in "qkvy"}
 
-    def receive(**tensors):
-        for name, x in tensors.items():
+    def receive(run):
+        for name, x in zip("qkvy", run.by_head(), strict=True):
             taken[name].append(x)
 
     model.eval()
-    with torch.no_grad(), watch(sites[1], "qkvy", receive):
+    with torch.no_grad(), watch([(sites[1], receive)]):
         for batch in batches:
             model(input_ids=batch)
     c, r, d = 5, 5, 16
@@ -156,28 +154,28 @@ def test_texts_carry_the_special_tokens_and_have_mixed_lengths():
 # TransNormer
 
 
-def bert() -> tuple[nn.Module, list[nn.Module], AttentionPaths]:
+def bert() -> tuple[nn.Module, list[nn.Module], tuple[str, ...]]:
     config = BertConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, initializer_range=0.2, **SIZES
     )
     model = BertModel(config, add_pooling_layer=False)
-    return model, list(model.encoder.layer), AttentionPaths()
+    return model, list(model.encoder.layer), BERT_PATHS
 
 
-def distilbert() -> tuple[nn.Module, list[nn.Module], AttentionPaths]:
+def distilbert() -> tuple[nn.Module, list[nn.Module], tuple[str, ...]]:
     config = DistilBertConfig(dim=32, n_layers=3, n_heads=4, hidden_dim=48, initializer_range=0.2, **SIZES)
     model = DistilBertModel(config)
-    paths = AttentionPaths("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
+    paths = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
     return model, list(model.transformer.layer), paths
 
 
-def albert() -> tuple[nn.Module, list[nn.Module], AttentionPaths]:
+def albert() -> tuple[nn.Module, list[nn.Module], tuple[str, ...]]:
     config = AlbertConfig(
         embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, **SIZES
     )
     model = AlbertModel(config, add_pooling_layer=False)
     layer = model.encoder.albert_layer_groups[0].albert_layers[0]
-    return model, [layer] * 3, AttentionPaths("attention.query", "attention.key", "attention.value", "attention.dense")
+    return model, [layer] * 3, ("attention.query", "attention.key", "attention.value", "attention.dense")
 
 
 TEACHERS = {"bert": bert, "distilbert": distilbert, "albert": albert}
@@ -203,8 +201,9 @@ def fit(teacher: str, data: list[TextSample], **options) -> tuple[nn.Module, lis
     model, layers, paths = TEACHERS[teacher]()
     model.eval()
     chosen = options.pop("mixes", mixes((0,) if teacher != "albert" else ()))
-    values = {"heads": 4, "activation": LINEAR_ACTIVATIONS["1+elu"], "paths": paths, **options}
-    return model, fit_transnormer(model, layers, chosen, [not getattr(m, "diag", True) for m in chosen], data, **values)
+    sites, linear = [site_of(layer, paths) for layer in layers], [not getattr(m, "diag", True) for m in chosen]
+    values = {"activation": LINEAR_ACTIVATIONS["1+elu"], **options}
+    return model, fit_transnormer(model, layers, sites, chosen, linear, data, **values)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -218,8 +217,8 @@ def test_dense_attention_is_recovered_exactly(teacher, padded):
     layers = {"bert": "encoder.layer.2.", "distilbert": "transformer.layer.2."}
     prefix = layers.get(teacher, "encoder.albert_layer_groups.0.albert_layers.0.")
     weight, bias = fitted[2].weights["output"]
-    assert_close(weight, model.get_parameter(f"{prefix}{paths.output}.weight"), 1e-4)
-    assert_close(bias, model.get_parameter(f"{prefix}{paths.output}.bias"), 1e-4)
+    assert_close(weight, model.get_parameter(f"{prefix}{paths[-1]}.weight"), 1e-4)
+    assert_close(bias, model.get_parameter(f"{prefix}{paths[-1]}.bias"), 1e-4)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -267,7 +266,7 @@ def test_folded_weights_give_the_fitted_layer():
 
 def test_progress_of_the_transnormer_fit_counts_to_its_total():
     calls: list[tuple[int, int]] = []
-    fit("bert", samples(), progress=lambda done, total, what: calls.append((done, total)))
+    fit("bert", samples(), progress=lambda step, done, total: calls.append((done, total)))
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
 
 
@@ -335,7 +334,9 @@ def test_the_manifest_says_what_was_fitted_on(target, texts, fitted):
 
 @pytest.mark.parametrize("target", daily(["lambda"], of=FITTED))
 def test_without_a_text_the_built_in_one_is_fitted_on(target, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("effconv.calibrate.text.fitting_text", lambda: fitting_text()[:6_000])  # enough, and quick
+    monkeypatch.setattr(
+        "effconv.targets.text_batches.fitting_text", lambda: fitting_text()[:6_000]
+    )  # enough, and quick
     record = converted(source, target, tmp_path / "out").manifest["calibration"]
     assert record["text"] == "the built-in English text"
     assert record["tokens_used"] > 0

@@ -15,8 +15,8 @@ from tiers import daily
 
 import effconv
 from effconv.cli import CONVERTING
-from effconv.convert.families import FAMILIES
-from effconv.targets import TARGETS
+from effconv.convert.families.registry import FAMILIES
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 EFFCONV = Path(sys.executable).with_name("effconv")

@@ -112,18 +112,16 @@ def test_a_repo_is_adapted(source, tmp_path):
     assert (tmp_path / "adapted" / "effconv.json").exists()
 
 
-@pytest.mark.parametrize("faults", [0, 3], ids=["up", "away"])
-def test_a_hub_that_is_not_reached_and_one_that_drops_connections(faults, hub, source, tmp_path):
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_hub_that_is_not_reached_and_one_that_drops_connections(drops, hub, source, tmp_path):
     """The client of 0.36 speaks through requests, whose errors have other names."""
     client = Client(hub, tmp_path, COMPAT_PYTHON)
     assert client("lsg", source, *SMALL["lsg"], "--no-verify", "-o", "long").code == 0
-    if faults:
-        for _ in range(faults):
-            hub.fault("/whoami", drop="before")
-        pushed = client.push("long", "me/long")
-        assert pushed.code == 0, pushed.err
-        assert "trying again" in pushed.err
+    if drops:
+        hub.fault("/whoami", drop="before")
+        dropped = client.push("long", "me/long")
+        assert (dropped.code, "no reply" in dropped.err) == (6, True), dropped.err
+        assert client.push("long", "me/long").code == 0
     else:
         away = client.push("long", "me/long", HF_ENDPOINT="http://127.0.0.1:1")
-        assert away.code == 6
-        assert "trying again" not in away.err
+        assert (away.code, "HF_ENDPOINT" in away.err) == (6, True), away.err

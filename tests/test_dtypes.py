@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoints import bits, convert, read, read_json, rewrite, write
 
-from effconv.convert.dtypes import Array, all_finite, cast
+from effconv.convert.io.dtypes import Array, all_finite, cast
 from tiny import save_tiny
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

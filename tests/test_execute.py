@@ -13,8 +13,8 @@ import torch
 from checkpoints import bits, convert, read, read_json, rewrite, same, snapshot, write, write_json
 from safetensors import safe_open
 
-from effconv.convert import tensorfile
 from effconv.convert.errors import BadInputError, CheckFailedError
+from effconv.convert.io import tensorfile
 from tiny import save_tiny
 
 

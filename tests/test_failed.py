@@ -11,11 +11,13 @@ from checkpoints import SMALL, read_json, snapshot, write_json
 
 import effconv
 from effconv import cli
-from effconv.convert import failed, run, staging, verify
+from effconv.convert import failed, run
 from effconv.convert.errors import BadInputError, CheckFailedError, UsageError
-from effconv.convert.manifest import Measured
-from effconv.convert.staging import Staging
-from effconv.targets import TARGETS
+from effconv.convert.io import staging
+from effconv.convert.io.staging import Staging
+from effconv.convert.repo.manifest import Measured
+from effconv.convert.verify import run as verify
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 VERIFIED = {**SMALL, "verify": True}

@@ -17,9 +17,9 @@ from environments import FOUR, stranger
 from lsg_goldens import faults, run_worker
 from tiers import daily
 
-from effconv.convert.card_blocks import blocks
-from effconv.convert.families import ENCODER_DECODERS, FAMILIES
-from effconv.convert.family import shape_of
+from effconv.convert.families.grammar import shape_of
+from effconv.convert.families.registry import ENCODER_DECODERS, FAMILIES
+from effconv.convert.repo.card_blocks import blocks
 from effconv.lsgify.target import LSG
 from tiny import save_tiny, tiny_config
 

@@ -14,7 +14,7 @@ import torch
 from checkpoints import edit_config, edit_json, read, read_json, rewrite, snapshot, write, write_json
 
 from effconv import cli
-from effconv.convert.refusals import REFUSED
+from effconv.convert.families.refused import REFUSED
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 EFFCONV = Path(sys.executable).with_name("effconv")

@@ -14,8 +14,8 @@ import transformers
 
 import effconv
 from effconv.convert.errors import EffconvError
-from effconv.convert.families import FAMILIES
-from effconv.convert.loaded import decoder_inputs
+from effconv.convert.families.registry import FAMILIES
+from effconv.convert.verify.loaded import decoder_inputs
 from tiny import save_tiny, tiny_config
 
 OPTIONS = {"max_length": 100, "block_size": 16, "sparse_block_size": 16, "global_init": "random"}

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from effconv.convert import modelcode
-from effconv.convert.families import FAMILIES
+from effconv.convert.families.registry import FAMILIES
+from effconv.convert.repo import modelcode
 from effconv.lsgify.target import LSG
-from effconv.targets import TARGETS
+from effconv.targets.registry import TARGETS
 from effconv.templates.lsg_configuration import lsg_faults
 
 ROOT = Path(__file__).parent.parent
@@ -40,12 +40,12 @@ each_family = pytest.mark.parametrize("family", LSG.families)
 
 def rendered(family):
     heads = {head.suffix: head.auto for head in FAMILIES[family].heads}
-    return modelcode.render(FAMILIES[family].code, modelcode.LSG_CODE, heads)
+    return modelcode.render(FAMILIES[family].code, LSG.code, heads)
 
 
 @each_family
 def test_the_modeling_file_names_every_other_file(family):
-    files, modeling = rendered(family), modelcode.names(FAMILIES[family].code, modelcode.LSG_CODE).modeling_module
+    files, modeling = rendered(family), modelcode.names(FAMILIES[family].code, LSG.code).modeling_module
     imported = set(re.findall(r"^from \.(\w+) import", files[f"{modeling}.py"], re.MULTILINE))
     assert imported == {name.removesuffix(".py") for name in files} - {modeling}
 
@@ -53,7 +53,7 @@ def test_the_modeling_file_names_every_other_file(family):
 @each_family
 def test_the_auto_map_leads_to_classes(family):
     files, heads = rendered(family), {head.suffix: head.auto for head in FAMILIES[family].heads}
-    for auto, path in modelcode.auto_map(FAMILIES[family].code, modelcode.LSG_CODE, heads).items():
+    for auto, path in modelcode.auto_map(FAMILIES[family].code, LSG.code, heads).items():
         module, name = path.split(".")
         body = ast.parse(files[f"{module}.py"]).body
         assert any(isinstance(node, ast.ClassDef) and node.name == name for node in body), auto

@@ -13,8 +13,8 @@ from lsg_goldens import convert
 
 import effconv
 from effconv.convert.errors import EffconvError
-from effconv.convert.families import ENCODER_DECODERS, FAMILIES
-from effconv.targets import TARGETS
+from effconv.convert.families.registry import ENCODER_DECODERS, FAMILIES
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 WORKER = Path(seq2seq_worker.__file__)

@@ -17,9 +17,9 @@ from lsg_goldens import COPY, FULL, RECORDED, faults, golden_folder, read_cases,
 from safetensors.torch import load_file, save_file
 
 import effconv
-from effconv.convert.converted import converted
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
-from effconv.convert.families import FAMILIES
+from effconv.convert.families.converted import converted
+from effconv.convert.families.registry import FAMILIES
 from effconv.inspection import inspect_source
 from tiny import save_tiny
 

@@ -23,7 +23,7 @@ from bigs_goldens import ROOT, to_torch
 import effconv
 from effconv.convert.errors import EffconvError
 from effconv.convert.options import Settings, default_of
-from effconv.targets import TARGETS, target_named
+from effconv.targets.registry import TARGETS, target_named
 from tiny import save_tiny
 
 torch.set_num_threads(1)

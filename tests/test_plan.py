@@ -10,7 +10,7 @@ from checkpoints import bits, convert, edit_config, read, rewrite, snapshot
 
 import effconv
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
-from effconv.convert.families import FAMILIES
+from effconv.convert.families.registry import FAMILIES
 from tiny import save_tiny
 
 HEADS = [(family, head.suffix) for family in ("bert", "roberta") for head in FAMILIES[family].heads]

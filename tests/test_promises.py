@@ -16,8 +16,8 @@ import pytest
 from checkpoints import bits, convert, edit_json, read, read_json, snapshot, write_json
 
 from effconv.convert.errors import BadInputError, OutputError, UsageError
-from effconv.convert.families import FAMILIES
-from effconv.convert.family import shape_of
+from effconv.convert.families.grammar import shape_of
+from effconv.convert.families.registry import FAMILIES
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 TESTS = Path(__file__).parent
@@ -118,14 +118,15 @@ main()
 
 INTERRUPTED_AT_THE_WEIGHTS = """
 import os, signal, sys, time
-from effconv import cli, report
-class Interrupted(report.Progress):
+from effconv import cli
+from effconv.report import console
+class Interrupted(console.Progress):
     def __call__(self, step, done, total):
         super().__call__(step, done, total)
         if step == "weights" and SIGNAL:
             os.kill(os.getpid(), SIGNAL)  # as in the middle of the step
             time.sleep(0.2)
-report.Progress = Interrupted
+console.Progress = Interrupted
 sys.argv = ["effconv", "lsg", *ARGUMENTS]
 cli.main()
 """

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from effconv.convert.dtypes import SIZES
 from effconv.convert.errors import BadInputError, UnsupportedError
-from effconv.convert.reader import open_checkpoint, parse_header
-from effconv.convert.source import resolve
+from effconv.convert.io.dtypes import SIZES
+from effconv.convert.io.reader import open_checkpoint, parse_header
+from effconv.convert.io.source import resolve
 from tiny import save_tiny
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0, 4), "c": torch.ones(3, dtype=torch.float16)}

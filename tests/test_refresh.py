@@ -13,8 +13,8 @@ from hub_runs import Client, files_of
 from transformers import AutoConfig
 
 import effconv
-from effconv.convert.card_blocks import blocks, front_matter
-from effconv.convert.manifest import changed_files
+from effconv.convert.repo.card_blocks import blocks, front_matter
+from effconv.convert.repo.manifest import changed_files
 from hub_server import LoopbackHub
 from tiny import save_tiny, save_tiny_sentence_encoder
 

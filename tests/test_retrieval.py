@@ -114,7 +114,7 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
 
 
 def test_the_task_is_written_as_json(capsys):
-    from effconv.report import show_retrieval
+    from effconv.report.training import show_retrieval
 
     show_retrieval({"task": {}, "rows": [{"documents": "lsg", "r@1": 0.5, "mrr": 0.75}]}, as_json=True)
     assert json.loads(capsys.readouterr().out)["rows"][0]["r@1"] == 0.5

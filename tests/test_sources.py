@@ -7,21 +7,10 @@ import os
 import pytest
 import torch
 import transformers
-from checkpoints import (
-    bits,
-    convert,
-    edit_config,
-    emitted,
-    read,
-    read_json,
-    rewrite,
-    same,
-    write,
-    write_json,
-)
+from checkpoints import bits, convert, edit_config, emitted, read, read_json, rewrite, same, write, write_json
 
 from effconv.convert.errors import BadInputError
-from effconv.convert.families import FAMILIES as EVERY_FAMILY
+from effconv.convert.families.registry import FAMILIES as EVERY_FAMILY
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 FAMILIES = ("bert", "roberta")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from checkpoints import snapshot
 
-from effconv.convert import staging
 from effconv.convert.errors import OutputError, UsageError
-from effconv.convert.staging import Staging, check_apart, check_room, clear_stale, exchange_with_journal
+from effconv.convert.io import staging
+from effconv.convert.io.staging import Staging, check_apart, check_room, clear_stale, exchange_with_journal
 
 OLD, NEW = {"old.txt": b"old"}, {"new.txt": b"new"}
 DEAD = "0123abcd"
@@ -289,7 +289,7 @@ def test_two_runs_to_one_output_end_with_one_whole_folder(tmp_path):
 import sys
 from pathlib import Path
 from effconv.convert.errors import OutputError
-from effconv.convert.staging import Staging
+from effconv.convert.io.staging import Staging
 for turn in range(20):
     try:
         with Staging(Path(sys.argv[1]), overwrite=True) as made:

@@ -13,9 +13,9 @@ from bigs_goldens import ROOT as BIGS
 from checkpoints import SMALL, snapshot
 
 import effconv
-from effconv.convert import system
 from effconv.convert.errors import UnsupportedError, UsageError
-from effconv.convert.staging import check_apart, clear_stale
+from effconv.convert.io import system
+from effconv.convert.io.staging import check_apart, clear_stale
 from tiny import save_tiny
 
 PACKAGE = Path(effconv.__file__).parent

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import effconv
 from effconv.cli import app
 from effconv.convert.errors import EffconvError
-from effconv.convert.families import FAMILIES
-from effconv.targets import TARGETS
+from effconv.convert.families.registry import FAMILIES
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 WORKER = Path(__file__).parent / "target_worker.py"

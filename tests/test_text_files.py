@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 import effconv
-from effconv.adapt.documents import read_corpus
-from effconv.bench.texts import read_texts
-from effconv.convert import text_files
+from effconv.convert import text as text_files
 from effconv.convert.errors import BadInputError
-from effconv.convert.text_files import LOOKED_AT, joined, read_utf8, require_readable
+from effconv.convert.text import LOOKED_AT, joined, read_utf8, require_readable
+from effconv.data.documents import read_corpus
+from effconv.data.texts import read_texts
 from tiny import save_tiny
 
 
@@ -79,7 +79,7 @@ def test_a_corpus_is_decoded_once(tmp_path, monkeypatch):
     path, opened = tmp_path / "good.txt", []
     path.write_text("the text\n")
     read = text_files.read_utf8
-    monkeypatch.setattr("effconv.adapt.documents.read_utf8", lambda p, where: opened.append(p) or read(p, where))
+    monkeypatch.setattr("effconv.data.documents.read_utf8", lambda p, where: opened.append(p) or read(p, where))
     with pytest.raises(BadInputError, match="one document"):
         read_corpus([str(path)], [], SimpleNamespace(), 10, seed=0)
     assert opened == [path]

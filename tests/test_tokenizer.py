@@ -7,9 +7,9 @@ import torch
 from checkpoints import bits, convert, edit_config, edit_json, read, read_json, write_json
 
 from effconv.convert.errors import BadInputError
-from effconv.convert.families import FAMILIES
-from effconv.convert.source import resolve
-from effconv.convert.tokenizer import special_tokens
+from effconv.convert.families.registry import FAMILIES
+from effconv.convert.io.source import resolve
+from effconv.convert.io.tokenizer import special_tokens
 from tiny import save_tiny
 
 FILES = {

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 import effconv
 from effconv.cli import app
-from effconv.convert import recheck, run, verify
+from effconv.convert import run
 from effconv.convert.errors import BadInputError, CheckFailedError, UnsupportedError, UsageError
-from effconv.convert.manifest import FIELDS, check_hashes, read_manifest
 from effconv.convert.options import Settings
+from effconv.convert.repo.manifest import FIELDS, check_hashes, read_manifest
+from effconv.convert.verify import recheck
+from effconv.convert.verify import run as verify
 from effconv.lsgify.options import LSGOptions
 from effconv.lsgify.target import LSG
 from tiny import save_tiny
@@ -75,7 +77,7 @@ def test_equal_states_have_a_cosine_of_one_without_the_noise_of_float32(tmp_path
     import torch
     import transformers
 
-    from effconv.convert.fidelity import compare
+    from effconv.convert.verify.fidelity import compare
 
     model = transformers.AutoModel.from_pretrained(save_tiny(tmp_path / "source", head="Model")).eval()
     row = compare(model, model, torch.randint(5, 50, (16, 32), generator=torch.Generator().manual_seed(0)), None)

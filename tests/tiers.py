@@ -17,6 +17,7 @@ QUICK = frozenset(
         "test_declared.py",
         "test_dtypes.py",
         "test_execute.py",
+        "test_needs.py",
         "test_lsg_attention.py",
         "test_plan.py",
         "test_reader.py",

@@ -20,12 +20,12 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from effconv.convert.checks import padded_ids
-from effconv.convert.families import FAMILIES
-from effconv.convert.loaded import Loaded, decoder_inputs
-from effconv.convert.manifest import read_manifest
-from effconv.convert.stranger import run_check
-from effconv.inmemory import lsgify
+from effconv.convert.families.registry import FAMILIES
+from effconv.convert.repo.manifest import read_manifest
+from effconv.convert.verify.checks import padded_ids
+from effconv.convert.verify.loaded import Loaded, decoder_inputs
+from effconv.convert.verify.stranger import run_check
+from effconv.lsgify.inmemory import lsgify
 from effconv.lsgify.target import LSG
 
 

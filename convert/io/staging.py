@@ -1,0 +1,324 @@
+"""The output folder: built in a staging folder beside it, which becomes the output in one step, or vanishes.
+
+What stood at the output before goes only when the new one stands. A killed run leaves at most a staging folder without
+an owner, which the next run clears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..errors import EffconvError, OutputError, UsageError
+from . import system
+
+TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else is ever cleared
+
+
+class Staging:
+    """A folder beside the output that becomes the output when `publish` is called, and vanishes on any error.
+
+    Staging folders hold an exclusive lock while their run lives, so that the next run can tell a killed run's folder
+    from a running one's, and clears it.
+
+    Raises:
+        OutputError: the output exists and `overwrite` is off, no permission, disk full.
+        UnsupportedError: on Windows.
+    """
+
+    def __init__(self, output: Path, *, overwrite: bool) -> None:
+        system.require_supported_system()
+        self.output = output
+        self.overwrite = overwrite
+        self.folder = _staging_path(output, secrets.token_hex(4))
+        self._lock_path = _lock_path(self.folder)
+        self._lock = -1
+        self._made: list[Path] = []  # folders above the output that did not exist, the deepest first
+
+    def __enter__(self) -> Staging:
+        try:
+            with output_errors(self.output):
+                _check_above(self.output)
+                self._made = list(itertools.takewhile(lambda folder: not folder.exists(), self.output.parents))
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                clear_stale(self.output)
+                check_output(self.output, overwrite=self.overwrite)
+                self._lock = _locked(self._lock_path)
+                self.folder.mkdir()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, kind: object = None, error: object = None, traceback: object = None) -> None:
+        if isinstance(error, EffconvError) and error.where.startswith(str(self.folder)):
+            error.where = ""  # nobody can look there any more
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock >= 0:
+            self._lock_path.unlink(missing_ok=True)
+            os.close(self._lock)
+        with contextlib.suppress(OSError):  # the first one that holds something, such as the output, ends this
+            for folder in self._made:
+                folder.rmdir()
+
+    def publish(self) -> None:
+        """Makes the staging folder the output, durably. What stood there before goes only when the new one stands."""
+        with output_errors(self.output):
+            for path in (*sorted(self.folder.rglob("*")), self.folder):
+                (_fsync_folder if path.is_dir() else _fsync)(path)
+            try:
+                self.folder.rename(self.output)  # where nothing stands, or an empty folder
+            except OSError:
+                if not os.path.lexists(self.output):
+                    raise
+                check_output(self.output, overwrite=self.overwrite)
+                _exchange(self.folder, self.output)
+            _fsync_folder(self.output.parent)
+
+    def keep_failed(self, mark: str) -> Path:
+        """Gives the staging folder a name beside the output that says that it failed; returns its new path.
+
+        One that an earlier failure left, which the file `mark` tells, is replaced. Anything else of that name stays,
+        and a number is added.
+        """
+        for number in itertools.count(1):
+            kept = self.output.with_name(f"{self.output.name}.failed" + (f"-{number}" if number > 1 else ""))
+            if not os.path.lexists(kept):
+                break
+            if kept.is_dir() and not kept.is_symlink() and (kept / mark).is_file():
+                kept.rename(_old_path(self.folder))  # killed here, the next run clears it
+                break
+        try:
+            self.folder.rename(kept)
+        finally:
+            shutil.rmtree(_old_path(self.folder), ignore_errors=True)
+        _fsync_folder(kept.parent)
+        return kept
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuses an output that holds something, unless it may be overwritten, and a path where no folder can stand."""
+    _check_above(output)
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise OutputError(
+            "the output exists and is not a folder", where=str(output), hint="choose another path with --output"
+        )
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputError(
+            "the output folder is not empty",
+            where=str(output),
+            hint="pass --overwrite, or choose another path with --output",
+        )
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuses to replace a folder that holds no model, which a mistyped path may name.
+
+    Raises:
+        OutputError: it holds files, and neither a manifest nor a config.
+    """
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if names and not names & {"effconv.json", "config.json"}:
+        raise OutputError(
+            "the output folder has other files and no model, so --overwrite does not replace it",
+            where=str(output),
+            hint="choose another path with --output, or remove the folder yourself",
+        )
+
+
+def _check_above(output: Path) -> None:
+    above = next(folder for folder in output.parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise OutputError(
+            "part of the output path is not a folder", where=str(above), hint="choose another path with --output"
+        )
+
+
+def check_apart(source: Path | None, output: Path) -> None:
+    """Refuses an output inside the source, or around it."""
+    if source is None:
+        return
+    here, there = source.resolve(), output.resolve()
+    around = [(here, folder) for folder in (there, *there.parents)] + [(folder, there) for folder in here.parents]
+    if any(system.same_place(one, other) for one, other in around):
+        raise UsageError(
+            "the output folder must not be inside the source folder or contain it",
+            where=str(output),
+            hint="choose another folder with --output",
+        )
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"not enough disk space: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free",
+            where=str(folder),
+            hint="free some space, or choose another disk with --output",
+        )
+
+
+@contextlib.contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """Turns the system's errors about the output into ones with advice."""
+    hints: Mapping[int | None, tuple[str, str]] = {
+        errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with --output"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with --output"),
+        errno.EACCES: ("no permission to write the output", "choose another folder with --output"),
+        errno.EPERM: ("no permission to write the output", "choose another folder with --output"),
+        errno.EROFS: ("the output is on a read-only disk", "choose another folder with --output"),
+        errno.EFBIG: ("the disk does not support files of this size", "pass --max-shard-size 2GB"),
+        errno.ENAMETOOLONG: ("the output path is too long", "choose a shorter one with --output"),
+        errno.ENOTEMPTY: (
+            "another process created the output folder during this run",
+            "pass --overwrite, or choose another path with --output",
+        ),
+        errno.EEXIST: (
+            "another process created the output folder during this run",
+            "pass --overwrite, or choose another path with --output",
+        ),
+        errno.EIO: ("the disk reported an error", "choose another disk with --output"),
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in hints:
+            raise
+        what, hint = hints[error.errno]
+        raise OutputError(what, where=str(output), hint=hint) from None
+
+
+def clear_stale(output: Path) -> None:
+    """Finishes or clears what a killed run left: the journal of a replacement, then staging folders without owner."""
+    journal = _journal(output)
+    if journal.exists():
+        replacement = _replacement(journal, output)
+        if replacement is None:  # cut short before anything was renamed
+            journal.unlink()
+        elif not _owned(replacement[1]):
+            old, new = replacement
+            if not output.exists():
+                (new if new.exists() else old).rename(output)
+            shutil.rmtree(old, ignore_errors=True)
+            journal.unlink()
+    for name in os.listdir(output.parent):
+        folder = output.parent / name.removesuffix(".lock").removesuffix(".old")
+        if _is_staging(folder, output) and not _owned(folder):
+            for left in (folder, _old_path(folder)):
+                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # in a shared folder it may be somebody else's
+                _lock_path(folder).unlink(missing_ok=True)
+
+
+def _replacement(journal: Path, output: Path) -> tuple[Path, Path] | None:
+    """The old and the new folder that a journal names, or None.
+
+    Anybody may write into the output's parent: what is removed or renamed must be a staging folder.
+    """
+    try:
+        names = json.loads(journal.read_text(encoding="utf-8"))
+        old, new = output.parent / names["old"], output.parent / names["new"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (old, new) if _is_staging(new, output) and old == _old_path(new) else None
+
+
+def _locked(path: Path) -> int:
+    """A new lock file, locked; the lock ends with the process, whatever ends it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # some network file systems have no locks: then nothing is ever cleared
+            system.lock(descriptor, wait=True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # another run took it for a dead one's before it was locked
+
+
+def _owned(folder: Path) -> bool:
+    """Whether the run that made the staging folder lives: it holds the lock beside it. True where nobody can tell."""
+    try:
+        descriptor = os.open(_lock_path(folder), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        system.lock(descriptor, wait=False)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
+
+
+def _old_path(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _staging_path(output: Path, token: str) -> Path:
+    return output.parent / f".{output.name}.effconv-{token}"
+
+
+def _is_staging(folder: Path, output: Path) -> bool:
+    token = folder.name.rpartition("-")[2]
+    return bool(TOKEN.fullmatch(token)) and folder == _staging_path(output, token)
+
+
+def _journal(output: Path) -> Path:
+    return output.parent / f".{output.name}.effconv.journal"
+
+
+def _exchange(new: Path, output: Path) -> None:
+    """Swaps the two folders in one call where the system has it, else by two renames and a journal."""
+    if not system.exchanged(new, output):
+        exchange_with_journal(new, output)
+
+
+def exchange_with_journal(new: Path, output: Path) -> None:
+    """Two renames; killed between them, the next run finds the journal and finishes the replacement."""
+    old = _old_path(new)
+    journal = _journal(output)
+    try:
+        journal.write_text(json.dumps({"old": old.name, "new": new.name}), encoding="utf-8")
+        _fsync(journal)
+        _fsync_folder(output.parent)
+        output.rename(old)
+        new.rename(output)
+    except BaseException:
+        if not output.exists():
+            old.rename(output)  # where even this fails, the journal stays and the next run does it
+        raise
+    finally:
+        if output.exists():
+            journal.unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        system.sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable, where the file system can: some refuse, and the renames stand all the same."""
+    with contextlib.suppress(OSError):
+        _fsync(folder)

@@ -1,0 +1,121 @@
+"""Everything in an emitted repo but the weights: config, tokenizer, code, sentence-transformers files, shard index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInputError
+from ..execute import Written
+from ..families.grammar import Family, Head
+from ..io.dtypes import FLOATS, NAMES
+from ..io.portable import copy_portable, portable
+from ..io.source import TOKENIZER_FILES, Source, sentence_modules
+from ..io.tokenizer import class_to_load, edited
+from ..plan import Plan
+from ..target import Context, Target
+from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
+
+# Fields that repos of an older effconv have and that no code reads any more.
+REMOVED_FIELDS = ("mkldnn_fp32_precision",)
+# Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
+STALE_FIELDS = (
+    *("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix"),
+    *REMOVED_FIELDS,
+)
+CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
+
+
+def emitted_config(target: Target, context: Context) -> dict[str, Any]:
+    """config.json of the repo: the source's fields, the target's, a model_type of its own and the code to load."""
+    if target.whole_config:
+        return target.config(context)
+    kept = {key: value for key, value in context.config.items() if key not in STALE_FIELDS}
+    return {**portable(kept), **target.config(context), **code_fields(target, context.emits, context.emitted_head)}
+
+
+def code_fields(target: Target, family: Family, own: Head) -> dict[str, Any]:
+    """Fields of config.json that name what is in the code files of a repo with this head."""
+    stated: dict[str, Any] = {
+        "model_type": model_type(family.code, target.code),
+        "architectures": [class_name(family.code, target.code, own.suffix)],
+    }
+    if isinstance(target.code, StandaloneCode) and not target.code.auto:
+        return stated
+    return {**stated, "auto_map": auto_map(family.code, target.code, _heads(target, family, own))}
+
+
+def code_files(target: Target, family: Family, own: Head) -> dict[str, str]:
+    """All code files of a repo with this head, as {name: text}."""
+    return render(family.code, target.code, _heads(target, family, own))
+
+
+def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
+    """Auto class by head; the repo's own head comes last, so that it has the word where two share an Auto class."""
+    heads = {head.suffix: head.auto for head in target.heads(family) if head != own}
+    return {**heads, own.suffix: own.auto}
+
+
+def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
+    """Writes the files that make the weights in `folder` a repo."""
+    types = [row.dtype for row in plan.rows if row.target and row.dtype in FLOATS]
+    dtype = NAMES[max(set(types), key=types.count)] if types else "float32"
+    _write(folder / "config.json", {"dtype": dtype, **context.emitted})
+    if len(written.files) > 1:
+        _write(
+            folder / target.weights_format.index,
+            {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
+        )
+    for name, text in code_files(target, context.emits, context.emitted_head).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    max_length = int(context.options.max_length)
+    _tokenizer(folder, source, max_length, class_to_load(source, context.family))
+    for name in CARRIED:
+        if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
+            copy_portable(source.path(name) if source.has(name) else source.fetch(name), folder / name)
+    _sentence_transformers(folder, source, max_length)
+
+
+def _tokenizer(folder: Path, source: Source, max_length: int, tokenizer_class: str) -> None:
+    for name in TOKENIZER_FILES:
+        if not source.has(name):
+            continue
+        if name in ("tokenizer.json", "tokenizer_config.json"):
+            parsed = edited(name, source.json(name), max_length, tokenizer_class)
+            parsed = portable(parsed) if name == "tokenizer_config.json" else parsed
+            pretty = source.path(name).read_bytes()[:64].count(b"\n") > 0  # laid out as the source's
+            text = json.dumps(parsed, ensure_ascii=False, indent=2 if pretty else None)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+        else:
+            copy_portable(source.path(name), folder / name)
+    if any((folder / name).exists() for name in TOKENIZER_FILES) and not (folder / "tokenizer_config.json").exists():
+        _write(folder / "tokenizer_config.json", edited("tokenizer_config.json", {}, max_length, tokenizer_class))
+
+
+def _sentence_transformers(folder: Path, source: Source, max_length: int) -> None:
+    """modules.json and each module's folder; the encoder's own module moves to the root if it stood elsewhere."""
+    modules = sentence_modules(source)
+    if not modules:
+        return
+    _write(folder / "modules.json", portable([{**modules[0], "path": ""}, *modules[1:]]))
+    settings = source.json("sentence_bert_config.json") if source.has("sentence_bert_config.json") else {}
+    _write(folder / "sentence_bert_config.json", {**portable(settings), "max_seq_length": max_length})
+    for module in modules[1:]:
+        path = module["path"]
+        if (folder / path).is_file():
+            raise BadInputError(
+                f"a sentence-transformers module has the folder {path}, which is also a file of the repo",
+                where="modules.json",
+                hint="rename the folder",
+            )
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        for name in source.files:
+            if path and name.startswith(f"{path}/"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                copy_portable(source.fetch(name), folder / name)
+
+
+def _write(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,176 @@
+"""The manifest, effconv.json: what was done to what, with which hashes, and what each check measured.
+
+Everything but `measurements` is the same for the same input and options on one machine and version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInputError, CheckFailedError, listing
+from ..io.tensorfile import file_sha256
+
+NAME = "effconv.json"
+FAILED = "effconv-failed.json"  # what a conversion that failed its checks has instead
+FORMAT = 1
+UNHASHED = (NAME, ".gitattributes")
+FIELDS = {
+    "format": int, "target": str, "family": str, "architecture": str, "options": dict, "settings": dict, "files": dict,
+    "plan": dict, "max_length": int, "source_max_length": int, "auto": str, "heads": list, "carried": list,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One check's result. `passed` is None for a measurement that promises nothing, or a check that does not apply.
+
+    Attributes:
+        value: the largest difference found, or None.
+        why: why it failed, or why it does not apply.
+    """
+
+    name: str
+    says: str
+    passed: bool | None
+    value: float | None = None
+    tolerance: float | None = None
+    why: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_manifest(
+    *,
+    version: str,
+    target: str,
+    family: str,
+    architecture: str,
+    source: Mapping[str, Any],
+    options: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    files: Mapping[str, str],
+    findings: Sequence[str],
+) -> dict[str, Any]:
+    """The part of the manifest that does not depend on a measurement.
+
+    Args:
+        files: sha256 by file name, of every file of the repo but the manifest.
+        findings: what the run found in the source, such as tensors with NaN.
+    """
+    return {
+        "format": FORMAT,
+        "effconv": version,
+        "target": target,
+        "family": family,
+        "architecture": architecture,
+        "source": dict(source),
+        "options": dict(options),
+        "plan": dict(plan),
+        "files": dict(sorted(files.items())),
+        "findings": list(findings),
+    }
+
+
+def with_measurements(
+    manifest: Mapping[str, Any], measured: Sequence[Measured] | None, **others: object
+) -> dict[str, Any]:
+    """The manifest with its one block of measurements. None says that the checks were not run."""
+    checks = "not run" if measured is None else [asdict(result) for result in measured]
+    return {**manifest, "measurements": {"checks": checks, **others}}
+
+
+def read_manifest(repo: Path) -> dict[str, Any]:
+    """Reads a repo's manifest.
+
+    Raises:
+        BadInputError: the folder is no repo of effconv, or its manifest is damaged.
+        CheckFailedError: it is a conversion that failed its checks.
+    """
+    path = repo / NAME
+    if (repo / FAILED).is_file():
+        raise _kept_to_be_looked_at(repo)
+    if not path.is_file():
+        raise BadInputError(
+            f"the folder has no {NAME}, so it was not made by effconv",
+            where=str(repo),
+            hint="give the folder of a converted repo",
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInputError(
+            f"{NAME} is not readable JSON ({error})", where=str(path), hint="convert the source again"
+        ) from None
+    odd = [
+        key for key, kind in FIELDS.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
+    ]
+    if odd:
+        raise BadInputError(f"{NAME} has no {', '.join(odd)}", where=str(path), hint="convert the source again")
+    if "failed" in manifest:
+        raise _kept_to_be_looked_at(repo)
+    if manifest["format"] > FORMAT:
+        raise BadInputError(
+            f"{NAME} has format {manifest['format']}, which is newer than this effconv can read",
+            where=str(path),
+            hint="upgrade effconv",
+        )
+    return dict(manifest)
+
+
+def _kept_to_be_looked_at(repo: Path) -> CheckFailedError:
+    return CheckFailedError(
+        "this folder is a conversion that failed its checks (kept by --keep-failed)",
+        where=str(repo),
+        hint=f"see {FAILED} for the failed checks, then convert the source again",
+    )
+
+
+def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """sha256 of every file of the repo but the manifest, by its name inside the repo; `known` ones are not read."""
+    names = {
+        path.relative_to(repo).as_posix(): path
+        for path in sorted(repo.rglob("*"))
+        if path.is_file() and path.name not in UNHASHED and not _is_trace(path.relative_to(repo))
+    }
+    return {name: (known or {}).get(name) or file_sha256(path) for name, path in names.items()}
+
+
+def _is_trace(name: Path) -> bool:
+    """Whether git, the Hub's client or Python left it in a hidden folder or a cache: nothing is loaded from there."""
+    return any(part.startswith(".") or part == "__pycache__" for part in name.parts[:-1])
+
+
+def write_manifest(repo: Path, manifest: Mapping[str, Any]) -> None:
+    (repo / NAME).write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Differences between a repo and its manifest, one line each."""
+    found, stated = hash_files(repo), manifest["files"]
+    return [
+        *(f"{name}: missing" for name in stated.keys() - found.keys()),
+        *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),
+        *(
+            f"{name}: its content differs from the manifest"
+            for name in stated.keys() & found.keys()
+            if stated[name] != found[name]
+        ),
+    ]
+
+
+def check_hashes(repo: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises CheckFailedError, with every file that differs, unless README.md is all that changed."""
+    changed = sorted(line for line in changed_files(repo, manifest) if not line.startswith("README.md:"))
+    if changed:
+        raise CheckFailedError(
+            f"the files of the repo differ from its manifest:\n{listing(changed)}",
+            where=str(repo),
+            hint="restore the files, or convert the source again",
+        )

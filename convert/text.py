@@ -1,0 +1,145 @@
+"""Texts that a command reads or carries, and words for numbers: refused early where a look shows it, read once."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInputError, listing
+
+Named = str | os.PathLike[str]
+LOOKED_AT = 1 << 16  # bytes of a file that are read before anything heavy is loaded
+HINT = "give existing UTF-8 text files"
+
+
+def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
+    """What a Python caller named: a single path or name stands for a list of one, and None for none."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, (str, os.PathLike)) else tuple(value)
+
+
+def require_readable(files: Iterable[Path], where: str) -> None:
+    """Opens every file and looks at its first bytes: what is wrong further on, `read_utf8` finds.
+
+    Args:
+        where: the option that named them.
+
+    Raises:
+        BadInputError: with every file that is missing, closed, a folder or no UTF-8.
+    """
+    faults = []
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                start = file.read(LOOKED_AT)
+            codecs.getincrementaldecoder("utf-8")().decode(start)  # whose end may cut a character
+        except (OSError, UnicodeDecodeError) as error:
+            faults.append(_fault(path, error))
+    if faults:
+        raise _unreadable(faults, where)
+
+
+def read_utf8(path: Path, where: str) -> str:
+    """The whole text of a file.
+
+    Args:
+        where: the option that named it.
+
+    Raises:
+        BadInputError: it is no UTF-8, or cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable([_fault(path, error)], where) from None
+
+
+def joined(files: Sequence[Path], where: str) -> str:
+    """The text of all files, one after the other.
+
+    Raises:
+        BadInputError: as `read_utf8`.
+    """
+    return "\n".join(read_utf8(path, where) for path in files)
+
+
+def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:
+    says = f"not valid UTF-8 ({error.reason})" if isinstance(error, UnicodeDecodeError) else error.strerror
+    return f"{path}: {says}"
+
+
+def _unreadable(faults: Sequence[str], where: str) -> BadInputError:
+    which = f" {faults[0]}" if len(faults) == 1 else f"\n{listing(faults)}"
+    return BadInputError(f"cannot read the text:{which}", where=where, hint=HINT)
+
+
+FITTING_SHARE = 0.75
+
+
+def fitting_text() -> str:
+    """What calibrations fit on where the user gives no text."""
+    return "".join(_articles()[0])
+
+
+def measuring_text() -> str:
+    """What fidelity is measured on: articles that no calibration has seen."""
+    return "".join(_articles()[1])
+
+
+def _articles() -> tuple[list[str], list[str]]:
+    text = (resources.files(__package__) / "data" / "text.txt").read_text(encoding="utf-8")
+    articles = [f" = {article}" for article in text.removeprefix(" = ").split("\n = ")]
+    first = int(len(articles) * FITTING_SHARE)
+    return articles[:first], articles[first:]
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def six_digits(figure: float) -> float:
+    """A figure that was computed in float32, without the digits that are noise: equal states have a cosine of 1."""
+    return float(f"{figure:.6g}")
+
+
+UNKNOWN_FINDING, UNKNOWN_REFUSED = 0.05, 0.3  # shares of tokens that the tokenizer does not know
+
+
+def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) -> tuple[float, list[str]]:
+    """The share of tokens that the tokenizer does not know, and what is worth telling of it.
+
+    Raises:
+        BadInputError: an id beyond the model's table of words, or a text that the tokenizer mostly does not know.
+    """
+    largest = max(tokens, default=0)
+    if largest >= rows:
+        raise BadInputError(
+            f"the tokenizer gives the token id {largest}, but the source's word embeddings have only {rows} rows",
+            where="the source's tokenizer files",
+            hint="use the tokenizer that belongs to the weights",
+        )
+    unknown = sum(token == tokenizer.unk_token_id for token in tokens) / max(len(tokens), 1)
+    if unknown > UNKNOWN_REFUSED:
+        raise BadInputError(
+            f"the source's tokenizer does not know {unknown:.0%} of the text's tokens",
+            where=name,
+            hint="give text in a language that the source was trained on",
+        )
+    if unknown <= UNKNOWN_FINDING:
+        return unknown, []
+    return unknown, [
+        f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: check that the language is right"
+    ]
+
+
+def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    return whole[:lead], whole[lead + len(body) :]

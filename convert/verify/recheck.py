@@ -1,0 +1,201 @@
+"""What is done with a repo that exists: check it again, measure its fidelity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInputError, UnsupportedError, UsageError
+from ..families.converted import converted
+from ..io.reader import DENSE_FORMATS, open_checkpoint
+from ..io.source import resolve
+from ..io.tokenizer import require_tokenizer
+from ..options import Progress, Settings, default_of
+from ..repo.manifest import Measured, check_hashes, read_manifest
+from ..run import source_folder
+from ..target import Target
+from ..text import Named, one_or_several, require_readable
+from .run import measure_fidelity, require_passed, run_checks
+
+
+def verify_repo(
+    repo: str | os.PathLike[str],
+    targets: Mapping[str, Target],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda step, done, total: None,
+) -> list[Measured]:
+    """Checks an emitted repo again: every hash, then the target's checks in a fresh process.
+
+    Args:
+        against: the dense source to compare with; without it what needs a source is left out.
+
+    Raises:
+        CheckFailedError: a file differs from the manifest, or a check fails.
+    """
+    folder, manifest = _opened(repo)
+    target = targets.get(manifest["target"])
+    if target is None:
+        raise UnsupportedError(
+            f"this version of effconv does not know the repo's target {manifest['target']!r}",
+            where=str(folder),
+            hint="upgrade effconv",
+        )
+    manifest = _with_defaults(manifest, target)
+    progress("hashes", 0, 0)
+    check_hashes(folder, manifest)
+    source = None if against is None else source_of(against, manifest, token, offline, target)
+    measured, _ = run_checks(
+        folder.resolve(),
+        target,
+        manifest,
+        source=source,
+        progress=lambda name: progress(f"verify: {name}", 0, 0),
+        trust_remote_code=trust_remote_code,
+    )
+    require_passed(measured, target, "do not use this repo; convert its source again", folder)
+    return measured
+
+
+def fidelity_of(
+    repo: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str],
+    data: Named | Sequence[Named] = (),
+    lengths: str | int | Sequence[int] = (128, 256, 512),
+    texts: int = 32,
+    token: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda step, done, total: None,
+) -> list[dict[str, Any]]:
+    """How close a repo's model is to its source on the same text, one entry a length.
+
+    The text is tokenized whole and cut into windows one after the other; `texts` of them, evenly spread, are measured.
+    Lengths that the source or the repo does not reach are left out.
+
+    Args:
+        data: a text file, or several; by default the part of the built-in text that no calibration has seen.
+        lengths: tokens of a window, special tokens included; one number or several, or as the command has them.
+
+    Raises:
+        UsageError: no length that both models reach.
+        BadInputError: a text file that cannot be read, or is too short for every length.
+    """
+    folder, manifest = _opened(repo)
+    files = [Path(path) for path in one_or_several(data)]
+    require_readable(files, "--data")
+    wanted = _token_lengths(lengths)
+    if texts < 1:
+        raise UsageError(
+            f"--texts must be at least 1, got {texts}", where="--texts", hint="give the number of texts per length"
+        )
+    if not manifest.get("dense_source", True):
+        raise UnsupportedError(
+            f"a {manifest['target']} repo computes the same as its source: there is no approximation to measure",
+            where=str(folder),
+            hint="compare their outputs with effconv verify --against SOURCE",
+        )
+    if manifest.get("part"):
+        raise UnsupportedError(
+            f"the repo has only the {manifest['part']}, whose attention is the source's: there is no approximation",
+            where=str(folder),
+            hint="compare their outputs with effconv verify --against SOURCE",
+        )
+    require_tokenizer(folder)
+    reach = min(int(manifest["max_length"]), int(manifest["source_max_length"]))
+    reached = [length for length in wanted if length <= reach]
+    beyond = [str(length) for length in wanted if length > reach]
+    takes = f"the source takes {manifest['source_max_length']} tokens, the repo {manifest['max_length']}"
+    if not reached:
+        raise UsageError(
+            f"no length fits both models: {takes}",
+            where=f"--lengths {','.join(beyond)}",
+            hint=f"give lengths of at most {reach} tokens (for longer texts: effconv retrieval)",
+        )
+    if beyond:
+        progress(f"skipped texts of {','.join(beyond)} tokens: {takes}", 0, 0)
+    check_hashes(folder, manifest)
+    rows = measure_fidelity(
+        folder.resolve(),
+        manifest,
+        source=source_of(against, manifest, token, offline),
+        files=files,
+        lengths=reached,
+        texts=texts,
+        progress=lambda name: progress(name, 0, 0),
+        trust_remote_code=trust_remote_code,
+    )
+    if not rows:
+        raise BadInputError(
+            f"the text is shorter than {reached[0]} tokens",
+            where="--data, --lengths",
+            hint="give more text, or shorter lengths",
+        )
+    filled = {row["tokens"] for row in rows}
+    for length in reached:
+        if length not in filled:
+            progress(f"skipped texts of {length} tokens: the text is shorter", 0, 0)
+    return rows
+
+
+def _token_lengths(lengths: str | int | Sequence[int]) -> list[int]:
+    """The lengths, ascending, each once.
+
+    Raises:
+        UsageError: they are no numbers of tokens, or too few for a text between its special tokens.
+    """
+    parts = lengths.split(",") if isinstance(lengths, str) else [lengths] if isinstance(lengths, int) else lengths
+    found = sorted({int(part) if str(part).strip().isdigit() else 0 for part in parts})
+    if not found or found[0] < 3:
+        raise UsageError(
+            f"--lengths must be numbers of tokens, at least 3, got {lengths!r}",
+            where="--lengths",
+            hint="separate lengths by commas, such as 128,512",
+        )
+    return found
+
+
+def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    folder = Path(repo)
+    if not folder.is_dir():
+        raise UsageError(
+            "no such folder", where=str(repo) or "REPO", hint="give the folder of a repo that effconv made"
+        )
+    return folder, read_manifest(folder)
+
+
+def _with_defaults(manifest: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """The manifest with the options that are younger than it, or that somebody removed."""
+    known = {"options": target.options, "settings": Settings}
+    filled = {key: {f.name: default_of(f) for f in fields(kind)} | manifest[key] for key, kind in known.items()}
+    return {**manifest, **filled}
+
+
+def source_of(
+    against: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    token: str | None,
+    offline: bool,
+    target: Target | None = None,
+) -> Path:
+    """The source's folder, its weights fetched; `target` says which forms of weights it reads."""
+    found = resolve(against, token=token, offline=offline)
+    brought = target.brings if target else None
+    before = converted(found.config)
+    family = before.family if before else found.config.get("model_type")
+    if family not in (brought.model_types if brought else (manifest["family"],)):
+        raise UsageError(
+            f"the source is a {family}, but the repo was made from a {manifest['family']}",
+            where=str(against),
+            hint="give the checkpoint that the repo was made from",
+        )
+    for name in open_checkpoint(found, formats=target.reads if target else DENSE_FORMATS).files():
+        found.path(name)
+    return source_folder(found)

@@ -1,0 +1,271 @@
+"""Files and datasets → documents → tokens; which documents are held out, and the proof that training never sees them.
+
+Contract: a document is a row of a dataset, of a JSONL or of a parquet file; in a text file, what stands under a top
+heading as WikiText has them (` = Title = `), and where there are none, one of some twenty parts that are cut at empty
+lines. Held-out documents are those of the smallest hashes, whatever the order. A training document that shares a run of
+`SHARED` tokens with one of them is left out, and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapt.refusals import TABULAR as TABULAR
+from ..adapt.refusals import require_files
+from ..convert.errors import BadInputError, UsageError
+from ..convert.text import check_tokens, read_utf8, special_ends
+
+HEADING = re.compile(r"^ = [^=].*[^=] = ?$", re.MULTILINE)
+PARTS = 20  # of a text without documents
+HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.1, 400_000
+STREAM_LOOKAHEAD = 1_000  # documents of a stream among which the held-out ones are chosen
+SHARED = 64  # tokens in a row
+
+Tokens = np.ndarray  # (n, 2) int32: the id, and whether a word begins there
+
+
+@dataclass
+class Corpus:
+    """Text as tokens.
+
+    Attributes:
+        train: the training documents of an epoch, in its order; the same for the same epoch.
+        heldout: documents that training never sees.
+        prefix, suffix: special tokens around a text.
+        record: for the manifest: names, sha256, counts. findings: what is worth telling.
+    """
+
+    train: Callable[[int], Iterator[Tokens]]
+    heldout: list[Tokens]
+    prefix: list[int]
+    suffix: list[int]
+    record: dict[str, Any]
+    findings: list[str] = field(default_factory=list)
+
+
+def read_corpus(
+    data: Sequence[str],
+    heldout: Sequence[str],
+    tokenizer: Any,
+    rows: int,
+    *,
+    seed: int,
+    column: str = "text",
+    streaming: bool = False,
+    token: str | None = None,
+) -> Corpus:
+    """Reads, splits by document, tokenizes, and keeps held-out text out of the training text.
+
+    Args:
+        data: files, or datasets as `name`, `name:configuration`, `name@split`. heldout: the same, or empty.
+        rows: of the model's table of words.
+        seed: of the order of training documents.
+        column: that holds the text, in files and datasets that have columns.
+
+    Raises:
+        BadInputError: no text, one that cannot be read, or nothing to train on beside the held-out documents.
+    """
+
+    def open_data() -> Iterator[str]:
+        return itertools.chain.from_iterable(_documents(name, column, streaming, token, "--data") for name in data)
+
+    encode = _encoder(tokenizer)
+    texts = list(itertools.islice(open_data(), STREAM_LOOKAHEAD)) if streaming else list(open_data())
+    if not any(text.strip() for text in texts):
+        raise BadInputError("the data holds no text", where=", ".join(data), hint="give files with text in them")
+    if heldout:
+        apart = [text for name in heldout for text in _documents(name, column, False, token, "--heldout")]
+        kept = {_sha256(text) for text in apart}
+    else:
+        kept = _held_out(texts)
+        apart = [text for text in texts if _sha256(text) in kept]
+    held = [encode(text) for text in apart]
+    shared = Overlap(held)
+    record: dict[str, Any] = {
+        "data": [Path(name).name if Path(name).exists() else name for name in data],
+        "heldout": [Path(name).name if Path(name).exists() else name for name in heldout] or "documents of the data",
+        "heldout_documents": len(held),
+        "heldout_tokens": sum(map(len, held)),
+        "heldout_sha256": _sha256("".join(sorted(kept))),
+    }
+    prefix, suffix = special_ends(tokenizer)
+
+    if streaming:
+        probe = [tokens for tokens in map(encode, texts) if not shared.with_any(tokens)]
+
+        def stream(epoch: int) -> Iterator[Tokens]:
+            return (tokens for tokens in map(encode, open_data()) if len(tokens) and not shared.with_any(tokens))
+
+        train, record["streamed"] = stream, True
+    else:
+        encoded = [tokens for tokens in map(encode, (t for t in texts if _sha256(t) not in kept)) if len(tokens)]
+        probe = [tokens for tokens in encoded if not shared.with_any(tokens)]
+        record |= {
+            "sha256": _sha256("".join(map(_sha256, texts))),
+            "documents": len(probe),
+            "tokens": sum(map(len, probe)),
+            "left_out": len(encoded) - len(probe),
+        }
+
+        def shuffled(epoch: int) -> Iterator[Tokens]:
+            order = np.random.default_rng([seed, epoch]).permutation(len(probe))
+            return (probe[i] for i in order)
+
+        train = shuffled
+    if not probe:
+        raise BadInputError(
+            "all of the training text is in the held-out text too",
+            where="--data, --heldout",
+            hint="give other text to hold out, or more documents",
+        )
+    unknown, findings = check_tokens(
+        np.concatenate([x[:, 0] for x in (*probe[:200], *held)]).tolist() + prefix + suffix,
+        tokenizer,
+        rows,
+        ", ".join(data),
+    )
+    if record.get("left_out", 0) > len(probe) / 4:
+        findings.append(f"{record['left_out']} training documents share text with the held-out ones and were left out")
+    record["unknown_share"] = round(unknown, 4)
+    return Corpus(train, held, prefix, suffix, record, findings)
+
+
+class Overlap:
+    """Whether a document shares `SHARED` tokens in a row (or all of its own, if fewer) with held-out ones."""
+
+    def __init__(self, heldout: Iterable[Tokens]) -> None:
+        hashes = [_runs(document[:, 0]) for document in heldout]
+        self._known = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+
+    def with_any(self, document: Tokens) -> bool:
+        return bool(np.isin(_runs(document[:, 0]), self._known).any())
+
+
+def _runs(ids: np.ndarray) -> np.ndarray:
+    """A hash (uint64) of every run of `SHARED` ids."""
+    size = min(SHARED, len(ids))
+    count = len(ids) - size + 1
+    hashes = np.full(count, size, np.uint64)
+    for i in range(size):  # wraps at 2^64, which is what a hash may do
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + ids[i : i + count].astype(np.uint64) + np.uint64(1)
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+def _held_out(texts: Sequence[str]) -> set[str]:
+    """sha256 of the documents to hold out: a tenth of the text, at least one document, never all."""
+    sizes = {_sha256(text): len(text) for text in texts if text.strip()}
+    if len(sizes) < 2:
+        raise BadInputError(
+            "the data is one document, of which nothing can be held out",
+            where="--data",
+            hint="give more documents, or others to measure with (--heldout)",
+        )
+    most = min(HELDOUT_SHARE * sum(sizes.values()), HELDOUT_CHARACTERS)
+    chosen: set[str] = set()
+    for digest in sorted(sizes)[: len(sizes) - 1]:
+        if chosen and sum(sizes[d] for d in chosen) + sizes[digest] > most:
+            break
+        chosen.add(digest)
+    return chosen
+
+
+def _documents(name: str, column: str, streaming: bool, token: str | None, where: str) -> Iterator[str]:
+    path = Path(name)
+    require_files([name], where)
+    if not path.exists():
+        return _dataset_rows(name, column, streaming, token)
+    if path.suffix in TABULAR:
+        return table_rows(path, column, streaming)
+    return iter(text_documents(read_utf8(path, where)))
+
+
+def text_documents(text: str) -> list[str]:
+    """The documents of a text file."""
+    starts = [match.start() for match in HEADING.finditer(text)]
+    if len(starts) > 1:
+        return [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])]
+    parts: list[str] = [""]
+    for paragraph in re.split(r"(?<=\n)[ \t]*\n", text):
+        if len(parts[-1]) > len(text) / PARTS:
+            parts.append("")
+        parts[-1] += paragraph + "\n"
+    return parts
+
+
+def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
+    """The rows of a file that has columns, its `column` of them.
+
+    Raises:
+        BadInputError: it cannot be read, or has no such column.
+    """
+    datasets = _datasets()
+    try:
+        rows = datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
+    except Exception as error:  # each format fails in its own way
+        raise BadInputError(
+            f"the file cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            where=str(path),
+            hint="give JSON lines or parquet with a column of text",
+        ) from None
+    return _column(rows, column, str(path))
+
+
+def _dataset_rows(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
+    datasets = _datasets()
+    identifier, _, split = name.partition("@")
+    identifier, _, configuration = identifier.partition(":")
+    try:
+        rows = datasets.load_dataset(
+            identifier, configuration or None, split=split or "train", streaming=streaming, token=token
+        )
+    except Exception as error:  # the network, the Hub, the dataset's files: all of them mean that it is not here
+        raise BadInputError(
+            f"no such file, and no such dataset ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            where=name,
+            hint="give files, or a dataset as name, name:configuration or name@split",
+        ) from None
+    return _column(rows, column, name)
+
+
+def _column(rows: Any, column: str, where: str) -> Iterator[str]:
+    names = rows.column_names
+    if names is not None and column not in names:
+        raise BadInputError(
+            f"no column {column!r}; there are {', '.join(names)}", where=where, hint="name it with --text-column"
+        )
+    return (row[column] for row in rows if isinstance(row.get(column), str))
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(
+            "the package datasets is not installed", where="--data", hint="pip install 'effconv[adapt]'"
+        ) from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _encoder(tokenizer: Any) -> Callable[[str], Tokens]:
+    def encode(text: str) -> Tokens:
+        encoded = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        words = encoded.word_ids() if tokenizer.is_fast else range(len(ids))
+        begins = np.fromiter((a != b for a, b in itertools.pairwise([-1, *words])), np.int32, len(ids))
+        return np.stack([ids, begins], 1) if len(ids) else np.empty((0, 2), np.int32)
+
+    return encode
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

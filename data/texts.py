@@ -1,0 +1,69 @@
+"""How long a user's texts are, in tokens of a model: read, tokenized, counted.
+
+A text is a row of a .jsonl, .json, .csv or .parquet file; of any other file the whole, or what stands under each top
+heading where it has those of WikiText (` = Title = `), or each line that is not empty where the user says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..convert.errors import BadInputError, listing
+from ..convert.text import check_tokens, read_utf8
+from .documents import HEADING, TABULAR, table_rows, text_documents
+
+AT_ONCE = 256  # texts that are tokenized together
+LOOKED_AT = 100_000  # tokens of which the share of unknown ones is taken
+
+
+def require_files(names: Sequence[str]) -> None:
+    """Raises BadInputError with all of the data that is not there, before any of it is read."""
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing:
+        raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give files with text in them")
+
+
+def read_texts(files: Sequence[str], *, column: str = "text", lines: bool = False) -> Iterator[str]:
+    """The texts of all files that hold more than white space.
+
+    Raises:
+        BadInputError: a file that cannot be read.
+    """
+    for name in files:
+        path = Path(name)
+        for text in table_rows(path, column, True) if path.suffix in TABULAR else _plain(path, lines):
+            if text.strip():
+                yield text
+
+
+def count_tokens(texts: Iterator[str], tokenizer: Any, rows: int, where: str) -> np.ndarray:
+    """Tokens of each text (n,) int64, special tokens included.
+
+    Args:
+        rows: of the model's table of words.
+
+    Raises:
+        BadInputError: no text, or one that the tokenizer mostly does not know.
+    """
+    around = tokenizer.num_special_tokens_to_add()
+    counts: list[int] = []
+    looked: list[int] = []
+    while part := [text for _, text in zip(range(AT_ONCE), texts, strict=False)]:
+        for ids in tokenizer(part, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]:
+            counts.append(len(ids) + around)
+            looked += ids[: LOOKED_AT - len(looked)]
+    if not counts:
+        raise BadInputError("the data holds no text", where=where, hint="give files with text in them")
+    check_tokens(looked, tokenizer, rows, where)
+    return np.asarray(counts, dtype=np.int64)
+
+
+def _plain(path: Path, lines: bool) -> list[str]:
+    text = read_utf8(path, "--data")
+    if lines:
+        return text.splitlines()
+    return text_documents(text) if len(HEADING.findall(text)) > 1 else [text]

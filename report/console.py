@@ -1,0 +1,135 @@
+"""What every report is printed with: consoles, JSON, progress on stderr, and sizes in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from ..adapt.trainer import Tick
+    from ..convert.repo.manifest import Measured
+
+
+class Progress:
+    """Steps on stderr: a bar in bytes while weights are written, one line a step where there is no terminal."""
+
+    def __init__(self, *, bar: bool = True) -> None:
+        """`bar` False leaves the terminal to somebody else's bars."""
+        self._wanted = bar
+        self._bar: Any = None
+        self._step = ""
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._wanted and sys.stderr.isatty():
+            from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TimeElapsedColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if self._bar and step == "done":
+            self._bar.stop()
+            self._bar = None  # a push that follows has bars of its own, from the Hub's client
+        if self._bar:
+            if step != self._step:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(step, total=total or None)
+            self._bar.update(self._task, completed=done)
+        elif step != self._step and step != "done":
+            with contextlib.suppress(OSError):  # nobody reads stderr any more: no reason to stop
+                print(f"{step}: {total:,} bytes" if step == "weights" else step, file=sys.stderr, flush=True)
+        self._step = step
+
+
+class TrainingProgress:
+    """A training run on stderr: a bar with losses, score, tokens a second and time left, or a line an evaluation."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, tick: Tick) -> None:
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in tick.losses.items())
+        said = f"step {tick.step}: {losses}; held-out score {tick.score:.4f}; {tick.rate:,.0f} tokens/s"
+        if not sys.stderr.isatty():
+            if tick.evaluated:
+                with contextlib.suppress(OSError):
+                    print(said, file=sys.stderr, flush=True)
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1.0, left="")
+        left = "" if tick.left is None else f"{tick.left / 60:.0f} min left"
+        self._bar.update(self._task, completed=tick.share, description=said, left=left)
+
+
+def new_console() -> Console:
+    """stdout; where it is no terminal, wide enough that names stay in one piece."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(size) for size in shape)
+
+
+def bytes_text(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def size_text(count: int) -> str:
+    return bytes_text(count) if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))  # ASCII: whatever stdout's encoding is
+
+
+def print_checks(console: Console, measured: Sequence[Measured]) -> None:
+    for result in measured:
+        mark = {True: "[green]holds[/green]", False: "[red]fails[/red]", None: "[dim]–[/dim]"}[result.passed]
+        figure = f" (differs by {result.value:.1e}, at most {result.tolerance:g})" if result.value is not None else ""
+        why = f" ({result.why})" if result.why else ""
+        console.print(f"{mark}  {escape(result.says + figure + why)}", soft_wrap=True)

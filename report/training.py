@@ -1,0 +1,61 @@
+"""What `effconv adapt` and `effconv retrieval` print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..convert.text import counted
+from .console import new_console, print_checks, print_json
+
+if TYPE_CHECKING:
+    from ..adapt.results import Adapted
+
+
+def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(adapted.described())
+    console, record = new_console(), adapted.record
+    console.print(f"[bold]{escape(str(adapted.output))}[/bold]", soft_wrap=True)
+    table = Table(title="held-out text, before and after", title_justify="left")
+    names = [name for name in record["after"][0] if name not in ("tokens", "texts")]
+    for column in (
+        "tokens",
+        "texts",
+        *(f"{name.replace('_', ' ')}, {when}" for name in names for when in ("before", "after")),
+    ):
+        table.add_column(column, justify="right")
+    for before, after in zip(record["before"], record["after"], strict=True):
+        cells = [f"{row[name]:.4f}" for name in names for row in (before, after)]
+        table.add_row(str(after["tokens"]), str(after["texts"]), *cells)
+    console.print(table)
+    for finding in adapted.findings:
+        console.print(f"[yellow]found:[/yellow] {escape(finding)}", soft_wrap=True)
+    if adapted.measured is None:
+        console.print("[yellow]not verified[/yellow] (--no-verify)")
+    else:
+        print_checks(console, adapted.measured)
+    spent = record["spent"]
+    console.print(
+        f"{counted(record['steps'], 'step')}, {record['tokens']:,} tokens, {spent['wall_seconds']:,.0f} s "
+        f"({spent['cpu_seconds']:,.0f} s of CPU time); the state of step {record['best_step']:,} was kept"
+    )
+    return None
+
+
+def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        return print_json(found)
+    task = found["task"]
+    title = "{documents} documents of {tokens} tokens, {queries} queries of {query_tokens} tokens".format(**task)
+    table = Table("documents embedded by", "R@1", "MRR", "over chunk average", title=title, title_justify="left")
+    for row in found["rows"]:
+        over = f"{row['over_chunk_average']:+.3f} ± {row['over_chunk_average_error']:.3f}"
+        known = row["documents"] != "chunk average"
+        table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}", over if known else "–")
+    new_console().print(table)
+    new_console().print("±: the standard error of the difference in R@1", highlight=False)
+    return None

@@ -1,0 +1,88 @@
+"""Options of the TransNormer target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+from ...convert.errors import UsageError
+from ...convert.options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
+from ...convert.text import one_or_several
+
+FIRST_HALF = "first-half"
+
+
+@dataclass(frozen=True, slots=True)
+class TransNormerOptions:
+    """What `effconv transnormer` takes beside the common options."""
+
+    max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
+    variant: Literal["t1", "t2"] = option("t2", "t1: relu in blocks, φ = elu; t2: softmax in blocks, φ = 1 + elu.")
+    block_size: int = option(64, "Tokens of a block in the layers with DiagAttention.")
+    diag_layers: str = option(
+        FIRST_HALF, "Layers with DiagAttention: first-half, the first N, or indices such as 0,2,4."
+    )
+    norm: Literal["simplermsnorm", "rmsnorm", "gatedrmsnorm", "layernorm"] = option(
+        "simplermsnorm", "Norm after linear attention."
+    )
+    ffn: Literal["dense", "glu"] = option("dense", "glu: add a gate to every feed-forward, which starts as 1.")
+    position_encoding: Literal["none", "lrpe", "rotary"] = option(
+        "none", "Positions inside attention beside the source's own; lrpe starts as the identity."
+    )
+    calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
+    mask_mode: Literal["masked", "published"] = option(
+        "masked", "published: padding counts, as in the authors' code.", panel="For weights of published TransNormers"
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError with every option that makes no sense."""
+        from ...templates.transnormer_configuration import transnormer_faults
+
+        object.__setattr__(self, "calibrate", tuple(Path(path) for path in one_or_several(self.calibrate)))
+        faults = transnormer_faults(
+            SimpleNamespace(
+                variant=self.variant,
+                block_size=self.block_size,
+                diag_layers=[],
+                attention_norm=self.norm,
+                position_encoding=self.position_encoding,
+                feed_forward=self.ffn,
+                mask_mode=self.mask_mode,
+            )
+        )
+        if self.max_length < 1:
+            faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
+        if self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
+            faults.append(f"diag_layers is {self.diag_layers!r}: give first-half, a number, or indices such as 0,2,4")
+        require_sound("transnormer", faults)
+
+    def idle(self, layers: int) -> list[str]:
+        """Options that change nothing in a model of so many layers, one sentence each."""
+        blocks, usual = len(self.diag_indices(layers)), {field.name: field.default for field in fields(self)}
+        faults = []
+        if not blocks and self.block_size != usual["block_size"]:
+            faults.append("block_size is for layers with DiagAttention, and diag_layers leaves none")
+        if blocks == layers and self.variant == "t2" and self.norm != usual["norm"]:
+            faults.append("norm is for linear attention (and for blocks of variant t1), and diag_layers leaves none")
+        return faults
+
+    def diag_indices(self, layers: int) -> list[int]:
+        """The layers with DiagAttention, of so many.
+
+        Raises:
+            UsageError: an index that no layer has.
+        """
+        if self.diag_layers == FIRST_HALF:
+            return list(range(layers // 2))
+        parts = [int(part) for part in self.diag_layers.split(",")]
+        if len(parts) == 1 and parts[0] > layers:
+            raise UsageError(
+                f"{parts[0]} layers of {layers}", where="--diag-layers", hint=f"give a number from 0 to {layers}"
+            )
+        if len(parts) > 1 and max(parts) >= layers:
+            raise UsageError(
+                f"layer {max(parts)} of {layers}", where="--diag-layers", hint=f"layers are 0 to {layers - 1}"
+            )
+        return list(range(parts[0])) if len(parts) == 1 else sorted(set(parts))
