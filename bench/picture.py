@@ -85,12 +85,12 @@ def require_drawable(paths: Iterable[Path]) -> None:
                 raise UsageError(
                     "the package matplotlib is not installed",
                     where=f"--plot {path}",
-                    hint="pip install 'effconv[adapt]', or ask for FILE.html, which needs nothing",
+                    hint="pip install 'effconv[adapt]', or use FILE.html, which needs no package",
                 ) from None
         if path.is_dir() or not path.absolute().parent.is_dir():
-            raise OutputError("no such folder", where=f"--plot {path}", hint="name a file in a folder that exists")
+            raise OutputError("no such folder", where=f"--plot {path}", hint="give a file in an existing folder")
         if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise OutputError("it may not be written", where=f"--plot {path}", hint="name another file")
+            raise OutputError("no permission to write this file", where=f"--plot {path}", hint="give another file name")
 
 
 def draw(path: Path, report: BenchReport) -> None:
@@ -107,7 +107,7 @@ def draw(path: Path, report: BenchReport) -> None:
         else:
             _png(path, report)
     except OSError as error:
-        raise OutputError(f"the plot cannot be written ({error})", where=str(path), hint="name another file") from None
+        raise OutputError(f"cannot write the plot ({error})", where=str(path), hint="give another file name") from None
 
 
 def ticks(values: Iterable[float]) -> list[float]:

@@ -38,6 +38,6 @@ def target_named(name: str, options: object = None) -> Target:
         UnsupportedError: with the names there are.
     """
     if name not in TARGETS:
-        raise UnsupportedError(f"no target {name!r}", where="target", hint="one of " + ", ".join(TARGETS))
+        raise UnsupportedError(f"unknown target {name!r}", where="target", hint="use one of " + ", ".join(TARGETS))
     variant = TARGETS[name].variant(options) if options is not None else ""
     return TARGETS[variant or name]

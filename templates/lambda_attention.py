@@ -46,7 +46,7 @@ class LambdaMix(nn.Module):
         c = config.key_depth * (getattr(config, "intra_depth", None) or 1) + 1
         r = getattr(config, "local_context_size", 0) or 0
         if r and r % 2 == 0:
-            raise ValueError(f"local_context_size {r} is even: it needs a centre, use an odd number")
+            raise ValueError(f"local_context_size must be odd, got {r}")
         self.layer_index = layer_index
         self.landmarks = nn.Parameter(torch.empty(h, c, d))
         self.content_weight = nn.Parameter(torch.empty(h, c, d))

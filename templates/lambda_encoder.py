@@ -12,7 +12,7 @@ class LambdaEncoderMixin(EncoderMixin):
     def adapt(self) -> None:
         if getattr(self.config, "is_decoder", False):
             raise ValueError(
-                "Lambda attention mixes all positions: a token would see later ones. Use it as an encoder "
+                "Lambda attention cannot be causal: a token would see later tokens. Use it as an encoder "
                 "(is_decoder=False)"
             )
         super().adapt()

@@ -13,7 +13,7 @@ class LinformerEncoderMixin(EncoderMixin):
     def adapt(self) -> None:
         if getattr(self.config, "is_decoder", False):
             raise ValueError(
-                "Linformer mixes all positions: a token would see later ones. Use it as an encoder (is_decoder=False)"
+                "Linformer cannot be causal: a token would see later tokens. Use it as an encoder (is_decoder=False)"
             )
         super().adapt()
         LinformerMix.link([layer.get_submodule(self.attention_path).mix for layer in self.unique_layers()])

@@ -46,7 +46,7 @@ class LSGSeq2SeqEncoderMixin(LSGEncoderMixin):
         first: int = 0,
     ) -> Tensor:
         if position_ids is not None or token_type_ids is not None:
-            raise ValueError("this model takes neither position_ids nor token_type_ids; leave them out")
+            raise ValueError("this model does not take position_ids or token_type_ids: leave them out")
         words = self.embed_words(input_ids) if inputs_embeds is None else inputs_embeds
         return self.normalize(words + self.embed_places(words, first))
 
@@ -152,7 +152,7 @@ class Seq2SeqModelMixin:
         added = rows - mask.shape[-1]
         if added not in (0, self.config.num_global_tokens):
             raise ValueError(
-                f"attention_mask is {tuple(mask.shape)} and the encoder returned {tuple(states.shape)}: give the mask "
+                f"attention_mask is {tuple(mask.shape)}, but the encoder returned {tuple(states.shape)}: give the mask "
                 "of the tokens that the encoder read"
             )
         visible_tokens(mask, (batch, rows - added))
