@@ -15,8 +15,9 @@ from .adapt.retrieval import retrieval
 from .convert.errors import EffconvError, UsageError
 from .convert.options import Progress, Settings
 from .convert.plan import Plan
+from .convert.prepare import prepare
 from .convert.repo.manifest import Measured, check_hashes, read_manifest
-from .convert.run import Result, convert_source, prepare
+from .convert.run import Result, convert_source
 from .convert.target import Target
 from .convert.text import one_or_several
 from .convert.verify.recheck import fidelity_of as fidelity

@@ -14,8 +14,8 @@ from .convert.families.selection import family_of
 from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.io.source import Source, resolve, sentence_modules
 from .convert.options import Settings
-from .convert.plan import check_floats, choose_head
-from .convert.run import ask, planned
+from .convert.planner import check_floats, choose_head
+from .convert.prepare import ask, planned
 from .convert.target import Target
 from .targets.registry import TARGETS
 

@@ -22,8 +22,8 @@ from ..convert.io.dtypes import BY_NAME, Array
 from ..convert.io.source import Source
 from ..convert.io.tokenizer import SpecialTokens
 from ..convert.options import Settings
+from ..convert.prepare import plan_tensors, settle
 from ..convert.repo.modelcode import render
-from ..convert.run import plan_tensors, settle
 from .options import LSGOptions
 from .target import LSG
 
