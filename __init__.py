@@ -16,33 +16,40 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import adapt, bench, convert, fidelity, load, plan, push_to_hub, verify
+    from .api import adapt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
     from .convert.errors import EffconvError
+    from .convert.repo.card import add_to_card
     from .hub.refresh import refresh
     from .lsgify.inmemory import lsgify
 
 __all__ = [
     "EffconvError",
     "adapt",
+    "add_to_card",
     "bench",
     "convert",
     "fidelity",
+    "inspect",
     "layers",
     "load",
     "lsgify",
     "plan",
     "push_to_hub",
     "refresh",
+    "retrieval",
     "verify",
 ]
 
 _HOMES = {
     "EffconvError": "convert.errors",
+    "add_to_card": "convert.repo.card",
     "fidelity": "api",
+    "inspect": "api",
     "load": "api",
     "plan": "api",
     "push_to_hub": "api",
     "refresh": "hub.refresh",
+    "retrieval": "api",
     "verify": "api",
 }
 _MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them can be called as well: see callable_package

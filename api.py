@@ -1,4 +1,7 @@
-"""The public Python API: convert, plan, verify, fidelity, bench, adapt, load. But for load, commands do the same."""
+"""The public Python API: each function does what the command of that name does.
+
+`convert` is every converting command and `plan` its `--plan`. `load` has no command.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .adapt.retrieval import retrieval
 from .convert.errors import EffconvError, UsageError
 from .convert.options import Progress, Settings
 from .convert.plan import Plan
@@ -19,9 +23,10 @@ from .convert.verify.recheck import fidelity_of as fidelity
 from .convert.verify.recheck import verify_repo
 from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
+from .inspection import inspect_source as inspect
 from .targets.registry import TARGETS, target_named
 
-__all__ = ["adapt", "bench", "convert", "fidelity", "load", "plan", "push_to_hub", "verify"]
+__all__ = ["adapt", "bench", "convert", "fidelity", "inspect", "load", "plan", "push_to_hub", "retrieval", "verify"]
 
 
 def _quiet(step: str, done: int, total: int) -> None:
@@ -33,7 +38,7 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
 
     Args:
         source: a folder or a Hub id.
-        target: `lsg`.
+        target: name of a target, such as `lsg`; `effconv targets` lists them.
         progress: called with the step, and with bytes done and in all where the step counts them.
         options: the target's options and the common ones, by the names of the command's flags with underscores
             (`max_length`, `block_size`, `output`, `overwrite`, `verify`, `push_to_hub`, `private`, ...).

@@ -52,10 +52,20 @@ class Inspection:
 def inspect_source(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None, offline: bool = False
 ) -> Inspection:
-    """Reads config and headers.
+    """Says what a source is and what it can become, from its config and headers alone.
+
+    Args:
+        source: a folder or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+        token: Hub token; by default HF_TOKEN, else the stored login.
+        offline: open no socket; read a Hub id from the cache.
+
+    Returns:
+        Family, head, size and length of the source, and the names of the targets that take it. A source that cannot be
+        converted is not an error: `becomes` is empty, and `why_not` has the reason.
 
     Raises:
-        EffconvError: the source cannot be found or read. One that is read but not supported is no error here.
+        EffconvError: the source cannot be found or read.
     """
     found = resolve(source, revision=revision, token=token, offline=offline)
     model_type = found.config.get("model_type")

@@ -4,7 +4,7 @@
     attention = LSGSelfAttention(block_size=128, sparsity_type="norm")
     context = attention(query, key, value, attention_mask)  # each (b, h, t, d), the mask (b, t)
 
-They are the emitted code itself; docs/layers.md says how to use it without effconv.
+They are the emitted code itself; docs/how-to/layers.md says how to use it without effconv.
 """
 
 from __future__ import annotations

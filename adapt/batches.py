@@ -126,7 +126,7 @@ def check_enough(corpus: Corpus, lengths: Sequence[int]) -> None:
     tokens = corpus.record.get("tokens")  # unknown of a stream
     if tokens is not None and tokens + len(corpus.prefix) + len(corpus.suffix) < max(lengths):
         raise BadInputError(
-            f"the training text has {tokens} tokens, and a text of a batch {max(lengths)}",
+            f"the training text has only {tokens} tokens, fewer than one text of {max(lengths)} tokens",
             where="--data",
             hint="give more text, or shorter --lengths",
         )

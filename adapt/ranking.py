@@ -76,17 +76,17 @@ def make_task(tokens: Sequence[int], *, documents: int, length: int, queries: in
     count = min(documents, len(tokens) // length)
     if length < beyond + queries * size:
         raise BadInputError(
-            f"{queries} queries of {size} tokens do not fit into documents of {length} tokens beyond token {beyond}, "
-            "where the source's own reach ends",
+            f"{queries} queries of {size} tokens do not fit into documents of {length} tokens after token {beyond}, "
+            "the maximum length of the source",
             where="--tokens, --queries, --query-tokens",
             hint="give longer documents, or fewer or shorter queries",
         )
     if count < 2:
         raise BadInputError(
             f"the text has {len(tokens):,} tokens: {counted(count, 'document')} of {length}, "
-            "and one must be found among at least 2",
+            "but retrieval needs at least 2",
             where="--data",
-            hint=f"give more text ({2 * length:,} tokens at least), or fewer --tokens a document",
+            hint=f"give more text ({2 * length:,} tokens at least), or use fewer --tokens per document",
         )
     body = torch.tensor(list(tokens[: count * length])).view(count, length)
     starts = np.linspace(beyond, length - size, queries).round().astype(int)

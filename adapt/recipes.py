@@ -1,7 +1,7 @@
 """What is trained, and for how long: the phases of a run, from `--objective` or by target. No heavy imports.
 
-docs/adapt.md says what was measured with them. End to end, a rate four times lower than that of attention transfer: at
-the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (.928 to .881 within 50 steps).
+docs/how-to/adapt.md has what was measured with them. End to end, the rate is a quarter of that of attention transfer:
+at the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (.928 to .881 within 50 steps).
 """
 
 from __future__ import annotations
@@ -59,18 +59,20 @@ def phases_of(objective: str) -> tuple[Phase, ...]:
         objectives = tuple(name.strip() for name in names.split("+"))
         unknown = [name for name in objectives if name not in OBJECTIVES]
         if unknown or len(set(objectives)) < len(objectives):
-            raise _no_objective(objective, f"{', '.join(unknown) or names} is no objective, or stands twice")
+            raise _no_objective(
+                objective, f"unknown objective {', '.join(unknown)}" if unknown else f"{names} names an objective twice"
+            )
         try:
             given = float(share) if colon else None
         except ValueError:
-            raise _no_objective(objective, f"{share!r} is no share") from None
+            raise _no_objective(objective, f"the share of a phase must be a number, got {share!r}") from None
         parts.append((objectives, given))
     stated = sum(share for _, share in parts if share is not None)
     open_phases = sum(share is None for _, share in parts)
     left = (1 - stated) / open_phases if open_phases else 0.0
     phases = tuple(Phase(objectives, left if share is None else share) for objectives, share in parts)
     if any(phase.share <= 0 for phase in phases) or abs(sum(phase.share for phase in phases) - 1) > 1e-6:
-        raise _no_objective(objective, "the phases' shares do not add up to 1")
+        raise _no_objective(objective, "the shares of the phases must be positive and add up to 1")
     return phases
 
 
@@ -108,9 +110,9 @@ def training_lengths(
         most = whole if objectives <= set(ON_WINDOWS) else reach
         if max(asked) > most:
             raise UsageError(
-                f"a text of {max(asked)} tokens is more than {most}, which the repo and its teacher take",
+                f"texts of {max(asked)} tokens are too long: the repo and its teacher take {most}",
                 where="--lengths",
-                hint="shorter texts; beyond the teacher's length hidden and sentence run it on windows",
+                hint="give shorter texts, or only the objectives hidden and sentence, which run the teacher on windows",
             )
         _check_contrastive(phases, asked, int(manifest["source_max_length"]))
         _check_exact(target, manifest, phases, asked)
@@ -130,39 +132,39 @@ def _check_exact(
     exact = equal_up_to(target, manifest)
     if max(lengths) <= exact and all(set(phase.objectives) <= set(MATCHING) for phase in phases):
         longest = int(manifest["max_length"])
-        beyond = f"--objective hidden and --lengths above {exact}, " if exact < longest else ""
+        objectives = f"hidden with --lengths above {exact}, or mlm" if exact < longest else "mlm"
         raise UsageError(
             f"nothing to train: on texts of up to {exact} tokens the repo equals its source",
             where="--lengths, --objective",
-            hint=f"{beyond}or --objective mlm",
+            hint=f"pass --objective {objectives}",
         )
 
 
 def equal_up_to(target: Target, manifest: Mapping[str, Any]) -> int:
     """Tokens up to which a repo equals its source, as its checks have shown; 0 where it does not."""
     exact = target.exact(manifest["options"])
-    return 0 if exact and equal_positions(manifest) else exact
+    return 0 if manifest.get("adapted") or equal_positions(manifest) else exact
 
 
 def _check_contrastive(phases: tuple[Phase, ...], lengths: tuple[int, ...], reach: int) -> None:
     found = [phase for phase in phases if "contrastive" in phase.objectives]
     if found and max(lengths) <= reach:
         raise UsageError(
-            f"contrastive is for texts that are longer than the {reach} tokens that the teacher takes",
+            f"contrastive needs texts longer than the {reach} tokens that the teacher takes",
             where="--lengths",
-            hint=f"such as {reach},{4 * reach}",
+            hint=f"give longer texts, such as --lengths {reach},{4 * reach}",
         )
     if any(len(phase.objectives) == 1 for phase in found) and min(lengths) <= reach:
         raise UsageError(
             f"contrastive alone trains nothing on texts of up to {reach} tokens",
             where="--objective, --lengths",
-            hint="hidden+contrastive, or longer texts",
+            hint="give --objective hidden+contrastive, or longer texts",
         )
 
 
 def _no_objective(objective: str, why: str) -> UsageError:
     return UsageError(
-        f"{objective!r} cannot be trained: {why}",
+        f"invalid objective {objective!r}: {why}",
         where="--objective",
-        hint=f"{', '.join(OBJECTIVES)}, such as attention:.4,hidden or hidden+mlm",
+        hint=f"combine {', '.join(OBJECTIVES)}, for example hidden+mlm or attention:0.4,hidden",
     )

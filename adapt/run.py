@@ -120,20 +120,20 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
     if manifest["family"] in ENCODER_DECODERS:
         raise UnsupportedError(
-            "models of an encoder and a decoder cannot be trained here",
+            "effconv adapt cannot train encoder-decoder models",
             where=str(folder),
-            hint="train it with transformers' Seq2SeqTrainer, which takes the repo as it is",
+            hint="train the repo with Seq2SeqTrainer of transformers",
         )
     taught = any(phase.needs_teacher for phase in phases)
     if taught and options.teacher is None:
         raise UsageError(
             f"the objective {recipe.objective} needs a teacher",
             where="--teacher",
-            hint="give the dense source that the repo was made from, or --objective mlm",
+            hint="pass --teacher with the source of the repo, or --objective mlm",
         )
     if taught and not manifest.get("dense_source", True):
         raise UnsupportedError(
-            "the repo was made from no dense source that it could be taught by",
+            "the repo was not made from a dense source, so it has no teacher",
             where=str(folder),
             hint="train without a teacher: --objective mlm",
         )
@@ -246,11 +246,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     }
     findings = list(corpus.findings)
     if pair.logits == VALUES and any("logits" in phase.objectives for phase in phases):
-        findings.append("logits: the head's numbers are no distribution, so their squared differences were trained")
+        findings.append("logits: the head does not output a distribution, so squared differences were trained")
     if not place.best_step:
-        findings.append(
-            "no state on the way was closer on held-out text than the repo as it was: its weights are unchanged"
-        )
+        findings.append("training did not improve the held-out score: the weights are unchanged")
     return Finished(trained.state, matrix, record, findings, checkpoints)
 
 
@@ -280,7 +278,9 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
                 progress=lambda name: progress(f"verify: {name}", 0, 0),
                 trust_remote_code=options.trust_remote_code,
             )
-            require_passed(measured, target, "the training is kept: --resume --no-verify writes the repo unchecked")
+            require_passed(
+                measured, target, "the training is kept: pass --resume --no-verify to write the repo without checks"
+            )
             kept = others if asked.teacher is not None else {**others, "fidelity": []}
             new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
         else:
@@ -317,9 +317,11 @@ def _stopped(checkpoints: Checkpoints) -> StoppedError:
     last = checkpoints.last()
     if last is None:
         checkpoints.clear()
-        return StoppedError("interrupted before the first checkpoint; nothing was left behind")
+        return StoppedError("interrupted before the first checkpoint; no output was written")
     return StoppedError(
-        f"interrupted; the state of {last.name.replace('-', ' ')} is kept", where=str(last), hint="--resume continues"
+        f"interrupted; the state of {last.name.replace('-', ' ')} is kept",
+        where=str(last),
+        hint="continue with --resume",
     )
 
 

@@ -278,11 +278,11 @@ class Run:
     def _not_finite(self, losses: Mapping[str, float]) -> CheckFailedError:
         last = self.checkpoints.last()
         shown = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-        state = f"the state of {last.name.replace('-', ' ')} is kept" if last else "there was no checkpoint yet"
+        state = f"the state of {last.name.replace('-', ' ')} is kept" if last else "there is no checkpoint yet"
         return CheckFailedError(
-            f"training broke at step {self.place.step + 1}: its loss or gradient is not finite ({shown}); {state}",
+            f"training stopped at step {self.place.step + 1}: the loss or gradient is not finite ({shown}); {state}",
             where=str(last or self.checkpoints.folder),
-            hint="start anew with a lower --learning-rate and --overwrite; the repo is as it was",
+            hint="start again with a lower --learning-rate and --overwrite; the repo is unchanged",
         )
 
     def _spent(self) -> float:

@@ -1,6 +1,6 @@
 """The rules of the advice: from lengths of texts and measured probes to length, block, sparsity and batch.
 
-Pure functions; docs/bench.md states the rules in words.
+Pure functions; docs/how-to/bench.md states the rules in words.
 
     length   the shortest candidate that holds `COVERED` of all tokens of the texts
     block,   of the candidates that fit the memory with one text: those that take at most `WORTH` times as long as the

@@ -78,9 +78,9 @@ def require_drawable(paths: Iterable[Path]) -> None:
                 "the package matplotlib is not installed", where=f"--plot {path}", hint="pip install 'effconv[adapt]'"
             )
         if path.is_dir() or not path.absolute().parent.is_dir():
-            raise OutputError("no such folder", where=f"--plot {path}", hint="name a file in a folder that exists")
+            raise OutputError("no such folder", where=f"--plot {path}", hint="give a file in an existing folder")
         if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise OutputError("it may not be written", where=f"--plot {path}", hint="name another file")
+            raise OutputError("no permission to write this file", where=f"--plot {path}", hint="give another file name")
 
 
 def draw(path: Path, report: BenchReport) -> None:
@@ -95,7 +95,7 @@ def draw(path: Path, report: BenchReport) -> None:
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched, not outlines
             _figure(report).savefig(path, format=path.suffix.lower().removeprefix("."))
     except OSError as error:
-        raise OutputError(f"the plot cannot be written ({error})", where=str(path), hint="name another file") from None
+        raise OutputError(f"cannot write the plot ({error})", where=str(path), hint="give another file name") from None
 
 
 def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -> tuple[Line, ...]:

@@ -3,8 +3,8 @@
 `python -m benchmarks.adapt SOURCE TRAIN TEST [--only NAME ...] [--budget 580s] [--folder FOLDER]` converts SOURCE to
 each target, trains it on TRAIN for the budget (CPU time of this process, one thread), and prints a line of a table for
 each length, as it is made; then how well long documents are found, where a target takes them. TEST is never trained on
-(docs/adapt.md says what was chosen by it). With --folder the repos are kept, and what stands there from
-the same options is measured and not made again.
+(docs/how-to/adapt.md says what was chosen by it). With --folder the repos are kept, and what stands there from the
+same options is measured and not made again.
 """
 
 from __future__ import annotations

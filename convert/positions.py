@@ -45,6 +45,4 @@ def equal_positions(manifest: Mapping[str, Any]) -> str:
     """Why a repo cannot equal its source up to the source's length, as `Check.applies`; "" where it can."""
     if manifest["options"].get("positions", "repeat") != "repeat":
         return "interpolated positions differ from the source's"
-    if manifest["settings"]["dtype"]:
-        return "the weights were cast"
-    return "trained after the conversion" if manifest.get("adapted") else ""
+    return "the weights were cast" if manifest["settings"]["dtype"] else ""

@@ -54,7 +54,7 @@ class Result:
 
     def __repr__(self) -> str:
         applying = [check.passed for check in self.measured or () if check.passed is not None]
-        checks = "not verified" if self.measured is None else f"{sum(applying)} of {len(applying)} checks hold"
+        checks = "not verified" if self.measured is None else f"{sum(applying)} of {len(applying)} checks passed"
         size, findings = f"{self.plan.bytes_out / 1e6:,.1f} MB", counted(len(self.findings), "finding")
         return f"<Result {str(self.output)!r}: {self.plan.architecture}, {size}, {checks}, {findings}>"
 

@@ -85,6 +85,16 @@ class Check:
     needs_source: bool = False
     means: str = ""
 
+    def left_out(self, manifest: Mapping[str, Any]) -> str:
+        """Why a repo is not held to the promise; "" where it is.
+
+        Training changes the weights, whoever did it: from then on nothing that compares with the source is promised,
+        and everything else still is.
+        """
+        if self.needs_source and manifest.get("adapted"):
+            return "trained after the conversion"
+        return self.applies(manifest)
+
     def by(self, function: str) -> Check:
         """The same check, by a target's own function."""
         return replace(self, function=function)
@@ -250,10 +260,6 @@ SAVED_AGAIN_EQUAL = Check(
 )
 
 
-def _trained(manifest: Mapping[str, Any]) -> str:
-    return "trained after the conversion" if manifest.get("adapted") else ""
-
-
 SAME_TOKENS = Check(
     "same_tokens",
     "effconv.convert.verify.token_checks:same_tokens",
@@ -266,7 +272,6 @@ SAME_EMBEDDING = Check(
     "effconv.convert.verify.sentence_checks:same_embedding",
     "with the source's attention restored, SentenceTransformer gives the source's embedding for every prompt",
     1e-5,
-    _trained,
     needs_source=True,
     means="a module, a prompt or a setting of the sentence encoder was lost or changed",
 )
@@ -276,7 +281,6 @@ STOCK_ATTENTION = Check(
     "effconv.convert.verify.family_checks:stock_attention_equals_source",
     "with plain softmax attention restored, every head gives the source's outputs",
     1e-5,
-    _trained,
     needs_source=True,
     means="the source's attention is more than softmax of q and k, or a tensor was copied to the wrong place",
 )

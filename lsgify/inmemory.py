@@ -80,7 +80,7 @@ def lsgify(
     missing, unexpected = result.load_state_dict({name: _torch(array) for name, array in arrays.items()}, strict=False)
     tied = {name for name in missing if name.endswith(tuple(family.tied_weights(head)))}
     if set(missing) - tied or unexpected:
-        raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
+        raise AssertionError(f"the plan does not match the model: {sorted(set(missing) - tied)} {unexpected}")
     if tokenizer is not None:
         tokenizer.model_max_length = int(context.options.max_length)
     made: nn.Module = result.to(model.device).train(model.training)

@@ -51,20 +51,18 @@ def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
     before = converted(config)
     family = before.family if before else config.get("model_type")
     if options.decoder_first_token == "published" and family in FAMILIES and family not in ENCODER_DECODERS:
-        raise UsageError(
-            f"{family} has no decoder beside its encoder", where="--decoder-first-token", hint="leave it out"
-        )
+        raise UsageError(f"{family} has no decoder", where="--decoder-first-token", hint="leave out this option")
     try:
         filled = options.filled(stated(config))
     except UsageError as error:
         raise BadInputError(
-            f"with what the source states, {error.what}",
+            f"with the settings of the source, {error.what}",
             where="config.json",
-            hint="give the options that mend it, such as --block-size",
+            hint="override the settings with options such as --block-size",
         ) from None
     if options.pool_with_global is False and filled.mask_first_token:
         raise UsageError(
-            "a global token stands in for a first token that is masked, so it is returned in its place",
+            "if the first token is masked, the first global token must be returned in its place",
             where="--no-pool-with-global, --mask-first-token",
             hint="leave one of them out",
         )

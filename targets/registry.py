@@ -36,8 +36,7 @@ ROWS = {
     "lsg": Row(
         "lsgify.target:LSG",
         "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497). "
-        "A source that is LSG already is upgraded, and keeps what it has.",
+        "Convert to LSG: local, sparse and global attention (arXiv 2210.15497). Also upgrades existing LSG models.",
     ),
     "linformer": Row(
         "targets.linformer.target:LINFORMER",
@@ -47,28 +46,28 @@ ROWS = {
     "lambda": Row(
         "targets.lambda_.target:LAMBDA",
         "targets.lambda_.options:LambdaOptions",
-        "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
+        "Convert to lambda layers (LambdaNetworks), fitted on text (arXiv 2102.08602).",
     ),
     "lambda-published": Row("targets.lambda_.published:LAMBDA_PUBLISHED"),
     "transnormer": Row(
         "targets.transnormer.target:TRANSNORMER",
         "targets.transnormer.options:TransNormerOptions",
-        "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
+        "Convert to TransNormer: block attention, then linear attention, fitted on text (arXiv 2210.10340).",
     ),
     "jax2torch": Row(
         "targets.bigs.target:JAX2TORCH",
         "targets.bigs.options:BiGSOptions",
-        "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).",
+        "Convert a BiGS checkpoint from JAX to PyTorch (arXiv 2212.10544).",
     ),
     "torch2jax": Row(
         "targets.bigs.target:TORCH2JAX",
         "targets.bigs.options:BiGSOptions",
-        "Turn a BiGS checkpoint of torch into a JAX repo.",
+        "Convert a BiGS checkpoint from PyTorch to JAX.",
     ),
     "bigs": Row(
         "targets.bigs.target:RESIZED",
         "targets.bigs.options:BiGSOptions",
-        "Give a BiGS checkpoint of torch another length or form of GELU.",
+        "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
     ),
 }
 
@@ -122,6 +121,6 @@ def target_named(name: str, options: object = None) -> Target:
         UnsupportedError: with the names there are.
     """
     if name not in TARGETS:
-        raise UnsupportedError(f"no target {name!r}", where="target", hint="one of " + ", ".join(TARGETS))
+        raise UnsupportedError(f"unknown target {name!r}", where="target", hint="use one of " + ", ".join(TARGETS))
     variant = TARGETS[name].variant(options) if options is not None else ""
     return TARGETS[variant or name]

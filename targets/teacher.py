@@ -59,18 +59,18 @@ def load_teacher(folder: Path, config: Config) -> tuple[Any, Any]:
     unsound = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if unsound:
         raise BadInputError(
-            f"the source cannot be run, its weights hold NaN or infinite values:\n{listing(unsound)}",
+            f"the source's weights hold NaN or infinite values:\n{listing(unsound)}",
             where="the source's weights",
-            hint="use a sound checkpoint",
+            hint="use another checkpoint",
         )
     return model.eval(), tokenizer
 
 
 def _no_tokenizer(folder: Path, why: str) -> BadInputError:
     return BadInputError(
-        f"the source's tokenizer {why}, and the fit reads text with it",
+        f"the source's tokenizer {why}, but fitting on text needs it",
         where=str(folder),
-        hint="put the tokenizer's files beside config.json",
+        hint="put the tokenizer's files next to config.json",
     )
 
 

@@ -81,7 +81,7 @@ def text_batches(
     lengths = [n for n in sorted(set(lengths), reverse=True) if around < n <= len(stream) + around]
     if not lengths:
         raise BadInputError(
-            f"{len(stream)} calibration tokens fill no text of the shortest length",
+            f"the calibration text has only {len(stream)} tokens, fewer than the shortest training text",
             where="--calibrate",
             hint="give a longer text",
         )

@@ -147,8 +147,8 @@ class EncoderMixin(AdaptedModel):
         self.config.validate_unpadding()
         if getattr(self.config, "position_embedding_type", "absolute") != "absolute":
             raise ValueError(
-                f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
-                "no relative positions; use a checkpoint with absolute ones"
+                f"position_embedding_type={self.config.position_embedding_type!r} is not supported: use a "
+                "checkpoint with absolute positions"
             )
         index = 0
         for layers in self.layer_lists():
@@ -296,7 +296,9 @@ class EncoderMixin(AdaptedModel):
         config = self.config
         refuse_unsupported(head_mask, past_key_values)
         if output_attentions if output_attentions is not None else config.output_attentions:
-            logger.warning_once("output_attentions has no effect: this attention forms no weights, attentions is None")
+            logger.warning_once(
+                "output_attentions has no effect: this attention computes no attention weights, so attentions is None"
+            )
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if return_dict is None:
@@ -329,12 +331,12 @@ class EncoderMixin(AdaptedModel):
     ) -> tuple[int, int]:
         """Batch size and number of tokens, refused where the position table is too short for them."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         batch, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         longest = self.config.max_position_embeddings - self.special_positions
         if position_ids is None and length > longest:
             raise ValueError(
-                f"the input has {length} tokens and this model takes {longest}; truncate it (tokenizer(..., "
+                f"the input has {length} tokens, but this model takes at most {longest}. Truncate it (tokenizer(..., "
                 f"truncation=True, max_length={longest})) or convert the source again with a larger --max-len"
             )
         return batch, length
@@ -346,7 +348,7 @@ class EncoderMixin(AdaptedModel):
         if states is None:
             return ()
         if not getattr(self.config, "add_cross_attention", False):
-            raise ValueError("encoder_hidden_states were given to a model that has no cross-attention; leave them out")
+            raise ValueError("this model has no cross-attention: leave out encoder_hidden_states")
         visible = visible_tokens(mask, states.shape[:2], name="encoder_attention_mask")
         if visible is None:
             return states, None
@@ -370,20 +372,20 @@ def visible_tokens(mask: Tensor | None, shape: tuple[int, int], name: str = "att
         return None
     if mask.dim() != 2:
         raise ValueError(
-            f"{name} has {mask.dim()} dimensions; only (batch, tokens) is supported, 1 for real tokens and 0 for "
-            "padding, because this attention never forms the tokens * tokens matrix that other masks are made for"
+            f"{name} must have the shape (batch, tokens), 1 for real tokens and 0 for padding, got {mask.dim()} "
+            "dimensions: this attention never computes the tokens * tokens matrix that other masks apply to"
         )
     if tuple(mask.shape) != tuple(shape):
-        raise ValueError(f"{name} is {tuple(mask.shape)} and the input is {tuple(shape)}: they must be the same")
+        raise ValueError(f"{name} must have the shape of the input, {tuple(shape)}, got {tuple(mask.shape)}")
     return mask.bool()
 
 
 def refuse_unsupported(head_mask: Any, past_key_values: Any) -> None:
     """Raise ValueError for arguments that would have no effect here but change what a caller expects."""
     if head_mask is not None:
-        raise ValueError("head_mask is not supported by this attention; leave it out")
+        raise ValueError("this attention does not support head_mask: leave it out")
     if past_key_values is not None:
-        raise ValueError("this model keeps no key and value cache: pass use_cache=False, to generate() too")
+        raise ValueError("this model has no key and value cache: pass use_cache=False, also to generate()")
 
 
 class Group(NamedTuple):

@@ -43,7 +43,7 @@ class LambdaAttention(nn.Module):
         super().__init__()
         if getattr(config, "is_decoder", False):
             raise ValueError(
-                "Lambda attention mixes all positions: a token would see later ones. Use it as an encoder "
+                "Lambda attention cannot be causal: a token would see later tokens. Use it as an encoder "
                 "(is_decoder=False)"
             )
         h = config.num_attention_heads
@@ -51,7 +51,7 @@ class LambdaAttention(nn.Module):
         c = config.key_depth * (getattr(config, "intra_depth", None) or 1) + 1
         r = getattr(config, "local_context_size", 0) or 0
         if r and r % 2 == 0:
-            raise ValueError(f"local_context_size {r} is even: it needs a centre, use an odd number")
+            raise ValueError(f"local_context_size must be odd, got {r}")
         self.layer_index = layer_index
         self.landmarks = nn.Parameter(torch.empty(h, c, d))
         self.content_weight = nn.Parameter(torch.empty(h, c, d))

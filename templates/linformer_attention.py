@@ -46,7 +46,9 @@ def resample(projection: Tensor, length: int) -> Tensor:
     if length == n:
         return projection
     if not 3 <= length <= n:
-        raise ValueError(f"cannot resample a projection of {n} positions to {length} tokens: 3 to {n} are possible")
+        raise ValueError(
+            f"cannot resample a projection of {n} positions to {length} tokens: give a length from 3 to {n}"
+        )
     middle = projection[..., 1:-1]
     edges = torch.arange(length - 1, device=projection.device, dtype=torch.float64) * ((n - 2) / (length - 2))
     left = edges.floor().clamp(max=n - 2).long()
@@ -116,7 +118,7 @@ def published_linformer(
     """
     t = q.shape[2]
     if t > keys.shape[-1]:
-        raise ValueError(f"{t} tokens are more than the {keys.shape[-1]} positions of this model's projection")
+        raise ValueError(f"the input has {t} tokens, but the projection of this model takes {keys.shape[-1]}")
     if mask is not None:
         real = mask[:, None, :, None]
         q, k, v = (x.masked_fill(~real, 0.0) for x in (q, k, v))
@@ -149,11 +151,11 @@ class LinformerAttention(nn.Module):
         self.weighting: str = getattr(config, "projection_weighting", "none")
         self.layer_index = layer_index
         if self.sharing not in SHARING:
-            raise ValueError(f"sharing {self.sharing!r} is not known: use one of {', '.join(SHARING)}")
+            raise ValueError(f"sharing must be one of {', '.join(SHARING)}, got {self.sharing!r}")
         if self.mask_mode not in ("masked", "published"):
-            raise ValueError(f"mask_mode {self.mask_mode!r} is not known: use masked or published")
+            raise ValueError(f"mask_mode must be masked or published, got {self.mask_mode!r}")
         if self.weighting not in ("none", "salience"):
-            raise ValueError(f"projection_weighting {self.weighting!r} is not known: use none or salience")
+            raise ValueError(f"projection_weighting must be none or salience, got {self.weighting!r}")
         # A tuple hides the owner from named_parameters and state_dict: the shared matrix is stored once, under its
         # owner.
         self._owner: tuple[LinformerAttention, ...] = ()
@@ -214,7 +216,7 @@ class LinformerAttention(nn.Module):
         if t <= self.proj_dim:
             return F.scaled_dot_product_attention(q, k, v)
         if t > self.length:
-            raise ValueError(f"{t} tokens are more than the {self.length} positions of this model's projection")
+            raise ValueError(f"the input has {t} tokens, but the projection of this model takes {self.length}")
         stored_keys, stored_values, _, _ = self.projections()
         keys = _as(resample(stored_keys, t), k)
         values = keys if stored_values is stored_keys else _as(resample(stored_values, t), v)
@@ -228,7 +230,7 @@ class LinformerEncoderMixin(EncoderMixin):
     def adapt(self) -> None:
         if getattr(self.config, "is_decoder", False):
             raise ValueError(
-                "Linformer mixes all positions: a token would see later ones. Use it as an encoder (is_decoder=False)"
+                "Linformer cannot be causal: a token would see later tokens. Use it as an encoder (is_decoder=False)"
             )
         super().adapt()
         LinformerAttention.link([module for module in self.modules() if isinstance(module, LinformerAttention)])

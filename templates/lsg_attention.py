@@ -178,8 +178,8 @@ def lsg_attention(
     length = q.shape[2] - config.num_global_tokens
     if length > 2 * config.block_size and length % config.block_size and not config.adaptive:
         raise ValueError(
-            f"{length} tokens are no multiple of block_size {config.block_size}: pad the input to one, or set "
-            "adaptive=True to have it padded here"
+            f"the input length must be a multiple of block_size {config.block_size}, got {length}: pad the input, or "
+            "set adaptive=True"
         )
     if length <= 2 * config.block_size:
         context = full_attention(q, k, v, mask, config.num_global_tokens, causal, dropout)
@@ -217,7 +217,7 @@ def form_of(config: Any, q: Tensor) -> str:
     """
     asked = config.attention_form
     if asked not in ATTENTION_FORMS:
-        raise ValueError(f"attention_form is {asked!r}: set it to one of {', '.join(ATTENTION_FORMS)}")
+        raise ValueError(f"attention_form must be one of {', '.join(ATTENTION_FORMS)}, got {asked!r}")
     # A graph that leaves this process must not hold an operator of its own.
     if asked == "plain" or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "plain"

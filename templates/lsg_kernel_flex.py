@@ -74,7 +74,7 @@ def obstacle(dropout: float) -> str:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
         return f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST))}"
     if dropout > 0:
-        return f"FlexAttention has no dropout of attention weights, which is {dropout} here: set it to 0 for this form"
+        return f"FlexAttention does not support attention dropout, which is {dropout}: set it to 0"
     return ""
 
 

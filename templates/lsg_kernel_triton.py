@@ -54,9 +54,9 @@ def obstacle(q: Tensor) -> str:
     if triton is None:
         return "Triton is not installed"
     if q.dtype not in DTYPES:
-        return f"the inputs are {q.dtype}, and it takes float32, float16 and bfloat16"
+        return f"the inputs are {q.dtype}, but it supports only float32, float16 and bfloat16"
     if q.shape[-1] > MAX_SIZE:
-        return f"heads have size {q.shape[-1]}, and it takes up to {MAX_SIZE}"
+        return f"the head size is {q.shape[-1]}, but it supports at most {MAX_SIZE}"
     if INTERPRETED:
         return ""
     return "the inputs are not on an NVIDIA GPU" if q.device.type != "cuda" else obstacle_of_gpu(q.device.index)
@@ -68,10 +68,10 @@ def obstacle_of_gpu(device: int) -> str:
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
         return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}"
     if torch.version.cuda is None:
-        return "the GPU is not one of NVIDIA"
+        return "the GPU is not an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
-        return f"the GPU has compute capability {'.'.join(map(str, capability))}, and it needs 8.0"
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, but it needs 8.0 or later"
     try:
         triton.runtime.driver.active.get_current_target()
     except Exception as error:  # whatever it is; most often there is no C compiler

@@ -259,7 +259,7 @@ class BiGSModel(BiGSPreTrainedModel):
         """
         config = self.config
         if output_attentions:
-            logger.warning_once("output_attentions: this model has no attention; `attentions` stays None")
+            logger.warning_once("output_attentions has no effect: BiGS has no attention, so attentions is None")
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if return_dict is None:
@@ -281,12 +281,12 @@ class BiGSModel(BiGSPreTrainedModel):
     def _words(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Word embeddings (b, l, d), refused where the table of positions is too short for them."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         length = (inputs_embeds if input_ids is None else input_ids).shape[1]
         longest = self.config.max_position_embeddings
         if position_ids is None and length > longest:
             raise ValueError(
-                f"the input has {length} tokens and this model takes {longest}; truncate it (tokenizer(..., "
+                f"the input has {length} tokens, but this model takes at most {longest}. Truncate it (tokenizer(..., "
                 f"truncation=True, max_length={longest})) or convert the source again with a larger --max-len"
             )
         return self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -523,7 +523,7 @@ def _checked_mask(mask: Tensor | None, words: Tensor) -> Tensor | None:
         return None
     if tuple(mask.shape) != tuple(words.shape[:2]):
         raise ValueError(
-            f"attention_mask is {tuple(mask.shape)} and the input is {tuple(words.shape[:2])}: they must be the same, "
+            f"attention_mask must have the shape of the input, {tuple(words.shape[:2])}, got {tuple(mask.shape)}: "
             "(batch, tokens), 1 for real tokens and 0 for padding"
         )
     return mask.bool()

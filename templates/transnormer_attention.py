@@ -54,7 +54,7 @@ class HeadsNorm(nn.Module):
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
         if kind not in NORMS:
-            raise ValueError(f"norm {kind!r} is not known: use one of {', '.join(NORMS)}")
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {kind!r}")
         self.kind = kind
         if kind in ("rmsnorm", "gatedrmsnorm"):
             self.scale = nn.Parameter(torch.ones(width))
@@ -92,7 +92,7 @@ class RotaryReflection(nn.Module):
     def __init__(self, d: int, *, identity: bool = False, trainable: bool = True, reflect: bool = True) -> None:
         super().__init__()
         if d % 2:
-            raise ValueError(f"rotary positions pair the channels of a head: its width {d} must be even")
+            raise ValueError(f"rotary positions need an even head size, got {d}")
         theta = torch.zeros(d // 2) if identity else 10000.0 ** (-2.0 * torch.arange(d // 2) / d)
         self.reflect = reflect
         if trainable:
@@ -186,7 +186,7 @@ class TransNormerAttention(nn.Module):
         super().__init__()
         variant = config.variant
         if variant not in ("t1", "t2"):
-            raise ValueError(f"variant {variant!r} is not known: use t1 or t2")
+            raise ValueError(f"variant must be t1 or t2, got {variant!r}")
         self.diag = layer_index in config.diag_layers
         self.softmax = variant == "t2"
         self.block_size: int = getattr(config, "block_size", 64)
@@ -195,7 +195,7 @@ class TransNormerAttention(nn.Module):
         self.linear_activation = getattr(config, "linear_activation", None) or ("1+elu" if self.softmax else "elu")
         if self.linear_activation not in LINEAR_ACTIVATIONS:
             known = ", ".join(LINEAR_ACTIVATIONS)
-            raise ValueError(f"linear_activation {self.linear_activation!r} is not known: use one of {known}")
+            raise ValueError(f"linear_activation must be one of {known}, got {self.linear_activation!r}")
         normed = not (self.diag and self.softmax)  # softmax has normalised already
         kind = getattr(config, "attention_norm", "simplermsnorm")
         self.norm = HeadsNorm(kind, config.hidden_size) if normed else None
@@ -207,7 +207,7 @@ class TransNormerAttention(nn.Module):
         elif encoding == "rotary":
             self.lrpe = RotaryReflection(d, trainable=False, reflect=False)
         elif encoding != "none":
-            raise ValueError(f"position_encoding {encoding!r} is not known: use none, lrpe or rotary")
+            raise ValueError(f"position_encoding must be none, lrpe or rotary, got {encoding!r}")
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """q, k, v: (b, h, t, d); mask: (b, t) bool, True for a real token, or None. Returns (b, h, t, d)."""

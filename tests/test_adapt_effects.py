@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 
 
 IGNORED = {  # options that nothing reads, with what they are for
-    "mask_share": ({"mask_share": 0.3}, "--mask-share is for --objective mlm"),
+    "mask_share": ({"mask_share": 0.3}, "--mask-share applies only with --objective mlm"),
     "whole_words": ({"whole_words": True}, "--whole-words is for --objective mlm"),
     "piece_tokens": ({"piece_tokens": 16}, "--piece-tokens is for --objective contrastive"),
     "budget_clock": ({"budget_clock": "cpu"}, "--budget-clock is for --budget"),
@@ -68,9 +68,9 @@ NOTHING = {
     "new ones that are not used": ("no globals", UsageError, "num_global_tokens is 0", {"train": "new"}),
     "where LSG is exact": ("no globals", UsageError, "up to 32 tokens the repo equals", {"lengths": "32"}),
     "where Linformer is": ("linformer", UsageError, "up to 16 tokens the repo equals", {"lengths": "8,16"}),
-    "starts and ends": ("spans", UnsupportedError, "no logits that could be compared", {"objective": "logits"}),
+    "starts and ends": ("spans", UnsupportedError, "no logits that can be compared", {"objective": "logits"}),
     "outputs of two heads": ("two heads", UnsupportedError, "no logits that", {"objective": "hidden+logits"}),
-    "choices": ("choices", UnsupportedError, "no logits that could be compared", {"objective": "logits"}),
+    "choices": ("choices", UnsupportedError, "no logits that can be compared", {"objective": "logits"}),
     "masks in a decoder": ("decoder", UnsupportedError, "the repo is a decoder", {"objective": "mlm", "teacher": None}),
     **{name: ("linformer", UsageError, says, options) for name, (options, says) in IGNORED.items()},
 }

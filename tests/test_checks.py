@@ -92,7 +92,9 @@ def test_a_tokenizer_that_gives_other_ids_is_found(against_source, made, repo, c
     edit_json(repo / "tokenizer.json", **tokenizer)
     result = checked(repo, made[0] if against_source else None)["same_tokens"]
     assert result.passed is False
-    assert ("where the source gives [" if against_source else "not those that the manifest records") in result.why
+    assert (
+        "where the source gives [" if against_source else "differ from those of the source in the manifest"
+    ) in result.why
 
 
 def test_a_record_of_other_versions_is_not_judged(repo, checked):
@@ -107,7 +109,7 @@ def test_a_record_of_other_versions_is_not_judged(repo, checked):
 def test_a_tokenizer_that_cuts_elsewhere_than_the_model_is_found(made, repo, checked):
     edit_json(repo / "tokenizer_config.json", model_max_length=64)
     result = checked(repo, made[0])["same_tokens"]
-    assert (result.passed, result.why) == (False, "the tokenizer cuts at 64 tokens, and the model takes 128")
+    assert (result.passed, result.why) == (False, "the tokenizer truncates at 64 tokens, but the model takes 128")
 
 
 def test_a_tokenizer_that_is_lost_is_found(made, repo, checked):
@@ -204,7 +206,7 @@ def test_an_encoder_that_is_not_the_sources_is_found(made, repo, checked):
     replaced(repo / "efficient_encoder.py", line, f"{line}\n        x = x * 1.01")
     results = checked(repo, made[0])
     assert results["stock_attention_equals_source"].passed is False
-    assert "at most 1e-05 is promised" in results["stock_attention_equals_source"].why
+    assert "the tolerance is 1e-05" in results["stock_attention_equals_source"].why
 
 
 @pytest.mark.parametrize("target", ["lsg", "linformer"])
@@ -245,7 +247,7 @@ def test_rounding_of_a_deep_model_vanishes_in_float64_and_a_fault_does_not(fault
 
 H, V = "hidden_size", "vocab_size"
 MPNET = (
-    Family(  # as docs/extending.md says how an entry is written, but for the bias, of which the grammar knows nothing
+    Family(  # written as docs/how-to/extending.md says, except for the bias, which the grammar cannot express as yet
         name="mpnet",
         prefix="mpnet",
         code=FamilyCode(

@@ -153,7 +153,7 @@ print(json.dumps([type(loaded).__name__, states.shape[1], encoder.encode(["the c
         assert ["changed", "README.md"] in [words[:2] for words in lines]
         weights = (repo / "model.safetensors").stat().st_size
         assert ["left", "alone", "model.safetensors", f"{weights / 1e6:.1f}", "MB"] in lines
-        assert "dry run: nothing was sent" in run.out
+        assert "dry run: nothing was uploaded" in run.out
         assert not hub.count("POST")
 
     def test_a_pull_request_leaves_main_where_it_is_and_is_opened_once(self, client, hub, small):
@@ -253,7 +253,7 @@ class TestRefusals:
         (repo / "extra.txt").write_text("")
         run = client.push(repo, "me/long")
         assert run.code == 5
-        assert "lsg_attention.py: its bytes differ" in run.err
+        assert "lsg_attention.py: its content differs" in run.err
         assert "extra.txt: not in the manifest" in run.err
         assert hub.repos == {}
 

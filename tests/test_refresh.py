@@ -284,4 +284,4 @@ class TestHub:
         assert client("refresh", "me/missing").code == 6
         run = client("refresh", "me/other")
         assert run.code == 4
-        assert "not a repo that effconv made" in run.err
+        assert "not made by effconv" in run.err

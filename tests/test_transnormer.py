@@ -310,7 +310,7 @@ def test_a_gate_starts_as_one_and_learns(family):
 
 def test_wrong_settings_are_refused():
     for bad in ({"variant": "t3"}, {"attention_norm": "x", "diag_layers": []}, {"position_encoding": "x"}):
-        with pytest.raises(ValueError, match="not known"):
+        with pytest.raises(ValueError, match="must be"):
             TransNormerAttention(config(**bad))
     with pytest.raises(ValueError, match="even"):
         RotaryReflection(7)

@@ -20,6 +20,7 @@ QUICK = frozenset(
         "test_needs.py",
         "test_lsg_attention.py",
         "test_plan.py",
+        "test_public_api.py",
         "test_reader.py",
         "test_sources.py",
         "test_staging.py",

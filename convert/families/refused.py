@@ -84,4 +84,4 @@ def compares_with_source(target: Target, options: object, settings: Settings) ->
     stated = {"options": asdict(options), "settings": asdict(settings)}  # type: ignore[call-overload]
     names = ("equal_to_source", "stock_attention_equals_source")
     checks = [check for check in target.checks if check.name in names]
-    return settings.verify and any(not check.applies(stated) for check in checks)
+    return settings.verify and any(not check.left_out(stated) for check in checks)

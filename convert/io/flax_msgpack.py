@@ -323,7 +323,7 @@ def array_header(dtype: str, shape: Shape, count: int) -> bytes:
     """All of an array's extension but the elements, of which there are `count` bytes."""
     from msgpack import packb
 
-    inner = b"\x93" + packb(shape) + packb(NAMES[dtype]) + _header(count, BINARY)
+    inner: bytes = b"\x93" + packb(shape) + packb(NAMES[dtype]) + _header(count, BINARY)
     return _header(len(inner) + count, EXTENSION, FIXED) + bytes([NDARRAY]) + inner
 
 

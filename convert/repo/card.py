@@ -6,6 +6,7 @@ blocks stays as it is.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -46,21 +47,30 @@ def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source
 
 
 def add_to_card(
-    folder: Path, name: str, content: str, *, heading: str = "", results: Sequence[EvalResult] = (), model: str = ""
+    repo: str | os.PathLike[str],
+    name: str,
+    content: str,
+    *,
+    heading: str = "",
+    results: Sequence[EvalResult] = (),
+    model: str = "",
 ) -> None:
     """Writes a generated block, and results into `model-index`, into a repo's card; all else in it stays.
 
     The manifest learns the new card where nobody had written in the old one, so that it does not pass for a person's.
 
     Args:
-        folder: of the repo.
-        name, content, heading: as of `with_block`.
-        results: what was measured, as of `with_results`.
+        repo: folder of the repo.
+        name: of the block (small letters, digits, - and _); a block of that name is replaced.
+        content: Markdown.
+        heading: written above the block where the card has none of that name yet.
+        results: entries for `model-index`; they replace those of the same task, dataset and metric.
         model: its name in `model-index`; by default the folder's.
 
     Raises:
         BadInputError: no repo, or its card's blocks or front matter are broken.
     """
+    folder = Path(repo)
     manifest, path = read_manifest(folder), folder / "README.md"
     try:
         text = path.read_bytes().decode("utf-8")

@@ -145,7 +145,8 @@ def with_results(text: str, model: str, results: Sequence[EvalResult]) -> str:
             "the card's model-index is no list of models", where="README.md: model-index", hint="mend or remove it"
         )
     entries = [dict(entry) for entry in index[0].get("results") or () if isinstance(entry, dict)]
-    for entry in ModelCardData(model_name=model, eval_results=list(results)).to_dict()["model-index"][0]["results"]:
+    written: Any = ModelCardData(model_name=model, eval_results=list(results))
+    for entry in written.to_dict()["model-index"][0]["results"]:
         same = [e for e in entries if (e.get("task"), e.get("dataset")) == (entry["task"], entry["dataset"])]
         new = [(metric["type"], metric.get("name")) for metric in entry["metrics"]]
         if same:

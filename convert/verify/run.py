@@ -44,7 +44,7 @@ def run_checks(
     applying: list[tuple[Check, str]] = []
     left_out: list[tuple[Check, str]] = []
     for check in target.checks:
-        why = check.applies(manifest)
+        why = check.left_out(manifest)
         if not why and source is None and check.needs_source:
             why = "no source was given to compare with"
         (left_out if why else applying).append((check, why))

@@ -56,11 +56,11 @@ class LambdaFit:
 
     def __post_init__(self) -> None:
         if self.key_depth < 1 or self.intra_depth < 1:
-            raise ValueError(f"key_depth {self.key_depth} and intra_depth {self.intra_depth} must be at least 1")
-        if self.local_context < 0 or (self.local_context and self.local_context % 2 == 0):
             raise ValueError(
-                f"local_context {self.local_context} is no odd number: it needs a centre (0 leaves the local term out)"
+                f"key_depth and intra_depth must be at least 1, got {self.key_depth} and {self.intra_depth}"
             )
+        if self.local_context < 0 or (self.local_context and self.local_context % 2 == 0):
+            raise ValueError(f"local_context must be odd, or 0 for no local term, got {self.local_context}")
 
 
 def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Calibration:
@@ -108,7 +108,7 @@ def fit_lambda(
     needed = 4 * fit.key_depth * fit.intra_depth
     if positions < needed:
         raise BadInputError(
-            f"{positions} calibration tokens are too few for {needed // 4} landmarks",
+            f"the calibration text has {positions} tokens, too few for {needed // 4} landmarks",
             where="--calibrate",
             hint="give a longer text",
         )

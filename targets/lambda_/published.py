@@ -132,7 +132,7 @@ def _predictions(context: Context) -> list[Rule]:
 
 
 def _drops(context: Context) -> Mapping[str, str]:
-    why = "a λ shared by all heads has no keys of their own to take it"
+    why = "not used: all heads share one λ"
     return {
         f"{path}.attention.self.{name}.{kind}": why
         for path in context.family.layer_paths(context.config)
@@ -160,9 +160,9 @@ LAMBDA_PUBLISHED = Target(
         Check(
             "equal_to_formula",
             "effconv.targets.lambda_.checks:published_equal_to_formula",
-            "the first layer gives what a float64 form of its formula gives",
+            "the first layer gives the outputs of a float64 implementation",
             1e-5,
-            means="the attention does not compute its formula on this machine, with this version of torch",
+            means="the attention computes wrong results on this machine or with this version of torch",
         ),
         *common_checks(
             stock_attention_equals_source="effconv.targets.lambda_.checks:published_stock_attention",

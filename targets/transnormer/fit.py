@@ -140,9 +140,9 @@ def _samples(text: CalibrationText, reach: int, seed: int) -> list[TextSample]:
     used = sum(sample.input_ids.numel() for sample in samples)
     if used < 1024:
         raise BadInputError(
-            f"{len(tokens)} calibration tokens are too few to fit {reach} positions",
+            f"the calibration text has {len(tokens)} tokens, too few to fit {reach} positions",
             where="--calibrate",
-            hint="give a text of some thousand words",
+            hint="give a text of several thousand words",
         )
     return samples
 
