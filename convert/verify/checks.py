@@ -169,7 +169,7 @@ def worst_of(differences: Iterable[float]) -> float:
     return math.nan if any(math.isnan(value) for value in found) else max(found, default=0.0)
 
 
-def mixes_of(model: nn.Module) -> list[nn.Module]:
+def attentions_of(model: nn.Module) -> list[nn.Module]:
     """The attention modules of the emitted code, in the order of the layers."""
     return [module for name, module in model.named_modules() if name.endswith(".mix")]
 
@@ -177,6 +177,6 @@ def mixes_of(model: nn.Module) -> list[nn.Module]:
 def count_calls(model: nn.Module) -> list[int]:
     """A list that grows by one entry at each call of an emitted attention module."""
     calls: list[int] = []
-    for index, mix in enumerate(mixes_of(model)):
-        mix.register_forward_hook(lambda *_, index=index: calls.append(index))
+    for index, attention in enumerate(attentions_of(model)):
+        attention.register_forward_hook(lambda *_, index=index: calls.append(index))
     return calls
