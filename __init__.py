@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from .api import adapt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
     from .convert.errors import EffconvError
     from .convert.repo.card import add_to_card
-    from .convert.repo.card_blocks import Result
     from .hub.refresh import refresh
     from .lsgify.inmemory import lsgify
 
 __all__ = [
     "EffconvError",
-    "Result",
     "adapt",
     "add_to_card",
     "bench",
@@ -44,7 +42,6 @@ __all__ = [
 
 _HOMES = {
     "EffconvError": "convert.errors",
-    "Result": "convert.repo.card_blocks",
     "add_to_card": "convert.repo.card",
     "fidelity": "api",
     "inspect": "api",

@@ -13,7 +13,7 @@ from typing import Any
 
 from .adapt.retrieval import retrieval
 from .convert.errors import EffconvError, UsageError
-from .convert.options import Settings
+from .convert.options import Progress, Settings
 from .convert.plan import Plan
 from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.run import Result, convert_source, prepare
@@ -27,8 +27,6 @@ from .inspection import inspect_source as inspect
 from .targets.registry import TARGETS, target_named
 
 __all__ = ["adapt", "bench", "convert", "fidelity", "inspect", "load", "plan", "push_to_hub", "retrieval", "verify"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def _quiet(step: str, done: int, total: int) -> None:
@@ -204,9 +202,9 @@ def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> Non
     unknown = sorted(set(given) - known)
     if unknown:
         raise UsageError(
-            f"{function} takes no option {', '.join(unknown)}",
+            f"{function} has no option {', '.join(unknown)}",
             where=f"{function}(...)",
-            hint="it takes " + ", ".join(sorted(known)),
+            hint="valid options: " + ", ".join(sorted(known)),
         )
 
 
@@ -218,9 +216,9 @@ def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
     unknown = sorted(options.keys() - own - common)
     if unknown:
         raise UsageError(
-            f"{name} takes no option {', '.join(unknown)}",
+            f"{name} has no option {', '.join(unknown)}",
             where=f"convert(..., {name!r})",
-            hint="it takes " + ", ".join(sorted(own | common)),
+            hint="valid options: " + ", ".join(sorted(own | common)),
         )
     settings = {key: value for key, value in options.items() if key in common}
     if settings.get("output") is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import io
 import os
@@ -21,43 +20,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_type_h
 import typer
 
 from .plain_help import PlainCommand, PlainGroup
+from .targets.registry import ROWS, at
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
 
-CONVERTING = {  # command: its target's options, what it says of itself
-    "lsg": (
-        "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention, linear in the length (arXiv 2210.15497). "
-        "A source that is LSG already is upgraded, and keeps what it has.",
-    ),
-    "linformer": (
-        "targets.linformer.options:LinformerOptions",
-        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
-    ),
-    "lambda": (
-        "targets.lambda_.options:LambdaOptions",
-        "Convert to lambda layers: landmark queries and a local term, fitted on text (arXiv 2102.08602).",
-    ),
-    "transnormer": (
-        "targets.transnormer.options:TransNormerOptions",
-        "Convert to TransNormer: blocks, then linear attention with a norm, fitted on text (arXiv 2210.10340).",
-    ),
-    "jax2torch": (
-        "targets.bigs.options:BiGSOptions",
-        "Turn a BiGS checkpoint of JAX into a torch repo (arXiv 2212.10544).",
-    ),
-    "torch2jax": ("targets.bigs.options:BiGSOptions", "Turn a BiGS checkpoint of torch into a JAX repo."),
-    "bigs": ("targets.bigs.options:BiGSOptions", "Give a BiGS checkpoint of torch another length or form of GELU."),
-}
+CONVERTING = {name: row for name, row in ROWS.items() if row.options}
 MEASURING = {
-    "bench": "Measure time and memory of models side by side; with --data, advise on length, block, sparsity and batch."
+    "bench": "Compare speed and memory of models. With --data: recommend length, block size, sparsity and batch size."
 }
-TRAINING = {"adapt": "Train a repo against the source that it was made from; the result is a new repo."}
+TRAINING = {"adapt": "Train a converted repo to match its source. Writes a new repo."}
 
 
 class Commands(PlainGroup):
-    """All commands; one that converts or trains is made when it is asked for, for most runs ask for one or none."""
+    """All commands. Those that convert, train or measure are built on demand, since a run needs one at most."""
 
     def list_commands(self, ctx: Context) -> list[str]:
         made_later = [*CONVERTING, *TRAINING, *MEASURING]
@@ -66,7 +42,7 @@ class Commands(PlainGroup):
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         found = super().get_command(ctx, cmd_name)
         if found is None:
-            # Of a name that is none, all of them: the suggestion for it is made from these.
+            # Unknown command: build all of them, so that Typer can suggest one.
             makers = dict.fromkeys(CONVERTING, _converting_command) | dict.fromkeys(TRAINING, _training_command)
             makers |= dict.fromkeys(MEASURING, _measuring_command)
             for name in (cmd_name,) if cmd_name in makers else makers:
@@ -75,34 +51,38 @@ class Commands(PlainGroup):
         return found
 
     def listed(self) -> Iterator[tuple[str, str, str]]:
-        yield from (("Convert", name, help) for name, (_, help) in CONVERTING.items())
+        yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in TRAINING.items())
-        yield from (("Look", name, help) for name, help in MEASURING.items())
+        yield from (("Inspect and measure", name, help) for name, help in MEASURING.items())
         yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING, *MEASURING))
 
 
 app = typer.Typer(
     name="effconv",
     cls=Commands,
-    help="Convert pretrained encoders into efficient ones: repos that load anywhere, checked against their source.",
+    help="Convert pretrained text encoders into efficient ones for long inputs, checked against their source.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-REPORT = "This is a fault of effconv's own. Please report it with the command and the lines above."
+REPORT = "internal error in effconv. Please report it with the command and the lines above."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Source = Annotated[str, typer.Argument(help="A folder, or a Hub id such as bert-base-uncased.", show_default=False)]
+Source = Annotated[
+    str, typer.Argument(help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False)
+]
 Token = Annotated[
-    str | None, typer.Option(help="Hub token. [default: HF_TOKEN, else the stored login]", show_default=False)
+    str | None, typer.Option(help="Hub access token. [default: HF_TOKEN, else the stored login]", show_default=False)
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.", show_default=False)]
-MoreData = Annotated[  # a shell makes several files of --data *.txt
-    list[str] | None, typer.Argument(metavar="DATA", help="More of --data.", show_default=False)
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub source. [default: main]", show_default=False)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; read Hub sources from the cache.")]
+MoreData = Annotated[  # the shell expands --data *.txt to several files
+    list[str] | None, typer.Argument(metavar="DATA", help="Additional files for --data.", show_default=False)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use no network. Read Hub files from the local cache.")]
 
 
 def main() -> None:
@@ -111,28 +91,28 @@ def main() -> None:
     from .convert.io.system import require_supported_system
 
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started this
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the run lasts
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show × shall show the rest
+            stream.reconfigure(errors="replace")  # a terminal that cannot show × still shows the rest
     signals = _signals_as_ctrl_c()
     try:
         try:
             require_supported_system()
             app(standalone_mode=True)
         finally:
-            sys.stdout.flush()  # here, where it is no fault that a reader has gone away
+            sys.stdout.flush()  # here, where a closed pipe is not an error
     except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # of which Typer makes 1
+        if isinstance(ended.__context__, BrokenPipeError):  # Typer exits with 1
             _end_unread()
         if ended.code == StoppedError.exit_code:  # what Typer makes of Ctrl-C
-            _stop(signals, "interrupted; nothing was left behind")
+            _stop(signals, "interrupted; no output was written")
         raise
     except BrokenPipeError:
         _end_unread()
     except (KeyboardInterrupt, StoppedError) as stopped:
-        _stop(signals, str(stopped) or "interrupted; nothing was left behind")
+        _stop(signals, str(stopped) or "interrupted; no output was written")
     except EffconvError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -148,18 +128,18 @@ def main() -> None:
 
 
 def _signals_as_ctrl_c() -> list[int]:
-    """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, clean-up and report included; returns which will have come."""
+    """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, with clean-up and report; returns those received."""
     from .convert.io.system import ending_signals
 
     came: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         came.append(number)
-        signal.signal(number, signal.SIG_IGN)  # a second one shall not cut the clean-up short
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt
 
     for number in ending_signals():
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     return came
 
@@ -172,12 +152,12 @@ def _stop(signals: list[int], message: str) -> NoReturn:
 
 
 def _end_unread() -> NoReturn:
-    """Ends as programs do whose output nobody reads any more: quietly, with the exit code of SIGPIPE."""
+    """Exits quietly with the exit code of SIGPIPE, as programs do when the reader of their output has closed it."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # at exit, what is still buffered goes there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is still buffered is discarded at exit
     sys.exit(128 + signal.SIGPIPE)
 
 
@@ -203,9 +183,7 @@ def _converting_command(name: str) -> Command:
     from .convert.options import Settings, flag_of
     from .hub.options import PushOptions
 
-    place, help = CONVERTING[name]
-    module, _, options_name = place.partition(":")
-    options_class = getattr(importlib.import_module(f".{module}", __package__), options_name)
+    options_class = at(CONVERTING[name].options)
     several = next((field for field in dataclasses.fields(options_class) if field.default == ()), None)
 
     def command(**values: Any) -> None:
@@ -228,7 +206,7 @@ def _converting_command(name: str) -> Command:
             with Progress() as progress:
                 result = convert(source, name, progress=progress, **given, **sharing)
         except EffconvError as error:
-            if error.made is not None:  # the push failed: the converted folder is there all the same
+            if error.made is not None:  # the push failed, but the converted folder is complete
                 show_result(error.made, as_json=as_json)
             raise
         show_result(result, as_json=as_json)
@@ -236,15 +214,15 @@ def _converting_command(name: str) -> Command:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("source", keyword, annotation=Source)]
     if several is not None:
-        more = typer.Argument(metavar="FILE", help=f"More of {flag_of(several)}.", show_default=False)
+        more = typer.Argument(metavar="FILE", help=f"Additional files for {flag_of(several)}.", show_default=False)
         annotation = Annotated[list[str] | None, more]
         parameters.append(inspect.Parameter("more", keyword, default=None, annotation=annotation))
     for part in (options_class, PushOptions, Settings):
         parameters += _parameters(part)
-    plan_flag = typer.Option("--plan", help="Show what would happen to every tensor, and stop.")
+    plan_flag = typer.Option("--plan", help="Print what would happen to every tensor, and convert nothing.")
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    return _command(name, help, command, parameters)
+    return _command(name, CONVERTING[name].help, command, parameters)
 
 
 def _training_command(name: str) -> Command:
@@ -261,11 +239,11 @@ def _training_command(name: str) -> Command:
         values["heldout"] = tuple(values["heldout"] or ())
         with Progress() as progress, TrainingProgress() as watch:
             adapted = adapt(repo, progress=progress, watch=watch, **values)
-        if adapted is not None:  # one of several processes speaks
+        if adapted is not None:  # only rank 0 prints
             show_adapted(adapted, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    repo = Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)]
+    repo = Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
     parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
     parameters += _parameters(AdaptOptions)
@@ -284,17 +262,19 @@ def _measuring_command(name: str) -> Command:
         from .report.console import Progress
 
         models, as_json = values.pop("models"), values.pop("json")
-        if values["data"]:  # what a shell makes of --data *.txt: the first file is the option's, the others stand alone
+        if values["data"]:  # the shell expands --data *.txt: the other files arrive as arguments
             values["data"], models = (*values["data"], *models[1:]), models[:1]
         with Progress() as progress:
             found = bench(models, progress=progress, **values)
         show = show_advice if values["data"] else show_bench
         show(found, as_json=as_json)
         if found.interrupted:
-            raise StoppedError("interrupted; what was measured until then is above")
+            raise StoppedError("interrupted; the results measured so far are above")
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    model = typer.Argument(metavar="MODEL", help="Repos, folders or Hub ids.", show_default=False)
+    model = typer.Argument(
+        metavar="MODEL", help="Models to measure: converted repos, other model folders or Hub ids.", show_default=False
+    )
     parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
     parameters += _parameters(BenchOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
@@ -310,14 +290,14 @@ def _command(name: str, help: str, command: Callable[..., None], parameters: lis
 
 
 def _together(flag: str, first: Sequence[Any] | None, others: Sequence[Any] | None) -> tuple[Any, ...]:
-    """Files of an option, as a shell writes FLAG *.txt: the first is the option's, the others stand alone."""
+    """All files of an option: for FLAG *.txt the shell gives the first to the option and the others as arguments."""
     if others and not first:
         from .convert.errors import UsageError
 
         raise UsageError(
-            f"what stands alone is no file of an option: {' '.join(map(str, others))}",
+            f"unexpected argument{'s' if len(others) > 1 else ''} {' '.join(map(str, others))}",
             where=flag,
-            hint=f"give {flag} before the files",
+            hint=f"list files after {flag}",
         )
     return (*(first or ()), *(others or ()))
 
@@ -333,7 +313,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
         names += [field.metadata["short"]] if field.metadata.get("short") else []
         help = field.metadata["help"]
-        if fallback is not None:  # what it is for a source that has none of its own
+        if fallback is not None:  # the value for a source that states none
             usual = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else fallback
             help = f"{help}  [default: {usual}]"
         option = typer.Option(
@@ -343,7 +323,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
             rich_help_panel=field.metadata.get("panel") or "Options",
         )
         hint, default = hints[field.name], field.default
-        if isinstance(default, tuple):  # an option that may be given several times, which Typer calls a list
+        if isinstance(default, tuple):  # an option that can be repeated: a list for Typer
             hint, default, option.metavar = list[get_args(hint)[0]], None, "FILE"  # type: ignore[misc]
         annotation = Annotated[hint, option]  # type: ignore[valid-type]
         parameters.append(
@@ -352,11 +332,11 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
     return parameters
 
 
-@app.command("inspect", cls=PlainCommand, rich_help_panel="Look")
+@app.command("inspect", cls=PlainCommand, rich_help_panel="Inspect and measure")
 def inspect_command(
     source: Source, revision: Revision = None, token: Token = None, offline: Offline = False, json: Json = False
 ) -> None:
-    """Say what a source is and what it can become, from its headers alone."""
+    """Show what a source model is and which targets accept it. Reads only config and headers."""
     from .api import inspect as inspect_source
     from .report.conversion import show_inspection
     from .targets.registry import TARGETS
@@ -365,18 +345,20 @@ def inspect_command(
     show_inspection(found, TARGETS, as_json=json)
 
 
-@app.command(cls=PlainCommand, rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def verify(
-    repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
-    against: Annotated[str | None, typer.Option(help="The dense source to compare with.", show_default=False)] = None,
+    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    against: Annotated[
+        str | None, typer.Option(help="Source model (folder or Hub id) to compare outputs with.", show_default=False)
+    ] = None,
     token: Token = None,
     offline: Offline = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+        bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check a repo again: every hash, then its target's promises in a fresh process."""
+    """Check a converted repo: file hashes, then the checks of its target in a fresh process."""
     from .api import verify as verify_repo
     from .report.console import Progress
     from .report.conversion import show_checks
@@ -388,25 +370,29 @@ def verify(
     show_checks(measured, as_json=json)
 
 
-@app.command(cls=PlainCommand, rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def fidelity(
-    repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
-    against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
+    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    against: Annotated[str, typer.Option(help="Source model (folder or Hub id).", show_default=False)],
     data: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Text file; several are joined. [default: built in]", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="UTF-8 text file, can be repeated. [default: built-in English text]",
+            show_default=False,
+        ),
     ] = None,
     more: MoreData = None,
-    lengths: Annotated[str, typer.Option(help="Tokens of a text, such as 128,512.")] = "128,256,512",
-    texts: Annotated[int, typer.Option(help="Texts a length.")] = 32,
+    lengths: Annotated[str, typer.Option(help="Text lengths in tokens, separated by commas.")] = "128,256,512",
+    texts: Annotated[int, typer.Option(help="Number of texts per length.")] = 32,
     token: Token = None,
     offline: Offline = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+        bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure how close a repo's model is to its source on the same text."""
+    """Measure the similarity of a converted model's outputs to its source's, on the same text."""
     from .api import fidelity as measure
     from .report.console import Progress
     from .report.conversion import show_fidelity
@@ -426,32 +412,35 @@ def fidelity(
     show_fidelity(rows, as_json=json)
 
 
-@app.command(cls=PlainCommand, rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def retrieval(
-    repos: Annotated[list[Path], typer.Argument(metavar="REPO", help="Repos of one source.", show_default=False)],
-    against: Annotated[str, typer.Option(help="The dense source.", show_default=False)],
-    data: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Text file; several are joined.", show_default=False)
+    repos: Annotated[
+        list[Path], typer.Argument(metavar="REPO", help="Converted repos of one source.", show_default=False)
     ],
-    documents: Annotated[int, typer.Option(help="Documents at most.", min=2)] = 50,
-    tokens: Annotated[int, typer.Option(help="Tokens of a document.", min=64)] = 2048,
+    against: Annotated[str, typer.Option(help="Source model (folder or Hub id).", show_default=False)],
+    data: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="UTF-8 text file, can be repeated.", show_default=False)
+    ],
+    documents: Annotated[int, typer.Option(help="Maximum number of documents.", min=2)] = 50,
+    tokens: Annotated[int, typer.Option(help="Tokens per document.", min=64)] = 2048,
     queries: Annotated[
-        int | None, typer.Option(help="Queries a document. [default: 16, or as many as fit]", min=1, show_default=False)
+        int | None,
+        typer.Option(help="Queries per document. [default: 16, or as many as fit]", min=1, show_default=False),
     ] = None,
-    query_tokens: Annotated[int, typer.Option(help="Tokens of a query.", min=4)] = 32,
+    query_tokens: Annotated[int, typer.Option(help="Tokens per query.", min=4)] = 32,
     token: Token = None,
     offline: Offline = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+        bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Find long documents by pieces of their later parts: the source in three ways, and repos."""
+    """Measure retrieval of long documents by passages from them, with the source and with converted repos."""
     from .api import retrieval as measure
     from .report.console import Progress
     from .report.training import show_retrieval
 
-    # Repos are folders: what stands among them and is a file is more of --data.
+    # Repos are folders, so a file among them is another file for --data.
     texts = [path for path in repos if path.is_file()]
     with Progress() as progress:
         found = measure(
@@ -470,18 +459,18 @@ def retrieval(
     show_retrieval(found, as_json=json)
 
 
-@app.command(cls=PlainCommand, rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def targets(json: Json = False) -> None:
-    """List what a source can become."""
+    """List the conversion targets."""
     from .report.conversion import show_targets
     from .targets.registry import TARGETS
 
     show_targets(TARGETS.values(), as_json=json)
 
 
-@app.command(cls=PlainCommand, rich_help_panel="Look")
+@app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def families(json: Json = False) -> None:
-    """List the architectures that can be converted, with their heads."""
+    """List the supported architectures with their heads and targets."""
     from .report.conversion import show_families
     from .targets.registry import TARGETS
     from .targets.registry import families as all_families
@@ -489,36 +478,44 @@ def families(json: Json = False) -> None:
     show_families(all_families().values(), TARGETS.values(), as_json=json)
 
 
-@app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share")
+@app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share on the Hub")
 def push_to_hub(
-    repo: Annotated[Path, typer.Argument(help="Folder of a repo that effconv made.", show_default=False)],
+    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
     repo_id: Annotated[
         str | None,
-        typer.Argument(metavar="user/name", help="Hub id. [default: yours, named as the folder]", show_default=False),
+        typer.Argument(
+            metavar="user/name",
+            help="Hub id to push to. [default: your user name and the folder name]",
+            show_default=False,
+        ),
     ] = None,
     private: Annotated[
         bool | None,
         typer.Option(
             "--private/--public",
-            help="Of a repo that the push makes. [default: private where the source is gated or private]",
+            help="Visibility of a newly created Hub repo. [default: private if the source is gated or private]",
             show_default=False,
         ),
     ] = None,
     license: Annotated[
-        str | None, typer.Option(help="License, where the card names none, such as apache-2.0.", show_default=False)
+        str | None, typer.Option(help="License if the model card names none, such as apache-2.0.", show_default=False)
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch to commit to; made if missing. [default: main]", show_default=False)
+        str | None, typer.Option(help="Branch to commit to, created if missing. [default: main]", show_default=False)
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
-    commit_message: Annotated[str | None, typer.Option(help="First line of the commit.", show_default=False)] = None,
+    commit_message: Annotated[
+        str | None, typer.Option(help="First line of the commit message.", show_default=False)
+    ] = None,
     token: Token = None,
     offline: Offline = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files that would be uploaded, and upload nothing.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Share a repo on the Hub: verified, in one commit, only what differs; safe to run again."""
+    """Upload a converted repo to the Hub: verified, in one commit, only changed files. Safe to run again."""
     from .hub.push import push
     from .report.hub import show_push
 
@@ -539,32 +536,38 @@ def push_to_hub(
     show_push(pushed, as_json=json, quiet=quiet)
 
 
-@app.command(cls=PlainCommand, rich_help_panel="Share")
+@app.command(cls=PlainCommand, rich_help_panel="Share on the Hub")
 def refresh(
     repo: Annotated[
-        str, typer.Argument(metavar="REPO_DIR|user/name", help="A repo that effconv made.", show_default=False)
+        str,
+        typer.Argument(metavar="REPO_DIR|user/name", help="Converted repo: a folder or a Hub id.", show_default=False),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder to make. [default: the repo itself]", show_default=False),
+        typer.Option("--output", "-o", help="Output folder. [default: update the repo in place]", show_default=False),
     ] = None,
-    push: Annotated[bool, typer.Option("--push", help="Open a pull request with what changed.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Open a pull request on the Hub with the changes.")] = False,
     to: Annotated[
         str | None,
-        typer.Option(help="Hub id for --push of a folder. [default: yours, named as it]", show_default=False),
+        typer.Option(
+            help="Hub id for --push of a local folder. [default: your user name and the folder name]",
+            show_default=False,
+        ),
     ] = None,
-    verify: Annotated[bool, typer.Option(help="Run the target's checks where the code is new.")] = True,
-    against: Annotated[str | None, typer.Option(help="The dense source to compare with.", show_default=False)] = None,
+    verify: Annotated[bool, typer.Option(help="Run the checks of the target if the code changes.")] = True,
+    against: Annotated[
+        str | None, typer.Option(help="Source model (folder or Hub id) to compare outputs with.", show_default=False)
+    ] = None,
     revision: Revision = None,
     token: Token = None,
     offline: Offline = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the source's own code run.")
+        bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write code, generated card blocks and manifest of a repo anew; weights and what a person wrote stay."""
+    """Update code, generated card sections and manifest of a repo. Weights and hand-written text stay."""
     from .hub.refresh import refresh as refresh_repo
     from .report.hub import show_refreshed
 
@@ -587,7 +590,7 @@ def refresh(
 
 @contextlib.contextmanager
 def _hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Steps on stderr, with the client's own bars where there is a terminal; nothing at all when quiet."""
+    """Prints steps to stderr, with the Hub client's progress bars on a terminal; prints nothing when quiet."""
     from .report.console import Progress
 
     _quiet_hub(bars=not quiet)
@@ -604,11 +607,11 @@ def _quiet_hub(*, bars: bool) -> None:
 
     if not bars or not sys.stderr.isatty():
         disable_progress_bars()
-    logging.set_verbosity_error()  # what is tried again, and why, is one of the steps
+    logging.set_verbosity_error()  # effconv reports retries itself
 
 
 def _complain(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads stderr any more
+    with contextlib.suppress(OSError):  # stderr is closed
         typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
         typer.echo(message, err=True)
 

@@ -94,10 +94,10 @@ def inspect_source(
                 for target in TARGETS.values()
                 if target.takes(family, chosen, found.config)
                 and target.keeps(chosen, unknown_class)
-                and (before is None or (target.again and target.name == before.target))
+                and (before is None or (target.accepts_converted and target.name == before.target))
             ]
             if before is not None and not becomes:
-                why_not = f"it is {before.target} already; convert the dense checkpoint that it was made from"
+                why_not = f"already converted to {before.target}; convert the dense checkpoint it was made from"
     except UnsupportedError as error:
         why_not = error.what + (f" ({error.hint})" if error.hint else "")
     finally:

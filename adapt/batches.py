@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import BadInputError
+from ..convert.windows import around
 from ..data.documents import Corpus, Tokens
 
 IGNORED = -100
@@ -102,27 +104,21 @@ def batches(corpus: Corpus, lengths: Sequence[int], tokens: int, seed: int, skip
         lengths: of texts, special tokens included. tokens: of a batch, about.
         seed: of the order of lengths.
     """
-    around = len(corpus.prefix) + len(corpus.suffix)
+    ends = len(corpus.prefix), len(corpus.suffix)
     stream, random = TokenStream(corpus.train), np.random.default_rng([seed, 1])
-    head, tail = np.array(corpus.prefix, np.int64), np.array(corpus.suffix, np.int64)
     turn: list[int] = []
     step = 0
     while True:
         turn = turn or list(random.permutation(lengths))
         length = int(turn.pop())
-        rows, body = max(1, round(tokens / length)), length - around
-        taken = stream.take(rows * body).reshape(rows, body, 2)
+        rows, body = max(1, round(tokens / length)), length - sum(ends)
+        taken = torch.from_numpy(stream.take(rows * body).reshape(rows, body, 2))
         step += 1
         if step <= skip:
             continue
-        ids = np.empty((rows, length), np.int64)
-        ids[:, : len(head)], ids[:, length - len(tail) :] = head, tail
-        ids[:, len(head) : length - len(tail)] = taken[..., 0]
-        special = np.ones(length, bool)
-        special[len(head) : length - len(tail)] = False
-        begins = np.ones((rows, length), bool)
-        begins[:, len(head) : length - len(tail)] = taken[..., 1] > 0
-        yield Batch(torch.from_numpy(ids), torch.from_numpy(special), torch.from_numpy(begins), rows)
+        ids = around(taken[..., 0].long(), corpus.prefix, corpus.suffix)
+        special = F.pad(torch.zeros(body, dtype=torch.bool), ends, value=True)
+        yield Batch(ids, special, F.pad(taken[..., 1] > 0, ends, value=True), rows)
 
 
 def check_enough(corpus: Corpus, lengths: Sequence[int]) -> None:
@@ -130,7 +126,7 @@ def check_enough(corpus: Corpus, lengths: Sequence[int]) -> None:
     tokens = corpus.record.get("tokens")  # unknown of a stream
     if tokens is not None and tokens + len(corpus.prefix) + len(corpus.suffix) < max(lengths):
         raise BadInputError(
-            f"the training text has {tokens} tokens, and a text of a batch {max(lengths)}",
+            f"the training text has only {tokens} tokens, fewer than one text of {max(lengths)} tokens",
             where="--data",
             hint="give more text, or shorter --lengths",
         )

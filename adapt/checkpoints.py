@@ -73,21 +73,25 @@ class Checkpoints:
             try:
                 other = json.loads(stated.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise BadInputError(f"{RUN} cannot be read ({error})", where=str(stated), hint="start anew") from None
+                raise BadInputError(
+                    f"{RUN} cannot be read ({error})", where=str(stated), hint="leave out --resume to start again"
+                ) from None
             differ = sorted(k for k in {*other, *self._started_with} if other.get(k) != self._started_with.get(k))
             if differ:
-                lines = [f"{key}: {other.get(key)!r} then, {self._started_with.get(key)!r} now" for key in differ]
+                lines = [
+                    f"{key}: started with {other.get(key)!r}, now {self._started_with.get(key)!r}" for key in differ
+                ]
                 raise BadInputError(
-                    f"the run to be continued was started with something else:\n{listing(lines)}",
+                    f"the run to resume was started with other settings:\n{listing(lines)}",
                     where=str(stated),
-                    hint="give the same again, or start anew with --overwrite instead of --resume",
+                    hint="give the same settings, or pass --overwrite instead of --resume to start again",
                 )
             return
         if self.folder.exists() and any(self.folder.iterdir()) and not overwrite:
             raise OutputError(
-                "checkpoints of a run stand beside the output",
+                "there are checkpoints of an earlier run next to the output",
                 where=str(self.folder),
-                hint="--resume continues it, --overwrite gives it up",
+                hint="pass --resume to continue that run, or --overwrite to discard it",
             )
         with output_errors(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -141,9 +145,10 @@ class Checkpoints:
                 why = str(error).splitlines()[0]
                 last = self.last()
                 raise OutputError(
-                    f"the checkpoint could not be written: is the disk full? ({why})",
+                    f"cannot write the checkpoint, the disk may be full ({why})",
                     where=str(self.folder),
-                    hint="make room" + (f"; --resume continues from {last.name.replace('-', ' ')}" if last else ""),
+                    hint="free some space"
+                    + (f"; then continue with --resume from {last.name.replace('-', ' ')}" if last else ""),
                 ) from None
             raise
 

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..convert.windows import around
 from .batches import Batch
 from .models import Pair
 from .teacher import pooled
@@ -54,9 +55,7 @@ def cut_pieces(ids: Tensor, special: Tensor, count: int, size: int, seed: Sequen
 def embedded(pair: Pair, ids: Tensor, pieces: Tensor, device: torch.device) -> Tensor:
     """The teacher's normalised embeddings (b, p, w) of pieces (b, p, size), in the special tokens of texts (b, t)."""
     first, last = pair.ends
-    ends = (ids[:1, :first], ids[:1, ids.shape[1] - last :])
-    rows = pieces.flatten(0, 1)
-    rows = torch.cat([ends[0].expand(len(rows), -1), rows, ends[1].expand(len(rows), -1)], 1)
+    rows = around(pieces.flatten(0, 1), ids[0, :first].tolist(), ids[0, ids.shape[1] - last :].tolist())
     states = [pair.teacher.base_model(part.to(device)).last_hidden_state for part in torch.split(rows, AT_ONCE)]
     found = torch.cat([pooled(part, pair.pooling).float() for part in states])
     return F.normalize(found, dim=-1).view(*pieces.shape[:2], -1)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, UnsupportedError
+from ..convert.windows import windows
 from ..data.documents import Corpus
 from .models import Pair
 from .sentence import MODULES, kind_of, modules_of
@@ -51,9 +52,9 @@ def dense_layers(repo: Path) -> nn.Module:
         name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
         if name not in ACTIVATIONS or config.get("use_residual"):
             raise UnsupportedError(
-                f"a dense layer behind the pooling is of a kind that is not known here ({name})",
+                f"the dense layer after the pooling has an unsupported activation or form ({name})",
                 where=str(folder / "config.json"),
-                hint=f"layers with {' or '.join(ACTIVATIONS)} and without a residual can be read",
+                hint=f"supported: dense layers with {' or '.join(ACTIVATIONS)}, without a residual",
             )
         linear = nn.Linear(config["in_features"], config["out_features"], bias=bool(config.get("bias", True)))
         if (folder / "model.safetensors").is_file():
@@ -79,12 +80,12 @@ def pieces_of(corpus: Corpus, size: int, least: int) -> Tensor:
     count = min(PIECES, len(tokens) // size)
     if count < least:
         raise BadInputError(
-            f"the training text has {count} pieces of {size} tokens, and embeddings have {least} dimensions",
+            f"whitening needs at least {least} passages of {size} tokens, and the training text has {count}",
             where="--data, --whiten",
             hint=f"give more text ({least * size:,} tokens at least), or leave out --whiten",
         )
-    pieces = (tokens[i * size : (i + 1) * size] for i in range(count))
-    return torch.tensor([[*corpus.prefix, *piece, *corpus.suffix] for piece in pieces])
+    length = len(corpus.prefix) + size + len(corpus.suffix)
+    return windows(tokens, range(0, count * size, size), length, corpus.prefix, corpus.suffix)
 
 
 @torch.no_grad()

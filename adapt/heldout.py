@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..convert.errors import BadInputError
 from ..convert.text import six_digits
+from ..convert.windows import spread_windows
 from ..data.documents import Corpus
 from .batches import Batch, masked
 from .contrastive import PIECES, cut_pieces, embedded
@@ -140,12 +141,5 @@ def score(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def _windows(corpus: Corpus, length: int, count: int) -> Tensor | None:
     """Up to `count` texts (count, length), evenly spread over the held-out documents, one after the other."""
-    around = len(corpus.prefix) + len(corpus.suffix)
     stream = np.concatenate([tokens[:, 0] for tokens in corpus.heldout]).astype(np.int64)
-    size = length - around
-    available = len(stream) // size
-    if not available:
-        return None
-    starts = sorted({round(i * (available - 1) / max(count - 1, 1)) for i in range(min(count, available))})
-    rows = [[*corpus.prefix, *stream[i * size : (i + 1) * size].tolist(), *corpus.suffix] for i in starts]
-    return torch.tensor(rows)
+    return spread_windows(torch.from_numpy(stream), length, count, corpus.prefix, corpus.suffix)

@@ -53,13 +53,6 @@ class Pair:
         """The student's layers as they run."""
         return list(self.base.order())
 
-    def teacher_layers(self) -> list[nn.Module]:
-        """The teacher's layers as they run."""
-        assert self.family is not None
-        return [
-            self.teacher.base_model.get_submodule(path) for path in self.family.run_paths(self.base.config.to_dict())
-        ]
-
     @property
     def global_tokens(self) -> int:
         """Rows that the student's target puts in front of a text."""
@@ -92,7 +85,7 @@ def load_pair(
     student = loaded.model(auto)
     tokenizer = loaded.tokenizer
     if "mlm" in objectives and tokenizer.mask_token_id is None:
-        raise BadInputError("the tokenizer has no mask token", where=str(repo), hint="train another objective")
+        raise BadInputError("the tokenizer has no mask token", where=str(repo), hint="choose another objective")
     source = None
     if teacher is not None:
         _check_tokenizers(tokenizer, teacher)
@@ -160,7 +153,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
         raise UsageError(
             f"nothing to train: a {pair.manifest['target']} repo has {what}" + (" inside its attention" * local),
             where=f"--train {train}, --objective {phase.name}",
-            hint="--train attention, or all",
+            hint="pass --train attention or --train all",
         )
     return chosen
 
@@ -195,7 +188,7 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
     assert pair.family is not None
     modules = {id(module): name for name, module in pair.student.named_modules()}
     for layer in {id(layer): layer for layer in pair.student_layers()}.values():
-        for path in (pair.base.attention_path, pair.family.output_projection):
+        for path in (pair.family.code.attention_path, pair.family.output_projection):
             yield modules[id(layer.get_submodule(path))] + "."
 
 
@@ -210,11 +203,13 @@ def _load_teacher(folder: Path, auto: str, trust_remote_code: bool, asked: Mappi
         raise BadInputError(
             f"the teacher has no {auto.removeprefix('AutoModel')} head: {', '.join(missing[:3])} would be random",
             where=str(folder),
-            hint="give a teacher with the repo's head, or train hidden",
+            hint="give a teacher with the repo's head, or pass --objective hidden",
         )
     unsound = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if unsound:
-        raise BadInputError(f"{unsound[0]} holds NaN or infinite values", where=str(folder), hint="use a sound teacher")
+        raise BadInputError(
+            f"{unsound[0]} holds NaN or infinite values", where=str(folder), hint="use another teacher checkpoint"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -229,7 +224,7 @@ def _check_tokenizers(tokenizer: Any, teacher: Path) -> None:
     if others and ours != others:
         odd = ", ".join(f"{word!r} is {i}" for word, i in sorted(set(ours.items()) ^ set(others.items()))[:3])
         raise BadInputError(
-            f"the teacher has another tokenizer: {odd} in one of them only",
+            f"the teacher has another tokenizer: only one of the two has {odd}",
             where=str(teacher),
             hint="give the checkpoint that the repo was made from",
         )

@@ -104,7 +104,7 @@ def attention_loss(pair: Pair, taught: Lesson, scales: Scales | None, tokens: in
 def attended(pair: Pair, layer: Any, states: Tensor) -> Tensor:
     """What a student's layer adds by attention of this input (b, t, w), after the output projection: (b, t, w)."""
     assert pair.family is not None
-    attention = layer.get_submodule(pair.base.attention_path)
+    attention = layer.get_submodule(pair.family.code.attention_path)
     q, k, v = (
         getattr(attention, name)(states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
         for name in attention.projections

@@ -14,7 +14,7 @@ MRR: the mean of 1 / its rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError
+from ..convert.options import Progress
 from ..convert.text import counted
+from ..convert.windows import around
 from .teacher import pooled
 
-Progress = Callable[[str, int, int], None]
 CHUNKS = 8  # run at once
 
 
@@ -61,13 +62,6 @@ class Encoder:
         return F.normalize(self.dense(torch.cat([pooled(part, self.pooling) for part in parts])), dim=-1)
 
 
-def around(body: Tensor, prefix: Sequence[int], suffix: Sequence[int]) -> Tensor:
-    """Ids (b, t) with the special tokens before and after."""
-    ends = (torch.tensor(list(end), dtype=body.dtype).expand(len(body), -1) for end in (prefix, suffix))
-    first, last = ends
-    return torch.cat([first, body, last], 1)
-
-
 def make_task(tokens: Sequence[int], *, documents: int, length: int, queries: int, size: int, beyond: int) -> Task:
     """The task.
 
@@ -82,17 +76,17 @@ def make_task(tokens: Sequence[int], *, documents: int, length: int, queries: in
     count = min(documents, len(tokens) // length)
     if length < beyond + queries * size:
         raise BadInputError(
-            f"{queries} queries of {size} tokens do not fit into documents of {length} tokens beyond token {beyond}, "
-            "where the source's own reach ends",
+            f"{queries} queries of {size} tokens do not fit into documents of {length} tokens after token {beyond}, "
+            "the maximum length of the source",
             where="--tokens, --queries, --query-tokens",
             hint="give longer documents, or fewer or shorter queries",
         )
     if count < 2:
         raise BadInputError(
             f"the text has {len(tokens):,} tokens: {counted(count, 'document')} of {length}, "
-            "and one must be found among at least 2",
+            "but retrieval needs at least 2",
             where="--data",
-            hint=f"give more text ({2 * length:,} tokens at least), or fewer --tokens a document",
+            hint=f"give more text ({2 * length:,} tokens at least), or use fewer --tokens per document",
         )
     body = torch.tensor(list(tokens[: count * length])).view(count, length)
     starts = np.linspace(beyond, length - size, queries).round().astype(int)

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..convert.errors import UsageError
 from ..convert.positions import equal_positions
+from ..convert.recipe import Recipe
+from ..convert.target import Target
 from .options import AdaptOptions
 
 OBJECTIVES = ("attention", "hidden", "logits", "sentence", "contrastive", "mlm")
@@ -36,49 +38,13 @@ class Phase:
         return any(objective not in WITHOUT_TEACHER for objective in self.objectives)
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """The defaults of a target: phases as `--objective` writes them, what is trained, peak learning rates.
-
-    `learning_rate` is that of weights that came from the source, `new_learning_rate` that of the target's own. Phases
-    that go end to end take `end_to_end` of them: there a change in one layer passes through all that follow.
-    """
-
-    objective: str
-    train: str = "attention"
-    learning_rate: float = 3e-4
-    new_learning_rate: float = 5e-4
-    end_to_end: float = 0.25
-
-    def rate(self, phase: Phase, own: bool) -> float:
-        """The peak learning rate in a phase, of weights of the source or of the target's own."""
-        peak = self.new_learning_rate if own else self.learning_rate
-        return peak if phase.objectives == ("attention",) else peak * self.end_to_end
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "linformer": Recipe("attention:.5,hidden:.5"),
-    # End to end at a quarter of the rate the held-out cosine fell (.961 to .953) and rose again only as the rate went
-    # down; at a tenth it rose from the first look on (.962 to .965).
-    "lambda": Recipe("attention:.5,hidden:.5", end_to_end=0.1),
-    "transnormer": Recipe("attention:.5,hidden:.5"),
-    # Its global tokens have no teacher in any layer. At 1e-4 the held-out sentence cosine fell first (.957 to .919 at
-    # 512 tokens in 40 steps) and came back only as the rate went down; at 3e-5, with sentence, it rose to .977 in 30.
-    "lsg": Recipe("hidden", train="all", learning_rate=3e-5, new_learning_rate=3e-5, end_to_end=1.0),
-    "lambda-published": Recipe("hidden", train="all", end_to_end=1.0),
-    "bigs": Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0),
-    "jax2torch": Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0),
-}
-
-
-def recipe_of(target: str, options: AdaptOptions) -> Recipe:
+def recipe_of(target: Target, options: AdaptOptions) -> Recipe:
     """The target's recipe with what the options change of it."""
-    default = RECIPES.get(target, Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0))
     given = {name: getattr(options, name) for name in ("objective", "train", "learning_rate", "new_learning_rate")}
     if options.learning_rate:  # whoever gives one means it for every phase, and for all that is trained
         given["end_to_end"] = 1.0
         given["new_learning_rate"] = options.new_learning_rate or options.learning_rate
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
+    return replace(target.recipe, **{name: value for name, value in given.items() if value is not None})
 
 
 def phases_of(objective: str) -> tuple[Phase, ...]:
@@ -93,18 +59,20 @@ def phases_of(objective: str) -> tuple[Phase, ...]:
         objectives = tuple(name.strip() for name in names.split("+"))
         unknown = [name for name in objectives if name not in OBJECTIVES]
         if unknown or len(set(objectives)) < len(objectives):
-            raise _no_objective(objective, f"{', '.join(unknown) or names} is no objective, or stands twice")
+            raise _no_objective(
+                objective, f"unknown objective {', '.join(unknown)}" if unknown else f"{names} names an objective twice"
+            )
         try:
             given = float(share) if colon else None
         except ValueError:
-            raise _no_objective(objective, f"{share!r} is no share") from None
+            raise _no_objective(objective, f"the share of a phase must be a number, got {share!r}") from None
         parts.append((objectives, given))
     stated = sum(share for _, share in parts if share is not None)
     open_phases = sum(share is None for _, share in parts)
     left = (1 - stated) / open_phases if open_phases else 0.0
     phases = tuple(Phase(objectives, left if share is None else share) for objectives, share in parts)
     if any(phase.share <= 0 for phase in phases) or abs(sum(phase.share for phase in phases) - 1) > 1e-6:
-        raise _no_objective(objective, "the phases' shares do not add up to 1")
+        raise _no_objective(objective, "the shares of the phases must be positive and add up to 1")
     return phases
 
 
@@ -119,7 +87,7 @@ def phase_steps(phases: tuple[Phase, ...], steps: int) -> list[int]:
 
 
 def training_lengths(
-    manifest: Mapping[str, Any], asked: tuple[int, ...] | None, phases: tuple[Phase, ...]
+    target: Target, manifest: Mapping[str, Any], asked: tuple[int, ...] | None, phases: tuple[Phase, ...]
 ) -> tuple[int, ...]:
     """Tokens of training texts: those asked for, else halves of the longest, where the target differs from its source.
 
@@ -142,64 +110,61 @@ def training_lengths(
         most = whole if objectives <= set(ON_WINDOWS) else reach
         if max(asked) > most:
             raise UsageError(
-                f"a text of {max(asked)} tokens is more than {most}, which the repo and its teacher take",
+                f"texts of {max(asked)} tokens are too long: the repo and its teacher take {most}",
                 where="--lengths",
-                hint="shorter texts; beyond the teacher's length hidden and sentence run it on windows",
+                hint="give shorter texts, or only the objectives hidden and sentence, which run the teacher on windows",
             )
         _check_contrastive(phases, asked, int(manifest["source_max_length"]))
-        _check_exact(manifest, phases, asked)
+        _check_exact(target, manifest, phases, asked)
         return asked
-    exact = int(manifest["options"].get("proj_dim", 0)) if manifest["target"] == "linformer" else 0
+    exact = target.exact(manifest["options"])
     _check_contrastive(phases, (reach,), int(manifest["source_max_length"]))
     halves = [reach >> i for i in range(4) if reach >> i >= 32]
     chosen = tuple(sorted(length for length in halves or [reach] if length > exact)) or (reach,)
-    _check_exact(manifest, phases, chosen)
+    _check_exact(target, manifest, phases, chosen)
     return chosen
 
 
-def _check_exact(manifest: Mapping[str, Any], phases: tuple[Phase, ...], lengths: tuple[int, ...]) -> None:
+def _check_exact(
+    target: Target, manifest: Mapping[str, Any], phases: tuple[Phase, ...], lengths: tuple[int, ...]
+) -> None:
     """Refuses texts on which the repo equals its source: the difference between the two is all that is trained."""
-    exact = equal_up_to(manifest)
+    exact = equal_up_to(target, manifest)
     if max(lengths) <= exact and all(set(phase.objectives) <= set(MATCHING) for phase in phases):
         longest = int(manifest["max_length"])
-        beyond = f"--objective hidden and --lengths above {exact}, " if exact < longest else ""
+        objectives = f"hidden with --lengths above {exact}, or mlm" if exact < longest else "mlm"
         raise UsageError(
             f"nothing to train: on texts of up to {exact} tokens the repo equals its source",
             where="--lengths, --objective",
-            hint=f"{beyond}or --objective mlm",
+            hint=f"pass --objective {objectives}",
         )
 
 
-def equal_up_to(manifest: Mapping[str, Any]) -> int:
+def equal_up_to(target: Target, manifest: Mapping[str, Any]) -> int:
     """Tokens up to which a repo equals its source, as its checks have shown; 0 where it does not."""
-    target, options = manifest["target"], manifest["options"]
-    exact = 0
-    if target == "linformer" and options.get("mask_mode", "masked") == "masked":
-        exact = int(options["proj_dim"])
-    elif target == "lsg" and options.get("num_global_tokens") == 0:
-        exact = 2 * int(options["block_size"])
-    return 0 if exact and equal_positions(manifest) else exact
+    exact = target.exact(manifest["options"])
+    return 0 if manifest.get("adapted") or equal_positions(manifest) else exact
 
 
 def _check_contrastive(phases: tuple[Phase, ...], lengths: tuple[int, ...], reach: int) -> None:
     found = [phase for phase in phases if "contrastive" in phase.objectives]
     if found and max(lengths) <= reach:
         raise UsageError(
-            f"contrastive is for texts that are longer than the {reach} tokens that the teacher takes",
+            f"contrastive needs texts longer than the {reach} tokens that the teacher takes",
             where="--lengths",
-            hint=f"such as {reach},{4 * reach}",
+            hint=f"give longer texts, such as --lengths {reach},{4 * reach}",
         )
     if any(len(phase.objectives) == 1 for phase in found) and min(lengths) <= reach:
         raise UsageError(
             f"contrastive alone trains nothing on texts of up to {reach} tokens",
             where="--objective, --lengths",
-            hint="hidden+contrastive, or longer texts",
+            hint="give --objective hidden+contrastive, or longer texts",
         )
 
 
 def _no_objective(objective: str, why: str) -> UsageError:
     return UsageError(
-        f"{objective!r} cannot be trained: {why}",
+        f"invalid objective {objective!r}: {why}",
         where="--objective",
-        hint=f"{', '.join(OBJECTIVES)}, such as attention:.4,hidden or hidden+mlm",
+        hint=f"combine {', '.join(OBJECTIVES)}, for example hidden+mlm or attention:0.4,hidden",
     )

@@ -8,19 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import flag_of, require_sound
 from ..convert.target import Target
-from ..convert.text import require_readable
+from ..data.files import has_columns, require_files
 from .logits import kind_of_logits
 from .options import AdaptOptions
 from .recipes import Phase
-
-TABULAR = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # and their names in datasets
-TEXTS = (".txt", ".text", ".md")
-PATHS = ("/", "./", "../", "~")  # what no dataset's name begins with
 
 
 def require_data(options: AdaptOptions) -> None:
@@ -30,26 +26,12 @@ def require_data(options: AdaptOptions) -> None:
     require_files(options.data, "--data")
     require_files(options.heldout, "--heldout")
     names = (*options.data, *options.heldout)
-    if options.text_column != "text" and not any(_has_columns(name) for name in names):
+    if options.text_column != "text" and not any(has_columns(name) for name in names):
         raise UsageError(
-            f"no text has a column {options.text_column!r}: text files have no columns",
+            f"--text-column {options.text_column} has no effect: text files have no columns",
             where="--text-column",
-            hint="leave it out, or give JSONL, parquet or CSV files, or a dataset",
+            hint="leave out --text-column, or give JSONL, CSV or parquet files, or a dataset",
         )
-
-
-def require_files(names: Sequence[str], where: str) -> None:
-    """Raises for folders, for text files that cannot be read, and for what can only be a file and is not there.
-
-    Args:
-        names: of files or datasets. where: the option that has them.
-    """
-    for name in names:
-        if Path(name).is_dir():
-            raise UsageError(f"{name} is a folder", where=where, hint="give the files in it, such as folder/*.txt")
-        if not Path(name).exists() and (name.startswith(PATHS) or Path(name).suffix in (*TABULAR, *TEXTS)):
-            raise BadInputError(f"no such file: {name}", where=where, hint="check the name, and where you stand")
-    require_readable([Path(name) for name in names if Path(name).exists() and not _has_columns(name)], where)
 
 
 def require_objectives(
@@ -62,48 +44,48 @@ def require_objectives(
     require_tokenizer(folder)
     objectives = {objective for phase in phases for objective in phase.objectives}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if target.name == "lsg" and train in ("globals", "new") and not config.get("num_global_tokens"):
+    if train in ("globals", "new") and config.get("num_global_tokens") == 0:
         raise UsageError(
             "nothing to train: the repo uses no global tokens (num_global_tokens is 0)",
             where=f"--train {train}",
-            hint="--train attention, or all",
+            hint="pass --train attention or --train all",
         )
     if "mlm" in objectives and "AutoModelForMaskedLM" not in (manifest["auto"], *manifest["heads"]):
         raise UnsupportedError(
             "the repo has no masked-LM head",
             where="--objective mlm",
-            hint="convert with --architecture ForMaskedLM, or train hidden",
+            hint="convert with --architecture ForMaskedLM, or pass --objective hidden",
         )
     if "mlm" in objectives and config.get("is_decoder"):
         raise UnsupportedError(
-            "the repo is a decoder: a masked token would be told from those before it alone",
+            "mlm needs an encoder, and the repo is a decoder (causal attention)",
             where="--objective mlm",
-            hint="train hidden or logits, with the source as --teacher",
+            hint="pass --objective hidden or logits, with the source as --teacher",
         )
     if "logits" in objectives and "mlm" not in objectives:
         if manifest["auto"] == "AutoModel":
             raise UnsupportedError(
-                "the repo is a base model: it has no logits", where="--objective logits", hint="train hidden"
+                "the repo is a base model: it has no logits", where="--objective logits", hint="pass --objective hidden"
             )
         if not kind_of_logits(manifest["auto"], config, manifest["family"]):
             raise UnsupportedError(
-                f"the outputs of {manifest['architecture']} are no logits that could be compared",
+                f"{manifest['architecture']} has no logits that can be compared with the source's",
                 where="--objective logits",
-                hint="train hidden",
+                hint="pass --objective hidden",
             )
     if "attention" not in objectives:
         return
     if config.get("num_global_tokens"):
         raise UnsupportedError(
-            "its global tokens take part in every layer's attention, and the teacher has none to force on them",
+            "the repo has global tokens, and the objective attention has no teacher outputs for them",
             where="--objective attention",
-            hint="train hidden, which compares the tokens that both have",
+            hint="pass --objective hidden, which compares only the tokens of the text",
         )
     if manifest["family"] not in FAMILIES or target.emits is not None:
         raise UnsupportedError(
-            f"a {manifest['target']} repo has no attention to compare",
+            f"a {manifest['target']} repo has no attention to compare with the source's",
             where="--objective attention",
-            hint="train hidden",
+            hint="pass --objective hidden",
         )
 
 
@@ -112,24 +94,20 @@ def require_effect(options: AdaptOptions, phases: Sequence[Phase]) -> None:
     objectives = {objective for phase in phases for objective in phase.objectives}
     usual = {field.name: field.default for field in fields(options)}
     faults = [
-        f"{flag_of(field)} is for {needs}"
+        f"{flag_of(field)} applies only with {needs}"
         for field in fields(options)
         for needs, acts in (
             ("--objective mlm", field.name not in ("mask_share", "whole_words") or "mlm" in objectives),
             (
-                "--objective contrastive and --whiten",
+                "--objective contrastive or --whiten",
                 field.name != "piece_tokens" or "contrastive" in objectives or options.whiten,
             ),
             ("--budget", field.name != "budget_clock" or options.budget is not None),
             (
-                "objectives that compare with the source",
+                "objectives that compare with the source (all but mlm)",
                 field.name != "teacher" or any(phase.needs_teacher for phase in phases),
             ),
         )
         if not acts and getattr(options, field.name) != usual[field.name]
     ]
     require_sound("adapt", faults)
-
-
-def _has_columns(name: str) -> bool:
-    return Path(name).suffix in TABULAR or not Path(name).exists()

@@ -23,7 +23,7 @@ BLOCK, HEADING = "adapt", "Trained after the conversion"
 FIGURES = {
     "token_cosine": "token cosine",
     "sentence_cosine": "sentence cosine",
-    "piece_mrr": "found by its pieces (MRR)",
+    "piece_mrr": "retrieval by passages (MRR)",
     "mlm_loss": "masked-LM loss (nats)",
 }
 
@@ -65,7 +65,7 @@ def copy_repo(repo: Path, folder: Path, manifest: Mapping[str, Any], state: Mapp
     checkpoint = open_checkpoint(resolve(repo, offline=True))
     unused = state.keys() - checkpoint.tensors.keys()
     if unused:
-        raise ValueError(f"trained, and in no file of the repo: {sorted(unused)[:4]}")
+        raise ValueError(f"trained, but not in any file of the repo: {sorted(unused)[:4]}")
     hashes, weights = {}, checkpoint.files()
     try:
         for name in weights:
@@ -126,18 +126,19 @@ def block(record: Mapping[str, Any], plotted: bool) -> str:
     how = (
         f"Trained{teacher} with the objective `{record['objective']}` (`--train {record['train']}`): "
         f"{counted(record['steps'], 'step')}, {record['tokens']:,} tokens of {', '.join(data['data'])}{digest}, "
-        f"{spent['wall_seconds']:,.0f} s ({spent['cpu_seconds']:,.0f} s of CPU time a process, "
+        f"{spent['wall_seconds']:,.0f} s ({spent['cpu_seconds']:,.0f} s of CPU time per process, "
         f"{spent['processes']} process{'es' if spent['processes'] > 1 else ''}). "
         f"The state of step {record['best_step']:,} was kept."
     )
     where = (
-        f"Measured on {counted(data['heldout_documents'], 'document')} that training never saw "
+        f"Measured on {counted(data['heldout_documents'], 'document')} not used in training "
         f"({data['heldout_tokens']:,} tokens, sha256 `{data['heldout_sha256'][:12]}`)."
     )
     if whitening := record.get("whitening"):
         how += (
-            f"\n\nThen its embeddings were whitened, on {whitening['texts']:,} pieces of {whitening['tokens']} tokens "
-            "of the training text: the `Dense` among the sentence-transformers modules does it. Loaded without them "
+            f"\n\nAfter training, its embeddings were whitened on {whitening['texts']:,} passages of "
+            f"{whitening['tokens']} tokens "
+            "of the training text, by the `Dense` layer of the sentence-transformers modules. Loaded without them "
             "(`AutoModel`), the model gives embeddings that are not whitened."
         )
     picture = [f"![loss and score by step]({PLOT})", ""] if plotted else []

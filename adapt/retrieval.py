@@ -6,18 +6,18 @@ before torch is imported, and what is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UsageError
 from ..convert.io.tokenizer import require_tokenizer
+from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest
 from ..convert.text import Named, one_or_several, require_readable
 from ..convert.verify.recheck import source_of
 from .sentence import pooling_of
 
-Progress = Callable[[str, int, int], None]
 QUERIES = 16  # of a document: short, so that many cost little beside the documents
 
 
@@ -62,9 +62,9 @@ def retrieval(
     if not folders:
         raise UsageError("no repo to measure", where="REPO", hint="give at least one repo that effconv made")
     if documents < 2:
-        raise UsageError("a document must be found among others", where="--documents", hint="give at least 2")
+        raise UsageError("--documents must be at least 2", where="--documents", hint="such as --documents 50")
     if not files:
-        raise UsageError("no text to cut documents from", where="--data", hint="give one UTF-8 text file or several")
+        raise UsageError("no text given", where="--data", hint="give one or more UTF-8 text files with --data")
     manifests = [_checked(folder, tokens) for folder in folders]
     require_readable(files, "--data")
     folder = source_of(against, manifests[0], token, offline)
@@ -73,8 +73,8 @@ def retrieval(
     if tokens < reach + least * query_tokens:
         longest = min(int(manifest["max_length"]) for manifest in manifests)
         raise UsageError(
-            f"queries are taken beyond the {reach} tokens of the source, and a document of {tokens} tokens has no room "
-            f"there for {least} of {query_tokens}",
+            f"queries come from after the first {reach} tokens (the source's maximum), and documents of {tokens} "
+            f"tokens have no room there for {least} queries of {query_tokens} tokens",
             where="--tokens, --queries, --query-tokens",
             hint=f"give longer documents (the repos take {longest} tokens), or fewer or shorter queries",
         )
@@ -121,14 +121,16 @@ def _checked(folder: Path, tokens: int) -> dict[str, Any]:
     """The manifest of a repo whose files are what it says, and that takes documents of so many tokens."""
     if not folder.exists():
         raise UsageError(
-            "no such folder, and no such file", where=str(folder), hint="give repos that effconv made, and text files"
+            "no such file or folder",
+            where=str(folder),
+            hint="give folders of converted repos, and text files after --data",
         )
     manifest = read_manifest(folder)
     if int(manifest["max_length"]) < tokens:
         raise UsageError(
-            f"{folder.name} takes {manifest['max_length']} tokens, and a document has {tokens}",
+            f"{folder.name} takes {manifest['max_length']} tokens, but a document has {tokens}",
             where="--tokens",
-            hint=f"give --tokens {manifest['max_length']} or fewer, or a repo for longer texts (--max-len {tokens})",
+            hint=f"give --tokens {manifest['max_length']} or fewer, or convert with --max-len {tokens}",
         )
     require_tokenizer(folder)
     check_hashes(folder, manifest)

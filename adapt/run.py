@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
-from ..convert.execute import Progress
 from ..convert.families.registry import ENCODER_DECODERS
 from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
+from ..convert.options import Progress
+from ..convert.recipe import Recipe
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged
 from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, write_manifest
@@ -24,7 +25,7 @@ from ..targets.registry import target_named
 from ..version import __version__
 from .logits import VALUES
 from .options import AdaptOptions
-from .recipes import Phase, Recipe, phases_of, recipe_of, training_lengths
+from .recipes import Phase, phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
 
@@ -113,26 +114,26 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
     manifest = read_manifest(folder)
     target = target_named(manifest["target"])
-    recipe = recipe_of(manifest["target"], options)
+    recipe = recipe_of(target, options)
     phases = phases_of(recipe.objective)
-    if manifest["target"] == "torch2jax":
+    if target.weights_format.library != "transformers":
         raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
     if manifest["family"] in ENCODER_DECODERS:
         raise UnsupportedError(
-            "models of an encoder and a decoder cannot be trained here",
+            "effconv adapt cannot train encoder-decoder models",
             where=str(folder),
-            hint="train it with transformers' Seq2SeqTrainer, which takes the repo as it is",
+            hint="train the repo with Seq2SeqTrainer of transformers",
         )
     taught = any(phase.needs_teacher for phase in phases)
     if taught and options.teacher is None:
         raise UsageError(
             f"the objective {recipe.objective} needs a teacher",
             where="--teacher",
-            hint="give the dense source that the repo was made from, or --objective mlm",
+            hint="pass --teacher with the source of the repo, or --objective mlm",
         )
     if taught and not manifest.get("dense_source", True):
         raise UnsupportedError(
-            "the repo was made from no dense source that it could be taught by",
+            "the repo was not made from a dense source, so it has no teacher",
             where=str(folder),
             hint="train without a teacher: --objective mlm",
         )
@@ -141,7 +142,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     require_data(options)
     if options.whiten:
         require_whitenable(folder)
-    lengths = training_lengths(manifest, options.training_lengths(), phases)
+    lengths = training_lengths(target, manifest, options.training_lengths(), phases)
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
@@ -230,7 +231,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         "teacher": None if teacher is None else manifest["source"].get("hub_id") or manifest["source"]["name"],
         "options": _stated(options),
         "lengths": list(lengths),
-        "learning_rates": {phase.name: [recipe.rate(phase, own) for own in (False, True)] for phase in phases},
+        "learning_rates": {
+            phase.name: [recipe.rate(phase.objectives, own) for own in (False, True)] for phase in phases
+        },
         "data": corpus.record,
         "steps": place.step,
         "best_step": place.best_step,
@@ -243,11 +246,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     }
     findings = list(corpus.findings)
     if pair.logits == VALUES and any("logits" in phase.objectives for phase in phases):
-        findings.append("logits: the head's numbers are no distribution, so their squared differences were trained")
+        findings.append("logits: the head does not output a distribution, so squared differences were trained")
     if not place.best_step:
-        findings.append(
-            "no state on the way was closer on held-out text than the repo as it was: its weights are unchanged"
-        )
+        findings.append("training did not improve the held-out score: the weights are unchanged")
     return Finished(trained.state, matrix, record, findings, checkpoints)
 
 
@@ -277,7 +278,9 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
                 progress=lambda name: progress(f"verify: {name}", 0, 0),
                 trust_remote_code=options.trust_remote_code,
             )
-            require_passed(measured, target, "the training is kept: --resume --no-verify writes the repo unchecked")
+            require_passed(
+                measured, target, "the training is kept: pass --resume --no-verify to write the repo without checks"
+            )
             kept = others if asked.teacher is not None else {**others, "fidelity": []}
             new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
         else:
@@ -314,9 +317,11 @@ def _stopped(checkpoints: Checkpoints) -> StoppedError:
     last = checkpoints.last()
     if last is None:
         checkpoints.clear()
-        return StoppedError("interrupted before the first checkpoint; nothing was left behind")
+        return StoppedError("interrupted before the first checkpoint; no output was written")
     return StoppedError(
-        f"interrupted; the state of {last.name.replace('-', ' ')} is kept", where=str(last), hint="--resume continues"
+        f"interrupted; the state of {last.name.replace('-', ' ')} is kept",
+        where=str(last),
+        hint="continue with --resume",
     )
 
 

@@ -40,9 +40,9 @@ def pooling_of(repo: Path) -> str:
     chosen |= {fields["pooling_mode"]} if isinstance(fields.get("pooling_mode"), str) else set()
     if chosen not in ({"cls"}, {"mean"}):
         raise UnsupportedError(
-            f"it pools in another way than mean or cls ({', '.join(sorted(chosen)) or 'none of them'})",
+            f"its pooling must be mean or cls, got ({', '.join(sorted(chosen)) or 'none of them'})",
             where=str(repo / "1_Pooling" / "config.json"),
-            hint="train hidden, which pools nothing",
+            hint="pass --objective hidden, which needs no pooling",
         )
     return chosen.pop()
 
@@ -52,14 +52,14 @@ def require_whitenable(repo: Path) -> None:
     kinds = [kind_of(module) for module in modules_of(repo)]
     if "Pooling" not in kinds:
         raise UsageError(
-            "the repo is no sentence encoder: it has no sentence-transformers modules that pool its states",
+            "the repo is not a sentence encoder: it has no sentence-transformers pooling module",
             where="--whiten",
-            hint="leave it out, or convert a sentence-transformers model",
+            hint="leave out this option, or convert a sentence-transformers model",
         )
     if "Dense" in kinds:
         raise UsageError(
-            "the repo has a dense layer behind its pooling already",
+            "the repo already has a dense layer after its pooling",
             where="--whiten",
-            hint="leave it out, or start from the repo before it was whitened",
+            hint="leave out --whiten, or start from the repo before whitening",
         )
     pooling_of(repo)

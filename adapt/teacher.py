@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..targets.teacher import AttentionRun, attention_sites, watch
 from .models import Pair
 
 
@@ -57,23 +58,13 @@ def _whole(pair: Pair, ids: Tensor) -> Lesson:
     assert pair.family is not None
     kept = Lesson()
 
-    def entered(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept.inputs.append(args[0])
+    def receive(run: AttentionRun) -> None:
+        kept.inputs.append(run.inputs)
+        kept.attended.append(run.output)
 
-    def projected(_module: nn.Module, _args: object, output: Tensor) -> None:
-        kept.attended.append(output)
-
-    query = f"{pair.family.code.attention_path}.{pair.family.code.projections[0]}"
-    handles = []
-    # Once a module: a shared layer (ALBERT's) is heard each time that it runs.
-    for layer in {id(layer): layer for layer in pair.teacher_layers()}.values():
-        handles.append(layer.get_submodule(query).register_forward_pre_hook(entered))
-        handles.append(layer.get_submodule(pair.family.output_projection).register_forward_hook(projected))
-    try:
+    sites = attention_sites(pair.teacher.base_model, pair.family, pair.base.config.to_dict())
+    with watch([(site, receive) for site in sites]):
         output = pair.teacher(ids, output_hidden_states=True)
-    finally:
-        for handle in handles:
-            handle.remove()
     kept.states = list(output.hidden_states)
     kept.logits = output.logits if "logits" in output else None
     kept.embedding = pooled(kept.states[-1], pair.pooling)

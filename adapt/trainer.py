@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..convert.errors import CheckFailedError, UsageError
+from ..convert.recipe import Recipe
 from ..data.documents import Corpus
 from .batches import Batch, batches, check_enough, masked
 from .checkpoints import Checkpoints, Place
@@ -22,7 +23,7 @@ from .heldout import WATCHED_TEXTS, HeldOut, score
 from .models import Pair, load_state, new_tensors, select, state_of
 from .objectives import Objective, Scales
 from .options import AdaptOptions
-from .recipes import Phase, Recipe, phase_steps
+from .recipes import Phase, phase_steps
 
 CLIP = 1.0  # of the gradient's norm
 BETAS, EPS = (0.9, 0.98), 1e-6
@@ -215,7 +216,7 @@ class Run:
             for decays in (True, False):
                 members = [p for name, p in parameters.items() if chosen.get(name) is own and (p.dim() > 1) is decays]
                 if members:
-                    rate = self.recipe.rate(phase, own)
+                    rate = self.recipe.rate(phase.objectives, own)
                     decay = self.options.weight_decay if decays else 0.0
                     groups.append({"params": members, "lr": rate, "peak": rate, "weight_decay": decay})
         return groups
@@ -277,11 +278,11 @@ class Run:
     def _not_finite(self, losses: Mapping[str, float]) -> CheckFailedError:
         last = self.checkpoints.last()
         shown = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-        state = f"the state of {last.name.replace('-', ' ')} is kept" if last else "there was no checkpoint yet"
+        state = f"the state of {last.name.replace('-', ' ')} is kept" if last else "there is no checkpoint yet"
         return CheckFailedError(
-            f"training broke at step {self.place.step + 1}: its loss or gradient is not finite ({shown}); {state}",
+            f"training stopped at step {self.place.step + 1}: the loss or gradient is not finite ({shown}); {state}",
             where=str(last or self.checkpoints.folder),
-            hint="start anew with a lower --learning-rate and --overwrite; the repo is as it was",
+            hint="start again with a lower --learning-rate and --overwrite; the repo is unchanged",
         )
 
     def _spent(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.io.source import TOKENIZER_FILES
+from ..convert.options import Progress
 from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
 from .choices import Advised, Candidate, Lengths, Probe
@@ -17,7 +18,6 @@ from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
 from .reasons import none_needed, reasons
-from .run import Progress
 from .sources import Opened, opened, source_name
 from .timing import clock_name
 from .whole import Case, Row, measure
@@ -78,19 +78,23 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
         EffconvError: texts that cannot be read, a model without a dense source, too little memory for one text.
     """
     if len(models) != 1:
-        raise UsageError("advice is for one model", where="MODEL...", hint="name one, and the texts with --data")
+        raise UsageError(
+            "--data needs exactly one model", where="MODEL...", hint="name one model, then the texts after --data"
+        )
     if len(options.dtypes()) > 1 or options.batch != "1" or options.mixed or options.with_:
         raise UsageError(
-            "advice is for one dtype, and finds the batch itself",
+            "--data needs one dtype, and chooses the batch size itself",
             where="--batch, --dtype, --mixed, --with",
-            hint="leave them out, or give one --dtype",
+            hint="leave out these options, or give one --dtype",
         )
     memory = options.memory_bytes() or _free(options.device)
     require_files(options.data)
     model = opened(models[0], options)
     if model.dense is None:
         raise UnsupportedError(
-            f"{model.name} has no dense source that could become LSG", where=models[0], hint="name a BERT or RoBERTa"
+            f"{model.name} cannot be converted to LSG",
+            where=models[0],
+            hint="name a model that effconv lsg accepts, such as BERT or RoBERTa",
         )
     progress("texts", 0, 0)
     where = ", ".join(options.data)
@@ -162,14 +166,16 @@ def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:
         return
     held = answer["resident"]
     if held is None:
-        raise UnsupportedError("this system does not tell a process's peak memory", where="--data", hint="use Linux")
+        raise UnsupportedError(
+            "this system does not report the peak memory of a process", where="--data", hint="use Linux"
+        )
     room = (1 - choices.HEADROOM) * memory
     if held >= room:
         raise UsageError(
-            f"{_size(memory)} are too little: a process that has imported torch and loaded the model holds "
-            f"{_size(held)} before it runs anything, and {choices.HEADROOM:.0%} are kept free",
+            f"{_size(memory)} is not enough memory: the loaded model alone needs {_size(held)}, and "
+            f"{choices.HEADROOM:.0%} is kept free",
             where="--memory",
-            hint=f"give well beyond {_size(held / (1 - choices.HEADROOM))}, or leave it out for what is free now",
+            hint=f"give more than {_size(held / (1 - choices.HEADROOM))}, or leave out --memory to use all free memory",
         )
 
 
@@ -185,7 +191,9 @@ def tokenizer_of(model: Opened) -> Any:
     names = [name for name in TOKENIZER_FILES if model.source.has(name)]
     if not names:
         raise BadInputError(
-            "the model has no tokenizer", where=model.name, hint="lengths are counted in its tokens: add its files"
+            "the model has no tokenizer",
+            where=model.name,
+            hint="add the tokenizer's files: text lengths are counted in its tokens",
         )
     for name in names:
         model.source.path(name)
@@ -238,8 +246,8 @@ def _none_fits(probes: Sequence[Probe], rows: Sequence[Row], length: int, memory
     probe = min(probes, key=lambda probe: probe.memory(length))
     least = probe.memory(length) / (1 - choices.HEADROOM)
     return UsageError(
-        f"{_size(memory)} are too little: one text of {length:,} tokens needs {_size(least)}, of which the loaded "
-        f"model holds {_size(probe.held)} before it runs anything",
+        f"{_size(memory)} is not enough memory: one text of {length:,} tokens needs {_size(least)}, including "
+        f"{_size(probe.held)} for the loaded model",
         where="--memory",
         hint=f"give {_size(least)} or more, or shorter --lengths",
     )
@@ -273,5 +281,5 @@ def _free(device: str) -> int:
         except (OSError, StopIteration):
             pass
     raise UsageError(
-        "how much memory there is, this system does not say", where="--memory", hint="such as --memory 16G"
+        "this system does not report its free memory", where="--memory", hint="give it, such as --memory 16G"
     )

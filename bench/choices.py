@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..lsgify.options import label
+
 COVERED = 0.99
 WORTH = 2.0
 MOST = 64
@@ -85,9 +87,7 @@ class Candidate:
 
     def says(self, length: int) -> str:
         """What it is for texts of that length."""
-        from .sources import lsg_says
-
-        return "full attention" if self.full(length) else lsg_says(asdict(self))
+        return "full attention" if self.full(length) else label(asdict(self))
 
     def flags(self) -> list[str]:
         return [word for name, value in asdict(self).items() for word in (f"--{name.replace('_', '-')}", str(value))]

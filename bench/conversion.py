@@ -101,7 +101,7 @@ def _run(command: list[str]) -> tuple[float, int]:
         raise BadInputError(
             f"the conversion failed: {reason[0].removeprefix('error: ')}",
             where=shlex.join(command[3:]),
-            hint="run that command by itself",
+            hint="run that command alone to see the error",
         )
     seconds, peak = said.split()
     return float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024)

@@ -36,13 +36,13 @@ class Fastest:
     def says(self) -> str:
         """One sentence, without the case."""
         if self.model is None:
-            return "no model can do it"
+            return "no model could run it"
         if self.than is None:
-            return f"only {self.model} can do it"
+            return f"only {self.model} could run it"
         if self.clear is None:
             return f"{TOO_FEW} which is fastest"
         near = "" if self.clear else ", within the spread"
-        return f"{self.model} is fastest, {self.times:.2f} × {self.than}{near}"
+        return f"{self.model} is fastest, {self.times:.2f} × the speed of {self.than}{near}"
 
     def described(self) -> dict[str, Any]:
         """As JSON values."""
@@ -77,24 +77,26 @@ class Crossover:
     @property
     def says(self) -> str:
         """One sentence."""
-        cannot = f"; it could not do {', '.join(f'{length:,}' for length in self.beyond)} tokens" if self.beyond else ""
+        cannot = (
+            f"; it could not run {', '.join(f'{length:,}' for length in self.beyond)} tokens" if self.beyond else ""
+        )
         return self._verdict + cannot
 
     @property
     def _verdict(self) -> str:
         name, other = self.model, self.against
         if not self.measured:
-            return f"{name} and {other} were measured at no common length"
+            return f"{name} and {other} have no measured length in common"
         if not self.enough:
-            return f"{TOO_FEW} whether {name} wins against {other}"
+            return f"{TOO_FEW} whether {name} is faster than {other}"
         if self.from_start:
-            return f"{name} wins against {other} at every measured length, from {self.measured[0]:,} tokens on"
+            return f"{name} is faster than {other} at every measured length, from {self.measured[0]:,} tokens"
         if self.length is not None:
-            return f"{name} starts to win against {other} at about {self.length:,} tokens"
-        sentence = f"{name} never wins against {other} within what was measured (up to {self.measured[-1]:,} tokens)"
+            return f"{name} becomes faster than {other} at about {self.length:,} tokens"
+        sentence = f"{name} is not faster than {other} at any measured length (up to {self.measured[-1]:,} tokens)"
         if self.wins:
             lengths = ", ".join(f"{length:,}" for length in self.wins)
-            sentence = f"{name} wins against {other} at {lengths} tokens, and not at {self.measured[-1]:,}"
+            sentence = f"{name} is faster than {other} at {lengths} tokens, but not at {self.measured[-1]:,}"
         return sentence
 
     def described(self) -> dict[str, Any]:

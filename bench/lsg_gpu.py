@@ -196,7 +196,7 @@ def forms(length: int, device: str) -> dict[str, Form]:
 
 
 def lsg_form(config: Any) -> Form:
-    layer = lsg.LSGMix(config, 0).eval()
+    layer = lsg.LSGAttention(config, 0).eval()
     return lambda q, k, v: layer(q, k, v, None)
 
 

@@ -56,7 +56,7 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     """
     family = FAMILIES[str(config["model_type"])]
     fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions}
-    what = f"dense (SDPA), positions stretched from {had:,}" if length > had else "dense (SDPA)"
+    what = f"dense (SDPA), positions extended from {had:,}" if length > had else "dense (SDPA)"
     return Subject(name, what, fields, reach=max(length, had), dense=True)
 
 
@@ -100,7 +100,7 @@ def shape(kind: str, config: Mapping[str, Any], length: int) -> Subject:
             f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")
         }  # its own are beyond some tables
         return Subject("ModernBERT", what, {"model_type": kind, **fields, **small}, reach=max(length, 8192))
-    raise UsageError(f"unknown shape {kind!r}", where="--with", hint="some of " + ", ".join(SHAPES))
+    raise UsageError(f"unknown shape {kind!r}", where="--with", hint="use some of " + ", ".join(SHAPES))
 
 
 def size_of(family: Family, config: Mapping[str, Any]) -> tuple[int, int, int, int]:

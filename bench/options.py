@@ -10,11 +10,11 @@ from typing import Any
 
 from ..convert.options import option, parse_size, require_sound
 
-RUN, BESIDE, ADVICE, HUB = "What is run", "What stands beside", "Advice", "Hub"
+RUN, BESIDE, ADVICE, HUB = "Workload", "Comparisons", "Advice", "Hub"
 DANGER = "Dangerous: only for sources you trust"
 SHAPES = ("longformer", "bigbird", "modernbert")
 DTYPES = ("float32", "bfloat16", "float16")
-PLOTS = (".png", ".html")
+PLOTS = (".png", ".svg")
 SHORTEST = 8  # tokens
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -23,71 +23,73 @@ DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 class BenchOptions:
     """What `effconv bench` takes beside the models."""
 
-    plot: tuple[Path, ...] = option((), "Draw it: FILE.png or FILE.html (self-contained); may be given several times.")
-    lengths: str | None = option(
-        None, "Tokens of a text, such as 512,4096. [default: doubled from 512 up to 4096]", panel=RUN
-    )
-    batch: str = option("1", "Texts at once, such as 1,8.", panel=RUN)
-    dtype: str = option("float32", "Types, such as float32,bfloat16.", panel=RUN)
+    plot: tuple[Path, ...] = option((), "Plot to FILE.png or FILE.svg, can be repeated.")
+    lengths: str | None = option(None, "Input lengths in tokens. [default: 512,1024,2048,4096]", panel=RUN)
+    batch: str = option("1", "Batch sizes, such as 1,8.", panel=RUN)
+    dtype: str = option("float32", "Data types, such as float32,bfloat16.", panel=RUN)
     train: bool = option(False, "Measure a training step (forward, backward, AdamW) instead of a forward.", panel=RUN)
-    mixed: bool = option(False, "Texts of mixed lengths in a batch, padded; tokens/s counts real ones.", panel=RUN)
-    threads: str = option("all", "Threads of the CPU, or all. One thread is measured in CPU time.", panel=RUN)
-    device: str = option("cpu", "cpu or cuda.", panel=RUN)
-    rounds: int = option(3, "Rounds; the models take turns in each.", panel=RUN)
+    mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s counts real tokens.", panel=RUN)
+    threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured.", panel=RUN)
+    device: str = option("cpu", "Device: cpu, cuda or cuda:1.", panel=RUN)
+    rounds: int = option(3, "Measurement rounds. Models run in turn in each round.", panel=RUN)
     with_: str | None = option(
-        None, "Peers of the source's size: longformer,bigbird,modernbert.", flag="--with", panel=BESIDE
+        None,
+        "Other efficient models of the same size to compare: longformer,bigbird,modernbert.",
+        flag="--with",
+        panel=BESIDE,
     )
-    source: bool = option(True, "The dense source, its positions stretched, for comparison.", panel=BESIDE)
-    conversion: bool = option(True, "What the conversion itself costs, where the source is at hand.", panel=BESIDE)
+    source: bool = option(True, "Also measure the dense source, with extended positions.", panel=BESIDE)
+    conversion: bool = option(True, "Also measure the conversion, if the source is on this machine.", panel=BESIDE)
     against: str | None = option(
-        None, "The source's folder, for the cost of the conversion. [default: looked for]", panel=BESIDE
+        None, "Folder of the source, to measure the conversion. [default: searched]", panel=BESIDE
     )
     data: tuple[str, ...] = option(
-        (), "Your texts: files, or .jsonl, .csv and .parquet with a row a text. Asks for advice.", panel=ADVICE
+        (), "Your texts: text, .jsonl, .csv or .parquet files. Prints advice instead of a comparison.", panel=ADVICE
     )
-    memory: str | None = option(None, "What there is for the model, such as 16G. [default: what is free]", panel=ADVICE)
-    lines: bool = option(False, "Each line of a text file is a text.", panel=ADVICE)
-    text_column: str = option("text", "Column of the texts in files that have columns.", panel=ADVICE)
-    token: str | None = option(None, "Hub token. [default: HF_TOKEN, else the stored login]", panel=HUB)
-    offline: bool = option(False, "Open no socket; read the Hub's cache.", panel=HUB)
-    trust_remote_code: bool = option(False, "Let code from the Hub run, repos of effconv's too.", panel=DANGER)
+    memory: str | None = option(
+        None, "Memory available to the model, such as 16G. [default: free memory]", panel=ADVICE
+    )
+    lines: bool = option(False, "Treat each line of a text file as one text.", panel=ADVICE)
+    text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.", panel=ADVICE)
+    token: str | None = option(None, "Hub access token. [default: HF_TOKEN, else the stored login]", panel=HUB)
+    offline: bool = option(False, "Use no network. Read Hub files from the local cache.", panel=HUB)
+    trust_remote_code: bool = option(
+        False, "Allow Python code from the Hub to run, also of converted repos.", panel=DANGER
+    )
 
     def __post_init__(self) -> None:
         """Raises UsageError with all values that mean nothing."""
         faults = []
         for flag, text, least in (("--lengths", self.lengths, SHORTEST), ("--batch", self.batch, 1)):
             if text is not None and not _numbers(text, least):
-                faults.append(
-                    f"{flag} is {text!r}: numbers from {least} on, such as {'512,4096' if least > 1 else '1,8'}"
-                )
+                example = "512,4096" if least > 1 else "1,8"
+                faults.append(f"{flag} must be numbers of at least {least}, such as {example}, got {text!r}")
         faults += _unknown("--dtype", self.dtype, DTYPES)
         faults += _unknown("--with", self.with_ or SHAPES[0], SHAPES)
         if self.threads != "all" and not _numbers(self.threads, 1, one=True):
-            faults.append(f"--threads is {self.threads!r}: a number, or all")
+            faults.append(f"--threads must be a positive integer or all, got {self.threads!r}")
         if not DEVICE.fullmatch(self.device):
-            faults.append(f"--device is {self.device!r}: cpu, cuda or cuda:1")
+            faults.append(f"--device must be cpu, cuda or cuda:N, got {self.device!r}")
         if self.rounds < 1:
-            faults.append(f"--rounds is {self.rounds}: at least 1")
+            faults.append(f"--rounds must be at least 1, got {self.rounds}")
         if self.mixed and min(_numbers(self.batch, 1) or [2]) < 2:
-            faults.append("--mixed needs more than one text: give --batch 8")
+            faults.append("--mixed needs batches of at least 2 texts, such as --batch 8")
         for path in self.plot:
             if Path(path).suffix.lower() not in PLOTS:
-                faults.append(f"--plot {path} ends in {Path(path).suffix or 'nothing'}: .png or .html")
+                faults.append(f"--plot must end in .png or .svg, got {path}")
         if not self.data:
             given = (
                 ("--memory", self.memory is not None),
                 ("--lines", self.lines),
                 ("--text-column", self.text_column != "text"),
             )
-            faults += [f"{flag} is for advice: name your texts with --data" for flag, there in given if there]
+            faults += [f"{flag} applies only with --data" for flag, there in given if there]
         if self.against is not None and (self.data or not self.conversion):
-            faults.append("--against is for the cost of the conversion: leave out --data and --no-conversion")
+            faults.append("--against measures the conversion, which --data and --no-conversion turn off")
         if self.against is not None and not Path(self.against).expanduser().is_dir():
-            faults.append(
-                f"--against is {self.against!r}: the source's folder, which is not there (peers are for --with)"
-            )
+            faults.append(f"--against must be the folder of the source, got {self.against!r} (other models: --with)")
         if self.data and self.plot:
-            faults.append("--plot draws a comparison, and --data asks for advice: give one of them")
+            faults.append("--plot and --data exclude each other: give only one")
         require_sound("bench", faults)
         self.memory_bytes()
 
@@ -148,5 +150,5 @@ def _unknown(flag: str, text: str, known: Sequence[str]) -> list[str]:
     words = _words(text)
     odd = [word for word in words if word not in known]
     if odd or not words:
-        return [f"{flag} is {text!r}: some of {', '.join(known)}"]
+        return [f"{flag} must be some of {', '.join(known)}, got {text!r}"]
     return []

@@ -1,13 +1,13 @@
-"""A report as a picture: FILE.png through matplotlib, FILE.html by itself (see `page`)."""
+"""A report as a picture, PNG or SVG, by matplotlib."""
 
 from __future__ import annotations
 
-import math
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import OutputError, UsageError
 from .whole import Row
@@ -42,11 +42,6 @@ class Chart:
     lines: tuple[Line, ...]
     linear: bool = False
 
-    def ticks(self) -> list[float]:
-        """Round values for the axis, from one end of it to the other."""
-        values = [value for line in self.lines for _, value in line.points]
-        return even_ticks(max(values)) if self.linear else ticks(values)
-
 
 def charts(rows: Sequence[Row]) -> list[Chart]:
     """Seconds, and where it is known the memory beyond the loaded model, of every batch and dtype.
@@ -78,19 +73,14 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
 def require_drawable(paths: Iterable[Path]) -> None:
     """Raises before anything is measured: matplotlib is missing, or there is no such folder."""
     for path in paths:
-        if path.suffix.lower() == ".png":
-            try:
-                import matplotlib  # noqa: F401
-            except ImportError:
-                raise UsageError(
-                    "the package matplotlib is not installed",
-                    where=f"--plot {path}",
-                    hint="pip install 'effconv[adapt]', or ask for FILE.html, which needs nothing",
-                ) from None
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UsageError(
+                "the package matplotlib is not installed", where=f"--plot {path}", hint="pip install 'effconv[adapt]'"
+            )
         if path.is_dir() or not path.absolute().parent.is_dir():
-            raise OutputError("no such folder", where=f"--plot {path}", hint="name a file in a folder that exists")
+            raise OutputError("no such folder", where=f"--plot {path}", hint="give a file in an existing folder")
         if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise OutputError("it may not be written", where=f"--plot {path}", hint="name another file")
+            raise OutputError("no permission to write this file", where=f"--plot {path}", hint="give another file name")
 
 
 def draw(path: Path, report: BenchReport) -> None:
@@ -99,33 +89,13 @@ def draw(path: Path, report: BenchReport) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from .page import page
+    import matplotlib
 
     try:
-        if path.suffix.lower() == ".html":
-            path.write_text(page(report), encoding="utf-8")
-        else:
-            _png(path, report)
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched, not outlines
+            _figure(report).savefig(path, format=path.suffix.lower().removeprefix("."))
     except OSError as error:
-        raise OutputError(f"the plot cannot be written ({error})", where=str(path), hint="name another file") from None
-
-
-def ticks(values: Iterable[float]) -> list[float]:
-    """1, 2 and 5 times powers of ten that lie within the values, and one beyond at each end."""
-    steps, found = _steps(), list(values)
-    low = max((step for step in steps if step <= min(found)), default=steps[0])
-    high = min((step for step in steps if step >= max(found)), default=steps[-1])
-    return [step for step in steps if low <= step <= high]
-
-
-def even_ticks(top: float) -> list[float]:
-    """0 and up to five multiples of a round step (1, 2 or 5 times a power of ten), the last at least `top`."""
-    step = next(step for step in _steps() if 5 * step >= top)
-    return [i * step for i in range(max(1, math.ceil(top / step)) + 1)]
-
-
-def _steps() -> list[float]:
-    return [mantissa * 10.0**power for power in range(-6, 7) for mantissa in (1, 2, 5)]
+        raise OutputError(f"cannot write the plot ({error})", where=str(path), hint="give another file name") from None
 
 
 def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -> tuple[Line, ...]:
@@ -137,9 +107,9 @@ def _lines(names: Sequence[str], rows: Sequence[Row], values: Sequence[float]) -
     return tuple(found)
 
 
-def _png(path: Path, report: BenchReport) -> None:
+def _figure(report: BenchReport) -> Any:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     drawn = charts(report.rows) or [Chart("nothing was measured", "", ())]
     figure = Figure(figsize=(5.5 * min(2, len(drawn)), 4 * -(-len(drawn) // 2)), layout="constrained", dpi=150)
@@ -156,14 +126,14 @@ def _png(path: Path, report: BenchReport) -> None:
         place.spines[["top", "right"]].set_visible(False)
         if chart.lines:
             lengths = sorted({length for line in chart.lines for length, _ in line.points})
-            values = chart.ticks()
-            place.set(xscale="log", yscale="linear" if chart.linear else "log", ylim=(values[0], values[-1]))
-            for axis, marks, texts in (
-                (place.xaxis, lengths, [f"{length:,}" for length in lengths]),
-                (place.yaxis, values, [f"{value:,g}" for value in values]),
-            ):
-                axis.set_major_locator(FixedLocator(marks))
+            place.set(xscale="log", yscale="linear" if chart.linear else "log")
+            place.set_xticks(lengths, [f"{length:,}" for length in lengths])
+            place.yaxis.set_major_locator(MaxNLocator(5) if chart.linear else LogLocator(subs=(1, 2, 5)))
+            place.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            for axis in (place.xaxis, place.yaxis):
                 axis.set_minor_locator(NullLocator())
-                axis.set_ticks(marks, texts, fontsize=7)
+            if chart.linear:
+                place.set_ylim(bottom=0)
+            place.tick_params(labelsize=7)
             place.legend(fontsize=7, frameon=False)
-    figure.savefig(path, format="png")
+    return figure

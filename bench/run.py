@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UsageError
 from ..convert.io.source import Source
+from ..convert.options import Progress
 from . import conversion
 from .findings import Crossover, Fastest, crossovers, fastest
 from .machine import machine
@@ -21,8 +22,6 @@ from .whole import Case, Row, measure
 
 USUAL_LENGTHS = (512, 1024, 2048, 4096)
 CONVERSION_RUNS = 3
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -83,9 +82,9 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
     conversions = {model.name: conversion_planned(model, options) for model in made}
     if options.against is not None and not conversions:
         raise UsageError(
-            "no named model was converted by effconv",
+            "none of these models was converted by effconv",
             where=f"--against {options.against}",
-            hint="leave it out: it is the source of a conversion whose cost is measured",
+            hint="leave out --against: it names the source of a converted model",
         )
     cases = [
         Case(length, batch, dtype, options.train, options.mixed)
@@ -138,9 +137,9 @@ def chosen(models: Sequence[Opened], length: int, options: BenchOptions) -> list
     shapes = options.shapes()
     if shapes and (base is None or base.dense is None):
         raise UsageError(
-            "no named model has a dense source, whose size the others would take",
+            "none of these models has a dense source, which sets the size of the --with models",
             where="--with",
-            hint="name a converted BERT or RoBERTa, or the dense model",
+            hint="add a converted BERT or RoBERTa, or a dense model",
         )
     if base is not None and base.dense is not None:
         subjects += [shape(kind, base.dense, length) for kind in shapes]
@@ -156,7 +155,7 @@ def require_loaded(subject: Subject, answer: Mapping[str, Any]) -> None:
     """Raises BadInputError where a model cannot be loaded at all, before others are measured."""
     if "failed" in answer:
         raise BadInputError(
-            f"the model cannot be loaded: {answer['failed']}",
+            f"cannot load the model: {answer['failed']}",
             where=subject.name,
             hint="check it with effconv verify, or give a model that transformers knows",
         )

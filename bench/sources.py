@@ -58,9 +58,9 @@ def opened(model: str, options: BenchOptions) -> Opened:
     family, before = FAMILIES.get(str(found.config.get("model_type"))), converted(found.config)
     if before is not None:
         raise UnsupportedError(
-            f"{name} was converted to {before.target} by something else than this effconv, and its code may not load",
+            f"{name} was converted to {before.target} by another tool, and its code may not load",
             where=model,
-            hint=f"upgrade it first (effconv {before.target} {model}), or name a repo with its {manifests.NAME}",
+            hint=f"upgrade it first (effconv {before.target} {model}), or give a repo that has {manifests.NAME}",
         )
     if family is not None:
         had = int(found.config.get("max_position_embeddings", 512)) - family.special_positions
@@ -70,9 +70,9 @@ def opened(model: str, options: BenchOptions) -> Opened:
     if found.config.get("auto_map"):
         if not options.trust_remote_code:
             raise UsageError(
-                f"{name} has code of its own",
+                f"{name} has its own Python code",
                 where=model,
-                hint="pass --trust-remote-code to let it run, if you trust it",
+                hint="if you trust the code, pass --trust-remote-code to run it",
             )
         subject = Subject(name, "its own code", folder=str(_fetched(found)), own_code=True, reach=reach)
         return Opened(name, found, subject, None, 0)
@@ -83,45 +83,32 @@ def opened(model: str, options: BenchOptions) -> Opened:
 def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Opened:
     if found.hub_id is not None and not options.trust_remote_code:
         raise UsageError(
-            f"{name} is a repo on the Hub, whose code would run here",
+            f"{name} is a Hub repo with Python code, which would run on this machine",
             where=model,
-            hint="pass --trust-remote-code to let it run, if you trust it; or name a folder",
+            hint="if you trust the code, pass --trust-remote-code. Or give a local folder",
         )
     folder = _fetched(found)
     manifest = manifests.read_manifest(folder)
     manifests.check_hashes(folder, manifest)
     target = TARGETS.get(manifest["target"])
-    if target is not None and target.form.library != "transformers":
+    if target is not None and target.weights_format.library != "transformers":
         raise UnsupportedError(
-            f"a {manifest['target']} repo is run by {target.form.library}, not by torch",
+            f"a {manifest['target']} repo runs with {target.weights_format.library}, not with torch",
             where=model,
             hint="measure the torch repo that it was made from",
         )
     subject = Subject(
-        name, _says(manifest), folder=str(folder), own_code=True, reach=int(manifest["max_length"]), converted=True
+        name,
+        (target.label(manifest["options"]) if target else "") or str(manifest["target"]),
+        folder=str(folder),
+        own_code=True,
+        reach=int(manifest["max_length"]),
+        converted=True,
     )
     dense = None
     if manifest["family"] in FAMILIES and not manifest.get("part"):
         dense = {**found.config, "model_type": manifest["family"]}
     return Opened(name, found, subject, dense, int(manifest["source_max_length"]), manifest)
-
-
-def _says(manifest: Mapping[str, Any]) -> str:
-    options = manifest["options"]
-    if manifest["target"] == "lsg":
-        return lsg_says(options)
-    if "proj_dim" in options:
-        return f"{manifest['target']}, {options['proj_dim']} rows"
-    return str(manifest["target"])
-
-
-def lsg_says(options: Mapping[str, Any]) -> str:
-    """Block and sparse keys in a few words."""
-    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
-    if not sparse:
-        return f"LSG, block {options['block_size']}, no sparse keys"
-    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
-    return f"LSG, block {options['block_size']}, sparse {kind}"
 
 
 def _fetched(found: Source) -> Path:
@@ -144,14 +131,18 @@ def conversion_of(model: Opened, options: BenchOptions) -> tuple[Source, list[st
             the target is fitted on text.
     """
     if model.manifest is None:
-        raise UnsupportedError(f"{model.name} is not converted by effconv", where=model.name)
+        raise UnsupportedError(f"{model.name} was not converted by effconv", where=model.name)
     manifest, stated = model.manifest, model.manifest["source"]
     target = TARGETS.get(manifest["target"])
     if target is None:
-        raise UnsupportedError(f"the target {manifest['target']!r} is unknown to this effconv", where=model.name)
+        raise UnsupportedError(
+            f"this version of effconv does not know the target {manifest['target']!r}", where=model.name
+        )
     target = target_named(manifest["target"], target.options(**_known(target.options, manifest["options"])))
     if target.calibration:
-        raise UnsupportedError(f"{target.name} is fitted on text, which takes longer than any copy", where=model.name)
+        raise UnsupportedError(
+            f"{target.name} is fitted on text, so its time does not compare with a copy", where=model.name
+        )
     words = shlex.split(command(target, {**manifest, "source": {"name": "source"}}))
     return _weights_at_hand(_find_source(model, stated, options)), [words[1], *words[3:]]
 
@@ -166,15 +157,15 @@ def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions
         found = resolve(options.against, token=options.token, offline=options.offline)
         if model.dense is not None and _size(found.config) != _size(model.dense):
             raise UsageError(
-                f"this is no source of {model.name}: its family or its size is another",
+                f"this is not the source of {model.name}: its family or size differs",
                 where=f"--against {options.against}",
-                hint=f"give {source_name(model.manifest or {})}, or leave it out",
+                hint=f"give {source_name(model.manifest or {})}, or leave out --against",
             )
         return found
     missing = BadInputError(
-        f"the source {stated.get('hub_id') or stated['name']} is not at hand",
+        f"the source {stated.get('hub_id') or stated['name']} is not on this machine",
         where=model.name,
-        hint="name its folder with --against FOLDER",
+        hint="give its folder with --against FOLDER",
     )
     if stated.get("hub_id"):
         from huggingface_hub import snapshot_download
@@ -205,7 +196,7 @@ def _weights_at_hand(source: Source) -> Source:
     """The source, if all of its weights are local."""
     if source.folder is None:
         raise BadInputError(
-            "the source's weights are on the Hub", where=source.where(), hint="name a folder with --against"
+            "the source's weights are on the Hub", where=source.where(), hint="give its folder with --against"
         )
     return source
 

@@ -163,7 +163,11 @@ class Worker:
         status = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().strip().splitlines()
-        why = OUT_OF_MEMORY if status == -signal.SIGKILL else f"its process ended with {status}: {' '.join(said[-1:])}"
+        why = (
+            OUT_OF_MEMORY
+            if status == -signal.SIGKILL
+            else f"its process ended with status {status}: {' '.join(said[-1:])}"
+        )
         return {"failed": why, "gone": True}
 
 
@@ -218,7 +222,9 @@ def measure(
             for worker in workers:
                 if worker.loaded.get("usage"):
                     raise UsageError(
-                        str(worker.loaded["failed"]), where=f"--device {device}", hint="leave it out, or give cuda"
+                        str(worker.loaded["failed"]),
+                        where=f"--device {device}",
+                        hint="leave out --device, or give cuda",
                     )
                 loaded(worker.subject, worker.loaded)
             for case in (case for case in cases if case.dtype == dtype):
@@ -277,14 +283,14 @@ def _refusal(worker: Worker, case: Case, rows: Sequence[Row]) -> dict[str, Any] 
     """Why a case is not even tried."""
     subject = worker.subject
     if "failed" in worker.loaded:
-        return {"failed": f"cannot be loaded: {worker.loaded['failed']}"}
+        return {"failed": f"cannot load: {worker.loaded['failed']}"}
     if subject.reach is not None and case.length > subject.reach:
-        return {"failed": f"takes {subject.reach:,} tokens"}
+        return {"failed": f"takes at most {subject.reach:,} tokens"}
     for row in rows:  # a longer text of the same batch would run out of memory too
         same = (row.model, row.case.batch, row.case.dtype, row.case.train, row.case.set)
         if row.failed.startswith(OUT_OF_MEMORY) and same == (
             subject.name, case.batch, case.dtype, case.train, case.set
         ):  # fmt: skip
-            shorter = row.failed if "at" in row.failed else f"{OUT_OF_MEMORY} at {row.case.length:,} tokens already"
+            shorter = row.failed if "at" in row.failed else f"{OUT_OF_MEMORY} already at {row.case.length:,} tokens"
             return {"failed": shorter} if row.case.length < case.length else None
     return None

@@ -41,7 +41,7 @@ def serve(commands: TextIO, say: Callable[[Mapping[str, Any]], None]) -> None:
     job = json.loads(commands.readline())
     torch.set_num_threads(1)
     if job["device"] != "cpu" and not _available(job["device"]):
-        return say({"failed": f"there is no device {job['device']}", "usage": True})
+        return say({"failed": f"no device {job['device']} on this machine", "usage": True})
     try:
         model = build(job["subject"], job["dtype"])
     except Exception as error:

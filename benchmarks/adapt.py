@@ -30,6 +30,7 @@ from effconv.adapt.teacher import lesson
 from effconv.api import adapt, convert, fidelity
 from effconv.convert.families.selection import family_of
 from effconv.convert.verify.fidelity import cut
+from effconv.targets.teacher import AttentionRun, AttentionSite, Receive, attention_sites, watch
 
 SHORT, LONG = (128, 512), (512, 1024)
 RETRIEVAL: dict[str, Any] = {
@@ -204,29 +205,18 @@ def control(source: Path, test: Path, name: str, texts: int) -> list[dict[str, A
 
 @contextmanager
 def without_attention(model: Any, *, uniform: bool) -> Any:
-    """Every output projection of the stock model gets zeros, or each text's mean value."""
-    family = family_of(model.config.to_dict(), None)
-    values: dict[int, Tensor] = {}
-    handles = []
-    for path in family.layer_paths(model.config.to_dict()):
-        layer = model.get_submodule(path)
-        projection = layer.get_submodule(f"{family.code.attention_path}.{family.code.projections[2]}")
+    """Every output projection of the stock model is fed zeros, or each text's mean value."""
+    config = model.config.to_dict()
 
-        def keep(_module: object, _args: object, output: Tensor, key: int = id(layer)) -> None:
-            values[key] = output.mean(1, keepdim=True).expand_as(output)
+    def instead(site: AttentionSite) -> Receive:
+        def receive(run: AttentionRun) -> Tensor:
+            fed = run.value.mean(1, keepdim=True).expand_as(run.value) if uniform else torch.zeros_like(run.attended)
+            return site.output.forward(fed)  # not a call, which the hook would see
 
-        def replace(_module: object, args: tuple[Tensor, ...], key: int = id(layer)) -> tuple[Tensor, ...]:
-            return (values[key] if uniform else torch.zeros_like(args[0]),)
+        return receive
 
-        handles += [
-            projection.register_forward_hook(keep),
-            layer.get_submodule(family.output_projection).register_forward_pre_hook(replace),
-        ]
-    try:
+    with watch([(site, instead(site)) for site in attention_sites(model, family_of(config, None), config)]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def cosines(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:

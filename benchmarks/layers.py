@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.bars import Section, faster
 from effconv.bench.timing import clock_name, interleaved
-from effconv.templates.lambda_attention import LambdaMix, position_term
-from effconv.templates.linformer_attention import LinformerMix
+from effconv.templates.lambda_attention import LambdaAttention, position_term
+from effconv.templates.linformer_attention import LinformerAttention
 from effconv.templates.transnormer_attention import linear_attention
 
 HEADS, WIDTH = 12, 64
@@ -44,12 +44,14 @@ def forms(length: int) -> dict[str, Callable[[], Any]]:
     """Each form as a call without arguments, on the same random q, k, v (1, 12, t, 64), as a model lays them out."""
     q, k, v = torch.randn(3, 1, length, HEADS, WIDTH).transpose(2, 3)
     shape = {"num_attention_heads": HEADS, "hidden_size": HEADS * WIDTH}
-    linformer = LinformerMix(SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0).eval()
-    trained: Any = LinformerMix(
+    linformer = LinformerAttention(
+        SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0
+    ).eval()
+    trained: Any = LinformerAttention(
         SimpleNamespace(**shape, proj_dim=256, projection_length=length, sharing="kv"), 0
     ).eval()
     trained.key_projection.data.add_(torch.randn_like(trained.key_projection) * 1e-3)
-    lam = LambdaMix(SimpleNamespace(**shape, key_depth=16, local_context_size=15), 0).eval()
+    lam = LambdaAttention(SimpleNamespace(**shape, key_depth=16, local_context_size=15), 0).eval()
     assert lam.local_weight is not None
     assert lam.local_bias is not None
     local_weight, local_bias = lam.local_weight, lam.local_bias

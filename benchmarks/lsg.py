@@ -27,7 +27,7 @@ from benchmarks.bars import Bar, Section
 from effconv.bench import memory
 from effconv.bench.timing import Spread, clock_name, interleaved, ratio
 from effconv.convert.errors import UsageError
-from effconv.templates.lsg_attention import LSGMix
+from effconv.templates.lsg_attention import LSGAttention
 
 HEADS, WIDTH, BLOCK, FACTOR = 12, 64, 128, 4
 CONFIG = SimpleNamespace(
@@ -153,7 +153,7 @@ def _qkv(length: int, dtype: torch.dtype) -> list[Tensor]:
 
 def forms(length: int, dtype: torch.dtype, published: Path | None = None) -> dict[str, Callable[..., Any]]:
     """Each form as a function of q, k and v."""
-    lsg = LSGMix(CONFIG, 0).eval()
+    lsg = LSGAttention(CONFIG, 0).eval()
     found: dict[str, Callable[..., Any]] = {
         SDPA: F.scaled_dot_product_attention,
         LSG: lambda q, k, v: lsg(q, k, v, None),

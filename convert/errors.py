@@ -12,7 +12,7 @@ from typing import Any
 
 SHOWN_FAULTS = 20
 OUT_OF_MEMORY = re.compile(r"MemoryError|out of memory|can(?:'t|not) allocate memory", re.IGNORECASE)
-MEMORY = "memory ran out: close other programs, or use a machine with more of it"
+MEMORY = "out of memory: close other programs or use a machine with more memory"
 MEMORY_EXIT_CODE = 8
 
 

@@ -7,7 +7,7 @@ memory held is the base plus the largest computed tensor, whatever the size of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from .io.formats import SAFETENSORS, Form
 from .io.source import Source
 from .io.tensorfile import StreamedFile, file_sha256
 from .ops import Calibrated, Copy
+from .options import Progress
 from .plan import Plan, Row
-
-Progress = Callable[[str, int, int], None]  # step, bytes done, bytes in all
 
 
 @dataclass(slots=True)
@@ -108,7 +107,9 @@ def _stream(
                 )
             except EOFError:
                 raise BadInputError(
-                    f"{first.file} ends early", where=first.file, hint="it changed while it was read: run again"
+                    f"{first.file} is shorter than its header says",
+                    where=first.file,
+                    hint="the file changed during the conversion: run the command again",
                 ) from None
         else:
             yield from _computed(group[0], checkpoint, file, values)
@@ -127,7 +128,7 @@ def _computed(row: Row, checkpoint: Checkpoint, file: StreamedFile, values: Mapp
     else:
         array = as_array(checkpoint, row)
     if array.shape != row.shape:
-        raise AssertionError(f"{row.target}: the operation made {array.shape}, the plan says {row.shape}")
+        raise AssertionError(f"{row.target}: the operation returned shape {array.shape}, the plan expects {row.shape}")
     file.append(memoryview(np.ascontiguousarray(array.data)).cast("B"))
     yield row.nbytes
 
@@ -173,9 +174,9 @@ def _check_tied(plan: Plan, checkpoint: Checkpoint) -> None:
     for row in plan.rows:
         if row.equals and not _same(checkpoint, row.sources[0], row.equals):
             raise BadInputError(
-                f"{row.sources[0]} differs from {row.equals}, though config.json ties them",
+                f"{row.sources[0]} differs from {row.equals}, but config.json says they are tied",
                 where=row.sources[0],
-                hint="set tie_word_embeddings to false in config.json to keep both, or remove the one that is not used",
+                hint="set tie_word_embeddings to false in config.json to keep both, or remove the unused tensor",
             )
 
 

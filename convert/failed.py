@@ -14,7 +14,7 @@ from .errors import CheckFailedError, joined_hints
 from .io.staging import Staging
 from .repo.manifest import FAILED
 
-AGAIN = "run again with --keep-failed to look at the repo that failed"
+AGAIN = "run again with --keep-failed to keep the failed repo for inspection"
 
 
 def refused(error: CheckFailedError, staging: Staging, manifest: Mapping[str, Any], *, keep: bool) -> CheckFailedError:
@@ -28,9 +28,9 @@ def refused(error: CheckFailedError, staging: Staging, manifest: Mapping[str, An
     except OSError as problem:
         error.hint = joined_hints(error.hint, f"the failed repo could not be kept ({problem.strerror})")
         return error
-    says = f"{FAILED} says what failed" + (f" (in {kept})" if error.where else "")
+    says = f"{FAILED} lists the failed checks" + (f" (in {kept})" if error.where else "")
     error.where = error.where or str(kept)
-    error.hint = joined_hints(error.hint, f"{says}; effconv neither loads nor pushes that folder")
+    error.hint = joined_hints(error.hint, f"{says}; effconv does not load or push that folder")
     return error
 
 
@@ -43,7 +43,7 @@ def _mark(staging: Staging, error: CheckFailedError, manifest: Mapping[str, Any]
     (staging.folder / "README.md").write_text(
         f"# A conversion that failed its checks\n\n"
         f"Do not use or share this folder. effconv {manifest['effconv']} made it from {manifest['source']['name']} "
-        f"({manifest['target']}), and kept it to be looked at (`--keep-failed`):\n\n```\n{error.what}\n```\n\n"
-        f"`{FAILED}` has every check's figures.\n",
+        f"({manifest['target']}), and kept it for inspection (`--keep-failed`):\n\n```\n{error.what}\n```\n\n"
+        f"`{FAILED}` has the measured value of every check.\n",
         encoding="utf-8",
     )

@@ -23,12 +23,12 @@ def notices(context: Context, source: Config) -> list[str]:
     """
     name, part = context.family.class_name(context.head), context.family.part(context.head)
     if part:
-        return [f"{name} is the {part} alone, which keeps its stock attention: options of the attention do not act"]
+        return [f"{name} has only the {part}, which keeps its original attention: attention options have no effect"]
     if overrides(context, source):
-        return [f"{name} was asked for, so {DECODER} is set: a token sees no later one, unlike in the source"]
+        return [f"{name} was requested, so {DECODER} is set to true: attention is causal, unlike in the source"]
     if context.head.causal and not source.get(DECODER):
         return [
-            f"the source is a {name} without {DECODER}, in which a token sees later ones, and so is the repo; "
+            f"the source is a {name} without {DECODER}, so its attention is not causal, and neither is the repo's: "
             f"--architecture {context.head.suffix} makes it causal"
         ]
     return []

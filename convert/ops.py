@@ -53,7 +53,7 @@ class Transpose:
 
     def shape(self, *inputs: Shape) -> Shape:
         if len(inputs[0]) != 2:
-            raise ValueError(f"a tensor of shape {inputs[0]} is no matrix")
+            raise ValueError(f"expected a matrix, got shape {inputs[0]}")
         return inputs[0][::-1]
 
     def apply(self, *inputs: Array) -> Array:
@@ -212,7 +212,7 @@ def elements(shape: Shape) -> int:
 
 def _resized(table: Shape, special: int, length: int) -> Shape:
     if len(table) != 2 or table[0] <= special:
-        raise ValueError(f"a position table of shape {table} has no rows beyond the {special} special ones")
+        raise ValueError(f"a position table of shape {table} has no rows beyond the {special} reserved ones")
     if length < 1:
-        raise ValueError(f"a position table of {length} rows")
+        raise ValueError(f"a position table needs at least 1 row, got {length}")
     return (special + length, table[1])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UsageError, listing
 
-MAX_LENGTH_HELP = "Tokens that the emitted model takes."
-CALIBRATE_HELP = "Text file to fit on; several are joined. [default: the built-in English text]"
+MAX_LENGTH_HELP = "Maximum input length in tokens."
+CALIBRATE_HELP = "UTF-8 text file to fit on, can be repeated. [default: built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
+Progress = Callable[[str, int, int], None]  # called with a step, what of it is done, and how much there is
 
 
 def option(
@@ -36,7 +37,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def open_option(fallback: Any, help: str, **more: Any) -> Any:
+def from_source_or(fallback: Any, help: str, **more: Any) -> Any:
     """An option that is the source's own where it has one, and `fallback` where it has none."""
     return option(None, help, fallback=fallback, **more)
 
@@ -75,7 +76,7 @@ def require_sound(command: str, faults: Sequence[str]) -> None:
         raise UsageError(
             f"these options cannot be used:\n{listing(faults)}",
             where=f"effconv {command}",
-            hint=f"effconv {command} --help says what each may be",
+            hint=f"effconv {command} --help lists the valid values",
         )
 
 
@@ -96,7 +97,7 @@ def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = 
     except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise UsageError(f"{text!r} is no size", where=where, hint=f"give a size such as {such_as}")
+        raise UsageError(f"expected a size in bytes, got {text!r}", where=where, hint=f"give a size such as {such_as}")
     return size
 
 
@@ -104,35 +105,45 @@ def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = 
 class Settings:
     """What every target's conversion takes, whatever the target."""
 
-    output: Path | None = option(None, "Folder to make. [default: named after target, source and length]", short="-o")
-    architecture: str | None = option(None, "Head to emit, such as ForSequenceClassification. [default: the source's]")
-    seed: int = option(123, "Seed of every tensor that is drawn.")
-    dtype: DTypeName | None = option(None, "Cast the weights. [default: each keeps its own]")
-    max_shard_size: str = option("5GB", "Bound of one weights file.")
-    overwrite: bool = option(False, "Replace an output folder that is not empty, once the new one is complete.")
-    verify: bool = option(True, "Load the repo in a fresh process and check it before it appears.")
-    keep_failed: bool = option(False, "Keep a repo that fails its checks, as OUTPUT.failed, to look at.")
-    revision: str | None = option(None, "Branch, tag or commit of a Hub source.", panel="Hub")
-    token: str | None = option(None, "Hub token. [default: HF_TOKEN, else the stored login]", panel="Hub")
-    offline: bool = option(False, "Open no socket; read Hub sources from the cache.", panel="Hub")
+    output: Path | None = option(
+        None, "Output folder. [default: TARGET-SOURCE-LENGTH in the current folder]", short="-o"
+    )
+    architecture: str | None = option(
+        None, "Head of the new model, such as ForSequenceClassification. [default: the source's]"
+    )
+    seed: int = option(123, "Random seed for new tensors.")
+    dtype: DTypeName | None = option(None, "Cast the weights to this type. [default: keep]")
+    max_shard_size: str = option("5GB", "Maximum size of one weights file, such as 500MB.")
+    overwrite: bool = option(False, "Replace a non-empty output folder, after the new one is complete.")
+    verify: bool = option(True, "Load the new repo in a fresh process and check it before it is saved.")
+    keep_failed: bool = option(False, "Keep a repo that fails its checks as OUTPUT.failed, for inspection.")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub source. [default: main]", panel="Hub")
+    token: str | None = option(None, "Hub access token. [default: HF_TOKEN, else the stored login]", panel="Hub")
+    offline: bool = option(False, "Use no network. Read Hub files from the local cache.", panel="Hub")
     allow_pickle: bool = option(
-        False, "Load .bin files that can run code when read.", panel="Dangerous: only for sources you trust"
+        False,
+        "Load .bin files with pickled objects, which can run code.",
+        panel="Dangerous: only for sources you trust",
     )
     trust_remote_code: bool = option(
-        False, "Let the source's own code run, in verify.", panel="Dangerous: only for sources you trust"
+        False,
+        "Allow the Python code of the source to run in the checks.",
+        panel="Dangerous: only for sources you trust",
     )
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that mean nothing."""
         choices = ("float32", "float16", "bfloat16")
         if self.dtype is not None and self.dtype not in choices:
-            raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="one of " + ", ".join(choices))
+            raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="use one of " + ", ".join(choices))
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"{self.seed!r} is no seed", where="--seed", hint="give an integer from 0 to 2^63 - 1")
+            raise UsageError(
+                f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}", where="--seed", hint="such as 123"
+            )
         parse_size(self.max_shard_size)
         if self.keep_failed and not self.verify:
             raise UsageError(
-                "--keep-failed keeps a repo that fails its checks, and --no-verify runs none",
+                "--keep-failed needs checks, and --no-verify turns them off",
                 where="--keep-failed --no-verify",
-                hint="pass one of the two",
+                hint="pass only one of the two",
             )

@@ -109,14 +109,17 @@ class Plan:
 
 
 def choose_head(
-    checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None
+    checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None, target: str = ""
 ) -> tuple[Head, str | None]:
     """The head to emit: the one asked for, the one the config names, or the richest one whose tensors are all stored.
 
     The second value is the source's class name where it is unknown to the family (its extra tensors are then carried).
+
+    Args:
+        target: whose classes `architecture` may name.
     """
     if architecture is not None or config.get("architectures"):
-        return head_of(config, family, architecture)
+        return head_of(config, family, architecture, target)
     stored = _canonical(checkpoint, family)[0].keys()
     fitting = [head for head in family.heads if {weight.name for weight in head.weights} <= stored]
     decoder = bool(config.get("is_decoder"))
@@ -172,7 +175,7 @@ class _Planner:
         # A base model stores no prefix, unless it carries tensors of a head: transformers 4.57 tells by the prefix
         # whether a checkpoint holds more than the base.
         self.emits, self.emitted_head = context.emits, context.emitted_head
-        self.flax = self.emits.flax if target.form.flax else None
+        self.flax = self.emits.flax if target.weights_format.flax else None
         self.prefixed = self.emitted_head.suffix != "Model" or bool(
             self.stored.keys() - base - set(self.family.buffers)
         )
@@ -183,7 +186,7 @@ class _Planner:
         weights |= self._untied()
         weights |= {weight.name: weight for weight in self.target.weights(self.context)}
         for name in rules.keys() - weights.keys():
-            self.faults.append(f"{name}: the recipe makes it, but no model of this kind has it")
+            self.faults.append(f"{name}: the recipe produces it, but the model has no such tensor")
         for name, weight in weights.items():
             self._make(weight, rules.get(name))
         for name, tensor in self.stored.items():
@@ -192,14 +195,14 @@ class _Planner:
         made: set[str] = set()
         for row in self.rows:
             if row.target in made:
-                self.faults.append(f"{row.target}: made twice")
+                self.faults.append(f"{row.target}: produced twice")
             made.update([row.target] if row.target else [])
         if self.faults:
             faults = listing(dict.fromkeys(self.faults))
             raise BadInputError(
                 f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{faults}",
                 where=self.checkpoint.source.where(),
-                hint="check config.json against the weights; name a class of your own in config.json: architectures",
+                hint="check config.json against the weights. For a custom class, name it in config.json: architectures",
             )
         return Plan(
             target=self.target.name,
@@ -216,9 +219,9 @@ class _Planner:
         order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
         new = len(order) if self.target.new_last else -1
         rows = sorted(self.rows, key=lambda row: order.get(row.sources[0], -1) if row.sources else new)
-        if self.target.form.order is None:
+        if self.target.weights_format.order is None:
             return sorted(rows, key=lambda row: -SIZES[row.dtype])
-        names = self.target.form.order([row.target for row in rows if row.target])
+        names = self.target.weights_format.order([row.target for row in rows if row.target])
         places = {name: i for i, name in enumerate(names)}
         return sorted(rows, key=lambda row: places.get(row.target or "", len(places)))
 
@@ -263,7 +266,7 @@ class _Planner:
             self.faults.append(f"{weight.name}: {error}")
             return
         if shape != wanted:
-            self.faults.append(f"{weight.name}: made with shape {shape}, where the new config says {wanted}")
+            self.faults.append(f"{weight.name}: produced with shape {shape}, but the new config requires {wanted}")
             return
         if isinstance(rule.op, Copy):
             rule = replace(rule, op=self._crossing(sources[0], weight.name, inputs[0]))
@@ -289,7 +292,7 @@ class _Planner:
         """What is wrong with a stored tensor's shape, judged by the source's own config: a recipe may hide it."""
         weight = self.declared.get(name)
         expected = shape_of(weight, self.context.config) if weight else shape
-        return "" if shape == expected else f"{name}: shape {shape}, where config.json says {expected}"
+        return "" if shape == expected else f"{name}: shape {shape}, but config.json requires {expected}"
 
     def _default_rule(self, weight: Weight, expected: Shape) -> Rule | None:
         if weight.computed and (weight.name not in self.stored or self.stored[weight.name].shape != expected):
@@ -299,7 +302,7 @@ class _Planner:
             return Rule((weight.name,), weight.name)
         twin = self._stored_name(weight.name)
         if twin != weight.name:
-            return Rule((twin,), weight.name, why=f"tied to {twin}, which is what the source stores")
+            return Rule((twin,), weight.name, why=f"tied to {twin}, which the source stores")
         if weight.name in self.whole:
             self.faults.append(f"{weight.name}: missing")
             return None
@@ -311,7 +314,7 @@ class _Planner:
             self.context.seed,
             weight.dtype or self.dtype or self._main_dtype(),
         )
-        return Rule((), weight.name, op, f"the source has none; train it ({weight.init})")
+        return Rule((), weight.name, op, f"not in the source, needs training ({weight.init})")
 
     def _stored_name(self, name: str) -> str:
         """The name, or one that it is tied to where the source stores only that."""
@@ -332,7 +335,7 @@ class _Planner:
             if any(weight.name == name for weight in self.family.head_weights(head)) or name in head.tied
         ]
         if name in self.family.buffers:
-            drop = "a buffer, built anew when the model loads"
+            drop = "a buffer, rebuilt when the model loads"
         elif self.family.same.get(name) in self.stored:
             equals = self.stored[self.family.same[name]].name
             drop = f"the same tensor as {self.family.same[name]}, stored once"
@@ -342,24 +345,24 @@ class _Planner:
         elif name in self.dropped:
             drop = self.dropped[name]
         elif name in self.declared and self.declared[name].computed:
-            drop = "computed anew for the new length"
+            drop = "recomputed for the new length"
         elif self.family.part(self.head) and (name in self.whole or self.family.is_head_weight(name)):
-            drop = f"{self.family.class_name(self.head)} is the {self.family.part(self.head)} alone"
+            drop = f"{self.family.class_name(self.head)} has only the {self.family.part(self.head)}"
         elif self.emits is not self.family:
-            drop = f"no part of {self.emits.class_name(self.emitted_head)}"
+            drop = f"not part of {self.emits.class_name(self.emitted_head)}"
         elif self.flax and others:
-            drop = f"{self.emits.class_name(self.emitted_head)} has none in JAX (it belongs to {', '.join(others)})"
+            drop = f"not in the JAX {self.emits.class_name(self.emitted_head)} (it belongs to {', '.join(others)})"
         elif self.asked and not others and self._is_foreign_head(name):
-            drop = f"part of a head that {self.family.name} has not; {self.family.class_name(self.head)} was asked for"
+            drop = f"part of a head that {self.family.name} lacks; {self.family.class_name(self.head)} was requested"
         if equals and is_flax(equals) != is_flax(tensor.name):  # bytes of the two sides cannot be compared
             equals = None
         if drop:
             self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
             return
         if others:
-            why = f"not in {self.family.class_name(self.head)}: kept for {', '.join(others)}"
+            why = f"not used by {self.family.class_name(self.head)}, kept for {', '.join(others)}"
         elif self.unknown_class:
-            why = f"part of {self.unknown_class}, carried over as it is"
+            why = f"part of {self.unknown_class}, copied unchanged"
         else:
             self.faults.append(f"{tensor.name}: unknown to {self.family.name}")
             return
@@ -402,7 +405,9 @@ class _Planner:
         if isinstance(value, (int, float)) and 0 <= value < math.inf:
             return float(value)
         raise BadInputError(
-            f"initializer_range is {value!r}, not a spread", where="config.json", hint="fetch the file again"
+            f"initializer_range must be a number of at least 0, got {value!r}",
+            where="config.json",
+            hint="correct config.json, or download it again",
         )
 
     def _main_dtype(self) -> str:

@@ -21,7 +21,7 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
     if family.computes_positions:  # for any length, by the plan
         if how != "repeat":
             raise UsageError(
-                f"positions of {family.name} are computed for every length, not {how}d",
+                f"{family.name} computes its positions for every length: they cannot be {how}d",
                 where="--positions",
                 hint="leave it out",
             )
@@ -30,9 +30,9 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
     if length == stored:
         if how != "repeat":
             raise UsageError(
-                f"the source takes {stored} tokens, as the result: no position table is {how}d",
+                f"the source and the result both take {stored} tokens: the position table does not change",
                 where="--positions",
-                hint="leave it out, or give another --max-len",
+                hint="leave out --positions, or give another --max-len",
             )
         return []
     why = f"drops the last {stored - length} of {stored} positions" if length < stored and how == "repeat" else ""
@@ -45,6 +45,4 @@ def equal_positions(manifest: Mapping[str, Any]) -> str:
     """Why a repo cannot equal its source up to the source's length, as `Check.applies`; "" where it can."""
     if manifest["options"].get("positions", "repeat") != "repeat":
         return "interpolated positions differ from the source's"
-    if manifest["settings"]["dtype"]:
-        return "the weights were cast"
-    return "trained after the conversion" if manifest.get("adapted") else ""
+    return "the weights were cast" if manifest["settings"]["dtype"] else ""

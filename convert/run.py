@@ -11,20 +11,20 @@ from typing import Any
 
 from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
-from .execute import Progress, SourceHash, Written, execute
+from .execute import SourceHash, Written, execute
 from .failed import refused
 from .families.grammar import Family, Head, number, shape_of
 from .families.refused import compares_with_source
 from .families.selection import asked_config, family_of
 from .io.checkpoint import Checkpoint
-from .io.dtypes import NAMES
+from .io.dtypes import BY_NAME
 from .io.reader import open_checkpoint
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
 from .io.tokenizer import SpecialTokens, special_tokens
 from .notices import notices, overrides
-from .options import Settings, parse_size
+from .options import Progress, Settings, parse_size
 from .plan import Plan, check_floats, choose_head, make_plan
 from .repo.card import write_card
 from .repo.emit import emit, emitted_config
@@ -54,7 +54,7 @@ class Result:
 
     def __repr__(self) -> str:
         applying = [check.passed for check in self.measured or () if check.passed is not None]
-        checks = "not verified" if self.measured is None else f"{sum(applying)} of {len(applying)} checks hold"
+        checks = "not verified" if self.measured is None else f"{sum(applying)} of {len(applying)} checks passed"
         size, findings = f"{self.plan.bytes_out / 1e6:,.1f} MB", counted(len(self.findings), "finding")
         return f"<Result {str(self.output)!r}: {self.plan.architecture}, {size}, {checks}, {findings}>"
 
@@ -154,10 +154,12 @@ def settle(
     Args:
         own_code: whether a source with modeling code of its own is taken for what its model_type says.
     """
-    again = target.name if target.again else ""
-    family = family_of(config, target.families, again=again, brought=target.brings, own_code=own_code)
+    again = target.name if target.accepts_converted else ""
+    family = family_of(
+        config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
+    )
     config = family.read_config(config)
-    return family, config, target.complete(options, config)
+    return family, config, target.resolve_options(options, config)
 
 
 def prepare(
@@ -183,7 +185,7 @@ def planned(asked: Asked, *, remote: bool) -> Prepared:
     check_floats(checkpoint.tensors.values())
     # A target that makes a model of another family has heads of its own: the source is read with the one that it has.
     read_as = settings.architecture if target.emits is None or target.brings else None
-    head, unknown_class = choose_head(checkpoint, config, family, read_as)
+    head, unknown_class = choose_head(checkpoint, config, family, read_as, target.name)
     tokens = special_tokens(source, family.special_tokens)
     context, plan = plan_tensors(
         checkpoint, target, asked.options, family, head, config, tokens, settings, unknown_class
@@ -213,7 +215,7 @@ def plan_tensors(
     config = asked_config(config, family, head, settings.architecture)
     context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
     context = replace(context, emitted=emitted_config(target, context))
-    dtype = NAMES[settings.dtype] if settings.dtype else None
+    dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
     return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
 
@@ -285,7 +287,7 @@ def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
             shard_bytes=parse_size(ready.settings.max_shard_size),
             progress=progress,
             values=calibration.values,
-            form=ready.target.form,
+            form=ready.target.weights_format,
         )
     finally:
         ready.checkpoint.close()
@@ -334,9 +336,9 @@ def check_repo(
         return Checked(manifest, None, {})
     if weights.unsound:
         raise CheckFailedError(
-            f"the weights are not sound:\n{listing(weights.unsound)}",
+            f"the weights hold NaN or infinite values:\n{listing(weights.unsound)}",
             where=ready.source.where(),
-            hint="use a sound checkpoint, or pass --no-verify to convert it all the same",
+            hint="use another checkpoint, or pass --no-verify to convert this one anyway",
         )
     progress("verify", 0, 0)
     try:
@@ -350,9 +352,11 @@ def check_repo(
         )
     except CheckFailedError as error:  # no check said anything of the repo
         error.where = ""
-        error.hint = joined_hints(error.hint, "--no-verify converts without checks")
+        error.hint = joined_hints(error.hint, "pass --no-verify to convert without checks")
         raise
-    require_passed(measured, ready.target, "do not use these weights unchecked (--no-verify)")
+    require_passed(
+        measured, ready.target, "do not use these weights; --no-verify converts without checks, at your own risk"
+    )
     return Checked(manifest, measured, others)
 
 
@@ -444,5 +448,5 @@ def source_folder(source: Source) -> Path:
 def _absolute(path: Path) -> Path:
     expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
-        raise OutputError("the output is no folder name", where=str(path), hint="choose one with --output")
+        raise OutputError("the output path has no folder name", where=str(path), hint="give a folder with --output")
     return expanded.absolute()

@@ -9,9 +9,11 @@ from typing import Any
 
 from .errors import UnsupportedError
 from .families.grammar import Config, Family, Head, Weight
+from .families.registry import families_for
 from .io.formats import SAFETENSORS, Form
 from .io.tokenizer import SpecialTokens
 from .ops import Copy, Op
+from .recipe import Recipe
 from .repo.modelcode import StandaloneCode, TargetCode
 
 
@@ -83,6 +85,16 @@ class Check:
     needs_source: bool = False
     means: str = ""
 
+    def left_out(self, manifest: Mapping[str, Any]) -> str:
+        """Why a repo is not held to the promise; "" where it is.
+
+        Training changes the weights, whoever did it: from then on nothing that compares with the source is promised,
+        and everything else still is.
+        """
+        if self.needs_source and manifest.get("adapted"):
+            return "trained after the conversion"
+        return self.applies(manifest)
+
     def by(self, function: str) -> Check:
         """The same check, by a target's own function."""
         return replace(self, function=function)
@@ -97,11 +109,15 @@ class Target:
     """What a source can become.
 
     Attributes:
-        families: names of the families it takes.
+        can: what it does beyond plain attention of one encoder, of `NEEDS`. It takes every family that needs no more.
+        only: names of the families it takes, where they are others than that.
         options: dataclass of its options, every field with a default.
         config: the emitted config's own fields.
         weights: tensors of the emitted model beyond (or, by name, instead of) the family's.
         rules: the tensors that are not plain copies.
+        recipe: how `effconv adapt` trains its repos unless it is asked otherwise.
+        exact: tokens up to which a repo with these options equals its source; 0 where it does not.
+        label: these options in a few words, for a table; "" for the target's name.
         calibration: `module:function` that finds the values of calibrated rows; it is imported only when a conversion
             runs, takes the context, the source's folder and a progress callback, and returns a `Calibration`.
         emits: the family of the emitted model, where it is not the source's with another attention.
@@ -112,24 +128,30 @@ class Target:
             there, where the command makes another target without.
         causal: whether a token can be kept from seeing later ones. Where not, decoders are refused, and the repo has no
             class for causal heads.
-        reads: forms of weights that it takes, of `reader.FILES`, in the order of preference. form: the one it makes.
+        reads: the weight formats it can read (keys of `reader.FILES`), in order of preference.
+        weights_format: the format in which it writes weights.
         whole_config: whether `config` gives all of config.json, so that nothing of the source's is carried over.
         new_last: whether tensors that the source lacks are written after its own, not before them.
-        again: whether it takes repos that it made already (or that its published converter made).
-        complete: the options with those filled in that were left open, from the source's config.
+        accepts_converted: whether it accepts repos already converted to it, by effconv or by its published converter.
+        resolve_options: fills in the options that were not given, from the source's config.
         upgraded: of a repo that it takes again, what it was, for card and manifest; {} for a dense source.
-        ending: of the default folder's name, for a target whose length is the source's unless it is asked for.
+        folder_suffix: appended to the source's name to name the default output folder, for a target that keeps the
+            source's length unless another is given.
     """
 
     name: str
-    says: str
-    families: tuple[str, ...]
+    summary: str
     options: type
     code: TargetCode | StandaloneCode
     config: Callable[[Context], dict[str, Any]]
     weights: Callable[[Context], Sequence[Weight]]
     rules: Callable[[Context], Sequence[Rule]]
     checks: tuple[Check, ...]
+    only: tuple[str, ...] = ()
+    can: tuple[str, ...] = ()
+    recipe: Recipe = Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0)
+    exact: Callable[[Mapping[str, Any]], int] = lambda options: 0
+    label: Callable[[Mapping[str, Any]], str] = lambda options: ""
     calibration: str = ""
     emits: Family | None = None
     emitted_suffix: Callable[[str], str] = lambda suffix: suffix
@@ -139,13 +161,18 @@ class Target:
     chosen_by: str = ""
     causal: bool = False
     reads: tuple[str, ...] = ("safetensors", "bin")
-    form: Form = SAFETENSORS
+    weights_format: Form = SAFETENSORS
     whole_config: bool = False
     new_last: bool = False
-    again: bool = False
-    complete: Callable[[Any, Config], Any] = lambda options, config: options
+    accepts_converted: bool = False
+    resolve_options: Callable[[Any, Config], Any] = lambda options, config: options
     upgraded: Callable[[Context], Mapping[str, Any]] = lambda context: {}
-    ending: str = ""
+    folder_suffix: str = ""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families it takes."""
+        return self.only or families_for(self.can)
 
     @property
     def asked_for(self) -> str:
@@ -163,9 +190,9 @@ class Target:
         Args:
             given: the options as they were given. options: with a value for each that was left open.
         """
-        if self.ending:
-            return "-".join(str(part) for part in (source, self.ending, given.max_length) if part)
-        if self.again and source.startswith(f"{self.name}-"):  # named by this very rule, with its old length
+        if self.folder_suffix:
+            return "-".join(str(part) for part in (source, self.folder_suffix, given.max_length) if part)
+        if self.accepts_converted and source.startswith(f"{self.name}-"):  # the default name of a conversion
             source = re.sub(r"-\d+$", "", source.removeprefix(f"{self.name}-"))
         return f"{self.name}-{source}-{options.max_length}"
 
@@ -193,14 +220,14 @@ class Target:
         if self.emits is None:
             return head
         if architecture is not None:
-            return self.emits.head_asked_for(architecture)
+            return self.emits.head_asked_for(architecture, self.name)
         if not self.keeps(head, unknown_class):
             heads = ", ".join(own.suffix for own in self.emits.heads)
             raise UnsupportedError(
                 f"{self.asked_for} has no {unknown_class or family.class_name(head)}: "
-                "what the source has beyond the encoder would be lost",
+                "the head of the source would be lost",
                 where="config.json: architectures",
-                hint=f"say which head to emit: --architecture with one of {heads}",
+                hint=f"choose the head to emit with --architecture: {heads}",
             )
         return self.emits.head(self.emitted_suffix(head.suffix))
 
@@ -210,9 +237,9 @@ class Target:
             return
         decoder = bool(config.get("is_decoder"))
         raise UnsupportedError(
-            f"{self.name} mixes all positions, so a token of a decoder would see later ones",
+            f"{self.name} attention is never causal, so a token of a decoder would see later tokens",
             where="config.json: is_decoder" if decoder else f"the head {family.class_name(head)}",
-            hint="convert it with a target that can be causal (lsg, transnormer)"
+            hint="use a target that can be causal, such as lsg"
             + ("" if decoder else ", or emit another head (--architecture ForMaskedLM)"),
         )
 
@@ -220,62 +247,56 @@ class Target:
 PADDING_CHANGES_NOTHING = Check(
     "padding_changes_nothing",
     "effconv.convert.verify.checks:padding_changes_nothing",
-    "padding and other texts in the batch do not change a text's outputs",
+    "padding and the other texts of a batch do not change a text's outputs",
     1e-5,
-    means="a token reads padding: the same text gives other outputs in another batch",
+    means="a token attends to padding, so the same text gives other outputs in another batch",
 )
 SAVED_AGAIN_EQUAL = Check(
     "saved_again_equal",
     "effconv.convert.verify.checks:saved_again_equal",
-    "saved with save_pretrained and loaded again, the model has the same tensors bit for bit, and the same outputs",
+    "after save_pretrained and from_pretrained, all tensors are bit-identical and the outputs are equal",
     1e-6,  # outputs alone: weights that lie at other addresses change the last bit of a product
-    means="saving the model loses or changes a tensor: a fine-tuned model would not come back as it was saved",
+    means="saving loses or changes a tensor, so a fine-tuned model would not load as it was saved",
 )
-
-
-def _trained(manifest: Mapping[str, Any]) -> str:
-    return "trained after the conversion" if manifest.get("adapted") else ""
 
 
 SAME_TOKENS = Check(
     "same_tokens",
     "effconv.convert.verify.token_checks:same_tokens",
-    "the tokenizer gives the source's ids, masks and special tokens: many scripts, pairs, long and empty texts",
+    "the tokenizer gives the source's ids, masks and special tokens for many scripts, pairs, long and empty texts",
     None,
-    means="the repo reads other words than its source; the tokenizer's class or one of its files is not the source's",
+    means="the tokenizer's class or one of its files is not the source's",
 )
 SAME_EMBEDDING = Check(
     "same_embedding",
     "effconv.convert.verify.sentence_checks:same_embedding",
-    "with the source's attention put back, SentenceTransformer gives the source's embedding, for every prompt",
+    "with the source's attention restored, SentenceTransformer gives the source's embedding for every prompt",
     1e-5,
-    _trained,
     needs_source=True,
-    means="a module, a prompt or a setting of the sentence encoder is lost or changed",
+    means="a module, a prompt or a setting of the sentence encoder was lost or changed",
 )
 
 STOCK_ATTENTION = Check(
     "stock_attention_equals_source",
     "effconv.convert.verify.family_checks:stock_attention_equals_source",
-    "with plain softmax attention put back, every head gives the source's outputs",
+    "with plain softmax attention restored, every head gives the source's outputs",
     1e-5,
-    _trained,
     needs_source=True,
-    means="the source's attention has more to it than softmax of q and k, or a tensor was copied to the wrong place",
+    means="the source's attention is more than softmax of q and k, or a tensor was copied to the wrong place",
 )
 EVERY_TENSOR_READ = Check(
     "every_tensor_read",
     "effconv.convert.verify.family_checks:every_tensor_read",  # a target names the length that uses all of its tensors
-    "every tensor of the weights takes part in an output",
+    "every tensor of the weights affects an output",
     None,
-    means="the source's family has a part that the repo's code does not know",
+    means="the source's family has a component that the repo's code lacks",
 )
 RUNS_AT_FULL_LENGTH = Check(
     "runs_at_full_length",
     "effconv.convert.verify.family_checks:runs_at_full_length",
-    "an input of the promised length stays inside every table",
+    "an input of the maximum length runs and stays within the position table",
     None,
-    means="the source counts its positions from another number than its family does",
+    means="the source numbers its positions from another offset than its family",
 )
 
 

@@ -13,7 +13,7 @@ from .errors import BadInputError, listing
 
 Named = str | os.PathLike[str]
 LOOKED_AT = 1 << 16  # bytes of a file that are read before anything heavy is loaded
-HINT = "give UTF-8 text files that are there"
+HINT = "give existing UTF-8 text files"
 
 
 def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
@@ -69,13 +69,13 @@ def joined(files: Sequence[Path], where: str) -> str:
 
 
 def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:
-    says = f"it is no UTF-8 ({error.reason})" if isinstance(error, UnicodeDecodeError) else error.strerror
+    says = f"not valid UTF-8 ({error.reason})" if isinstance(error, UnicodeDecodeError) else error.strerror
     return f"{path}: {says}"
 
 
 def _unreadable(faults: Sequence[str], where: str) -> BadInputError:
     which = f" {faults[0]}" if len(faults) == 1 else f"\n{listing(faults)}"
-    return BadInputError(f"the text cannot be read:{which}", where=where, hint=HINT)
+    return BadInputError(f"cannot read the text:{which}", where=where, hint=HINT)
 
 
 FITTING_SHARE = 0.75
@@ -120,7 +120,7 @@ def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) ->
     largest = max(tokens, default=0)
     if largest >= rows:
         raise BadInputError(
-            f"the tokenizer gives the id {largest}, and the source's table of words has {rows} rows",
+            f"the tokenizer gives the token id {largest}, but the source's word embeddings have only {rows} rows",
             where="the source's tokenizer files",
             hint="use the tokenizer that belongs to the weights",
         )
@@ -129,24 +129,17 @@ def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) ->
         raise BadInputError(
             f"the source's tokenizer does not know {unknown:.0%} of the text's tokens",
             where=name,
-            hint="give text in the language of the source",
+            hint="give text in a language that the source was trained on",
         )
     if unknown <= UNKNOWN_FINDING:
         return unknown, []
-    return unknown, [f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: is it the right language?"]
+    return unknown, [
+        f"{unknown:.0%} of the text's tokens are unknown to the tokenizer: check that the language is right"
+    ]
 
 
 def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
-    probe = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
-    whole = (
-        tokenizer.build_inputs_with_special_tokens([probe])
-        if hasattr(tokenizer, "build_inputs_with_special_tokens")
-        else []
-    )
-    if probe in whole:
-        at = whole.index(probe)
-        return list(whole[:at]), list(whole[at + 1 :])
-    alone = tokenizer("", add_special_tokens=True)["input_ids"]
-    lead = 1 if len(alone) > 1 else 0
-    return list(alone[:lead]), list(alone[lead:])
+    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    return whole[:lead], whole[lead + len(body) :]

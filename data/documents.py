@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..adapt.refusals import TABULAR as TABULAR
-from ..adapt.refusals import require_files
 from ..convert.errors import BadInputError, UsageError
 from ..convert.text import check_tokens, read_utf8, special_ends
+from .files import TABULAR as TABULAR
+from .files import require_files
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$", re.MULTILINE)
 PARTS = 20  # of a text without documents
@@ -80,7 +80,7 @@ def read_corpus(
     encode = _encoder(tokenizer)
     texts = list(itertools.islice(open_data(), STREAM_LOOKAHEAD)) if streaming else list(open_data())
     if not any(text.strip() for text in texts):
-        raise BadInputError("the data holds no text", where=", ".join(data), hint="give files with text in them")
+        raise BadInputError("the data contains no text", where=", ".join(data), hint="give files with text in them")
     if heldout:
         apart = [text for name in heldout for text in _documents(name, column, False, token, "--heldout")]
         kept = {_sha256(text) for text in apart}
@@ -122,9 +122,9 @@ def read_corpus(
         train = shuffled
     if not probe:
         raise BadInputError(
-            "all of the training text is in the held-out text too",
+            "all training text is also in the held-out text",
             where="--data, --heldout",
-            hint="give other text to hold out, or more documents",
+            hint="give other held-out text, or more documents",
         )
     unknown, findings = check_tokens(
         np.concatenate([x[:, 0] for x in (*probe[:200], *held)]).tolist() + prefix + suffix,
@@ -165,9 +165,9 @@ def _held_out(texts: Sequence[str]) -> set[str]:
     sizes = {_sha256(text): len(text) for text in texts if text.strip()}
     if len(sizes) < 2:
         raise BadInputError(
-            "the data is one document, of which nothing can be held out",
+            "the data is a single document, so no document can be held out",
             where="--data",
-            hint="give more documents, or others to measure with (--heldout)",
+            hint="give more documents, or held-out text with --heldout",
         )
     most = min(HELDOUT_SHARE * sum(sizes.values()), HELDOUT_CHARACTERS)
     chosen: set[str] = set()
@@ -212,9 +212,9 @@ def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
         rows = datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
     except Exception as error:  # each format fails in its own way
         raise BadInputError(
-            f"the file cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            f"cannot read the file ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             where=str(path),
-            hint="give JSON lines or parquet with a column of text",
+            hint="give a JSONL, CSV or parquet file with a text column",
         ) from None
     return _column(rows, column, str(path))
 
@@ -229,7 +229,7 @@ def _dataset_rows(name: str, column: str, streaming: bool, token: str | None) ->
         )
     except Exception as error:  # the network, the Hub, the dataset's files: all of them mean that it is not here
         raise BadInputError(
-            f"no such file, and no such dataset ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            f"no file or dataset of this name ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             where=name,
             hint="give files, or a dataset as name, name:configuration or name@split",
         ) from None
@@ -240,7 +240,9 @@ def _column(rows: Any, column: str, where: str) -> Iterator[str]:
     names = rows.column_names
     if names is not None and column not in names:
         raise BadInputError(
-            f"no column {column!r}; there are {', '.join(names)}", where=where, hint="name it with --text-column"
+            f"no column {column!r}, found {', '.join(names)}",
+            where=where,
+            hint="give the text column with --text-column",
         )
     return (row[column] for row in rows if isinstance(row.get(column), str))
 

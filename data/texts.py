@@ -24,7 +24,7 @@ def require_files(names: Sequence[str]) -> None:
     """Raises BadInputError with all of the data that is not there, before any of it is read."""
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
-        raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give files with text in them")
+        raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give existing text files")
 
 
 def read_texts(files: Sequence[str], *, column: str = "text", lines: bool = False) -> Iterator[str]:
@@ -57,7 +57,7 @@ def count_tokens(texts: Iterator[str], tokenizer: Any, rows: int, where: str) ->
             counts.append(len(ids) + around)
             looked += ids[: LOOKED_AT - len(looked)]
     if not counts:
-        raise BadInputError("the data holds no text", where=where, hint="give files with text in them")
+        raise BadInputError("the data contains no text", where=where, hint="give existing text files")
     check_tokens(looked, tokenizer, rows, where)
     return np.asarray(counts, dtype=np.int64)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+CARD = "README.md"
+
 
 @dataclass(frozen=True)
 class LocalFile:
@@ -29,14 +31,9 @@ class LocalFile:
     @cached_property
     def blob_id(self) -> str:
         """The name that git has for the content."""
-        digest = hashlib.sha1(b"blob %d\0" % self.size)
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with self.content.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        from huggingface_hub.utils.sha import git_hash
+
+        return git_hash(self.content if isinstance(self.content, bytes) else self.content.read_bytes())
 
 
 @dataclass(frozen=True, slots=True)

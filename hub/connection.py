@@ -1,38 +1,26 @@
-"""The Hub's client on a network that fails: tries again where the client does not, and has one kind of error.
+"""The Hub's client with a token that the Hub accepts, and one kind of error. It retries uploads by itself.
 
 With offline mode on nothing here opens a socket.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..convert.errors import BadInputError, HubError, UsageError
-from .changes import RemoteFile
+from ..convert.errors import BadInputError, EffconvError, HubError, UsageError, listing
+from ..convert.io.source import client_error
+from .changes import CARD, RemoteFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-T = TypeVar("T")
-Say = Callable[[str], None]
-
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
-LONGEST_WAIT = 120.0  # what the Hub may ask for before a run gives up instead
-TIMEOUTS = (
-    10.0,
-    300.0,
-    60.0,
-    10.0,
-)  # seconds to connect, to read, to write, for a free connection; the client has none
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # answers that another try may change
-MOVED = 412
-NEVER_CONNECTED = {"ConnectError", "ConnectTimeout", "NewConnectionError", "NameResolutionError", "ConnectTimeoutError"}
-HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
+TIMEOUTS = (10.0, 300.0, 60.0, 10.0)  # seconds to connect, to read, to write, for a free connection
 REPO_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
 
 
@@ -46,37 +34,6 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What the client raised, read.
-
-    Attributes:
-        status: of the reply, None where none came. passing: whether another try may end otherwise.
-        wait: seconds that the Hub asks for.
-    """
-
-    error: BaseException
-    status: int | None
-    passing: bool
-    wait: float | None = None
-
-    @property
-    def worth_waiting(self) -> bool:
-        return (self.wait or 0) <= LONGEST_WAIT
-
-    @property
-    def unreachable(self) -> bool:
-        """Whether no connection came about; httpx names that, requests (before huggingface_hub 1.0) holds what does."""
-        names = {type(error).__name__ for error in (self.error, *_within(self.error))}
-        return self.status is None and bool(names & NEVER_CONNECTED)
-
-    @property
-    def reason(self) -> str:
-        if self.status is not None:
-            return f"the Hub answered {self.status}"
-        return f"{'the connection failed' if self.passing else 'no sense in the reply'} ({type(self.error).__name__})"
-
-
-@dataclass(frozen=True)
 class Connection:
     """A client whose token the Hub has accepted.
 
@@ -87,7 +44,6 @@ class Connection:
     api: HfApi
     user: str
     token: str
-    say: Say
     organisations: tuple[str, ...] | None = None
 
     @property
@@ -105,50 +61,32 @@ class Connection:
                 hint=f"push to {' or '.join(f'{name}/...' for name in own)}, or open a pull request with --create-pr",
             )
 
-    def ask(self, what: str, function: Callable[[], T], *, repo_id: str = "", first: bool = False) -> T:
-        """The function's result, however often it takes; waits between tries.
+    @contextmanager
+    def asking(self, what: str, repo_id: str = "") -> Iterator[None]:
+        """Turns what the client raises into an error of effconv.
 
         Args:
-            what: what is asked for, as it stands in messages.
-            function: asks for it.
-            repo_id: which repo it is about, for messages.
-            first: whether nothing has been reached yet: a host that is not there then fails at once.
-
-        Raises:
-            HubError: it does not work out.
+            what: what is asked for, as messages name it.
+            repo_id: the repo that it is about.
         """
-        for wait in itertools.chain(WAITS, (None,)):
-            try:
-                self._bound_waiting()
-                return function()
-            except Exception as raised:
-                failure = failure_of(raised)
-                if failure is None:
-                    raise
-                if wait is None or not failure.passing or (first and failure.unreachable) or not failure.worth_waiting:
-                    raise self.error(failure, what, repo_id) from None
-                self.pause(what, failure, wait)
-        raise AssertionError("the last wait is None")
-
-    def pause(self, what: str, failure: Failure, wait: float) -> None:
-        """Says what failed, and waits: as long as the Hub asks for, if it does."""
-        wait = wait if failure.wait is None else failure.wait
-        self.say(f"{what}: {failure.reason}; trying again in {wait:g} s")
-        time.sleep(wait)
+        try:
+            self._bound_waiting()
+            yield
+        except Exception as raised:
+            error = client_error(raised)
+            if error is None:
+                raise
+            raise self._error(error, what, repo_id) from None
 
     def head(self, repo_id: str, revision: str | None) -> Head | None:
         """The repo at a revision; None where the Hub has no such repo, or no such revision in it."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-        def read() -> Any:
+        with self.asking("look at the repo", repo_id):
             try:
-                return self.api.model_info(repo_id, revision=revision, files_metadata=True)
+                info = self.api.model_info(repo_id, revision=revision, files_metadata=True)
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
-
-        info = self.ask("look at the repo", read, repo_id=repo_id)
-        if info is None:
-            return None
         files = {}
         for entry in info.siblings or ():
             lfs = entry.lfs
@@ -157,37 +95,39 @@ class Connection:
 
     def small_file(self, repo_id: str, name: str, commit: str) -> bytes:
         """A small file of a repo; nothing of it stays in the cache."""
-        import tempfile
-        from pathlib import Path
+        with self.asking(f"read {name}", repo_id), tempfile.TemporaryDirectory(prefix="effconv-") as folder:
+            there = self.api.hf_hub_download(repo_id, name, revision=commit, cache_dir=folder, local_dir=folder)
+            return Path(there).read_bytes()
 
-        def read() -> bytes:
-            with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
-                return Path(
-                    self.api.hf_hub_download(repo_id, name, revision=commit, cache_dir=folder, local_dir=folder)
-                ).read_bytes()
-
-        return self.ask(f"read {name}", read, repo_id=repo_id)
-
-    def error(self, failure: Failure, what: str, repo_id: str) -> HubError:
-        """The failure with advice."""
+    def _error(self, error: Exception, what: str, repo_id: str) -> EffconvError:
+        """The error with advice."""
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if status is None and isinstance(error, OSError) and error.filename is not None:
+            return BadInputError(
+                f"a file of the repo cannot be read ({error.strerror})", where=str(error.filename), hint="check it"
+            )
+        if status is None and isinstance(error, ValueError) and "metadata" in str(error):
+            return UsageError(
+                f"the Hub refuses the card's front matter:\n{listing(lines[1:] or lines)}", where=CARD, hint="mend it"
+            )
         settings = f"{self.endpoint}/settings/tokens"
         advice = {
             401: f"the token is not accepted: make one at {settings} and pass it with --token or HF_TOKEN",
             403: f"use a token that may write there ({settings}), a repo of {self.user or 'your own'}, or --create-pr",
             404: "check the name; an organisation must exist before a push",
             409: "somebody else writes to the repo at this moment: run the command again",
+            412: "somebody else committed meanwhile: look at their commit; run the command again to put yours on top",
             429: "too many requests: wait some minutes, then run the command again",
         }
         again = "check the network and HF_ENDPOINT, then run the command again: what has arrived is not sent twice"
-        hint = advice.get(failure.status or 0) or (again if failure.passing else "run the command again")
-        if failure.wait:
-            hint = f"the Hub asks to wait {failure.wait:g} s; then run the command again"
-        lines = [line.strip() for line in str(failure.error).splitlines() if line.strip()]
+        reason = f"the Hub answered {status}" if status else f"no reply ({type(error).__name__})"
         said = f": {lines[0]}" if lines else ""
-        return HubError(f"{what}: {failure.reason}{said}", where=repo_id or self.endpoint, hint=hint)
+        hint = advice.get(status or 0, again)
+        return HubError(f"{what}: {reason}{said}", where=repo_id or self.endpoint, hint=hint)
 
     def _bound_waiting(self) -> None:
-        """Gives the client's session, which may be new, bounds: it would wait forever for a host that says nothing."""
+        """Gives the client's session, which may be new, bounds: without, it waits forever for a host that is silent."""
         from huggingface_hub import get_session
 
         session: Any = get_session()
@@ -197,7 +137,7 @@ class Connection:
             session.timeout = TIMEOUTS
 
 
-def connect(token: str | None, *, offline: bool, say: Say) -> Connection:
+def connect(token: str | None, *, offline: bool) -> Connection:
     """Asks the Hub who the token belongs to, before anything else: a bad token or host shows at once.
 
     Raises:
@@ -216,7 +156,8 @@ def connect(token: str | None, *, offline: bool, say: Say) -> Connection:
             hint="run `hf auth login`, or pass a token that may write",
         )
     api = HfApi(token=used, library_name="effconv", library_version=__version__)
-    found = Connection(api, "", used, say).ask("ask who the token belongs to", api.whoami, first=True)
+    with Connection(api, "", used).asking("ask who the token belongs to"):
+        found = api.whoami()
     role = ((found.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
         raise HubError(
@@ -226,7 +167,7 @@ def connect(token: str | None, *, offline: bool, say: Say) -> Connection:
         )
     orgs = found.get("orgs")
     organisations = tuple(str(org.get("name")) for org in orgs) if isinstance(orgs, list) else None
-    return Connection(api, str(found["name"]), used, say, organisations)
+    return Connection(api, str(found["name"]), used, organisations)
 
 
 def refuse_offline(offline: bool) -> None:
@@ -252,29 +193,6 @@ def require_repo_id(repo_id: str) -> None:
         )
 
 
-def failure_of(raised: BaseException) -> Failure | None:
-    """What the client raised, read; None for what is no business of the network's.
-
-    Raises:
-        BadInputError: a local file could not be read.
-    """
-    wrapped = isinstance(raised, RuntimeError) and raised.__cause__ is not None
-    error = (
-        raised.__cause__ if wrapped and raised.__cause__ else raised
-    )  # how the client passes on what ended an upload
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return Failure(error, status, status in PASSING, _asked_wait(error))
-    if isinstance(error, OSError) and error.filename is not None:
-        raise BadInputError(
-            f"a file of the repo cannot be read ({error.strerror})", where=str(error.filename), hint="check it"
-        ) from None
-    broken = (ConnectionError, TimeoutError, RuntimeError)  # RuntimeError: what the Xet library makes of a bad network
-    if type(error).__module__.partition(".")[0] in HTTP_LIBRARIES or isinstance(error, broken):
-        return Failure(error, None, passing=True)
-    return Failure(error, None, passing=False) if isinstance(error, (OSError, ValueError)) else None
-
-
 def _bound_requests(session: Any) -> None:
     """The bounds for a session of requests, which has none itself: each request that names no bound gets them."""
     send = type(session).send
@@ -283,21 +201,3 @@ def _bound_requests(session: Any) -> None:
         return send(session, request, **{**options, "timeout": options.get("timeout") or TIMEOUTS[:2]})
 
     session.send = bounded
-
-
-def _within(error: BaseException) -> Iterator[BaseException]:
-    """The errors that one of requests or urllib3 was made of: they are its arguments and its reason."""
-    for part in (*error.args, getattr(error, "reason", None)):
-        if isinstance(part, BaseException):
-            yield part
-            yield from _within(part)
-
-
-def _asked_wait(error: BaseException) -> float | None:
-    """Seconds of Retry-After, or of the rate limit's header; None where the reply names none."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    for name, pattern in (("retry-after", r"\s*(\d+)\s*"), ("ratelimit", r".*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+).*")):
-        found = re.fullmatch(pattern, headers.get(name) or "")
-        if found:
-            return float(found[1])
-    return None

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..convert.errors import HubError
+from ..convert.errors import CheckFailedError, HubError
 from ..convert.repo.manifest import NAME
-from .changes import LocalFile, compare
+from .changes import CARD, Changes, LocalFile, compare
 from .connection import Connection, Head
-from .content import CARD, Theirs, parse_manifest
+from .content import Theirs, parse_manifest
 
 PULL_REQUESTS_READ = 10  # of this user, the newest ones
 
@@ -53,12 +53,8 @@ class Destination:
 
     def create(self, private: bool | None) -> Head:
         """Makes the repo, or finds that somebody just has; None leaves it to the Hub whether it is private."""
-        api = self.hub.api
-        self.hub.ask(
-            f"make {self.repo_id}",
-            lambda: api.create_repo(self.repo_id, private=private, exist_ok=True),
-            repo_id=self.repo_id,
-        )
+        with self.hub.asking(f"make {self.repo_id}", self.repo_id):
+            self.hub.api.create_repo(self.repo_id, private=private, exist_ok=True)
         head, _ = self.look()
         if head is None:
             raise HubError(
@@ -69,23 +65,34 @@ class Destination:
         return head
 
     def make_branch(self) -> None:
-        api = self.hub.api
-        self.hub.ask(
-            f"make the branch {self.revision}",
-            lambda: api.create_branch(self.repo_id, branch=str(self.revision), exist_ok=True),
-            repo_id=self.repo_id,
-        )
+        with self.hub.asking(f"make the branch {self.revision}", self.repo_id):
+            self.hub.api.create_branch(self.repo_id, branch=str(self.revision), exist_ok=True)
+
+    def commit(self, changes: Changes, title: str, parent: str) -> tuple[str, int | None]:
+        """Sends the changes; returns the commit, and the number of the pull request.
+
+        The client uploads large files first and tries each again. The commit names its parent, so that it never lands
+        on what somebody else committed meanwhile, and a second time neither.
+        """
+        with self.hub.asking("commit", self.repo_id):
+            info = self.hub.api.create_commit(
+                self.repo_id,
+                _operations(changes),
+                commit_message=title,
+                revision=self.revision,
+                create_pr=self.create_pr,
+                parent_commit=parent,
+            )
+        return str(info.oid), info.pr_num
 
     def open_pull_request(self, files: list[LocalFile]) -> tuple[int, Head] | None:
         """An open pull request of this user that holds exactly these files."""
-
-        def read() -> list[int]:
+        with self.hub.asking("list the pull requests", self.repo_id):
             found = self.hub.api.get_repo_discussions(
                 self.repo_id, author=self.hub.user, discussion_type="pull_request", discussion_status="open"
             )
-            return [entry.num for entry in itertools.islice(found, PULL_REQUESTS_READ)]
-
-        for number in sorted(self.hub.ask("list the pull requests", read, repo_id=self.repo_id), reverse=True):
+            numbers = [entry.num for entry in itertools.islice(found, PULL_REQUESTS_READ)]
+        for number in sorted(numbers, reverse=True):
             head = self.hub.head(self.repo_id, f"refs/pr/{number}")
             if head and not compare(files, head.files):
                 return number, head
@@ -127,3 +134,19 @@ def closed_source(hub: Connection, manifest: Mapping[str, Any]) -> str:
     if gated:
         return f"the source {hub_id} is gated ({gated})"
     return f"the source {hub_id} is private" if private else ""
+
+
+def _operations(changes: Changes) -> list[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    added = []
+    for file in changes.sent:
+        operation = CommitOperationAdd(file.name, file.content)  # reads a path, for its hash
+        if operation.upload_info.sha256.hex() != file.sha256:
+            raise CheckFailedError(
+                "the file changed after it was compared with the manifest; no commit was made",
+                where=file.name,
+                hint="let nothing write to the repo while it is pushed, then run the command again",
+            )
+        added.append(operation)
+    return [*added, *(CommitOperationDelete(name, is_folder=False) for name in changes.removed)]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import StoppedError, UsageError
+from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest
-from .changes import Changes, LocalFile, compare
-from .commit import Committing
+from .changes import CARD, Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
 from .content import (
-    CARD,
     card_of,
     files_to_send,
     license_missing,
@@ -23,8 +21,6 @@ from .content import (
     require_nothing_private,
 )
 from .destination import Destination, closed_source
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +136,7 @@ def push_refreshed(
 def check_reachable(repo_id: str, token: str | None, *, offline: bool, create_pr: bool) -> None:
     """Raises what would keep a push from beginning, before hours are spent on what it shall send."""
     require_repo_id(repo_id)
-    hub = connect(token, offline=offline, say=lambda line: None)
+    hub = connect(token, offline=offline)
     if "/" in repo_id and not create_pr:
         hub.require_namespace(repo_id)
 
@@ -162,7 +158,7 @@ class _Job:
     manifest: dict[str, Any] = field(default_factory=dict)
     to: Destination | None = None
     making: bool = False  # the repo
-    commit: Committing | None = None
+    committing: bool = False
 
     def run(self, repo_id: str | None, token: str | None, offline: bool) -> Pushed:
         if not self.folder.is_dir():
@@ -176,7 +172,7 @@ class _Job:
         refuse_offline(offline)
         try:
             self.progress("ask the Hub who the token belongs to", 0, 0)
-            hub = connect(token, offline=offline, say=lambda line: self.progress(line, 0, 0))
+            hub = connect(token, offline=offline)
             full_name = name if "/" in name else f"{hub.user}/{name}"
             if not self.create_pr:
                 hub.require_namespace(full_name)
@@ -214,9 +210,11 @@ class _Job:
                 return self._pushed(compare(files, found[1].files), found[1].commit, private, found[0])
         if branch_missing:
             to.make_branch()
-        self.commit = Committing(to, self._title(), self._files, self.progress, self.notes)
-        landed = self.commit.send(files, head, changes)
-        return self._pushed(landed.changes, landed.commit, private, landed.pull_request)
+        large = sum(file.size for file in changes.sent) / 1e6
+        self.progress(f"upload and commit {len(changes.sent)} files ({large:,.1f} MB)", 0, 0)
+        self.committing = True
+        commit, pull_request = to.commit(changes, self._title(), head.commit)
+        return self._pushed(changes, commit, private, pull_request)
 
     def _files(self, head: Head | None) -> tuple[list[LocalFile], bool]:
         """What to send, and whether its card keeps what was written on the Hub."""
@@ -269,10 +267,9 @@ class _Job:
 
     def _left(self) -> str:
         """What of the push is on the Hub."""
-        if self.to is None or not (self.making or self.commit):
+        if self.to is None or not (self.making or self.committing):
             return "nothing was sent to the Hub"
-        uploaded = self.commit.uploaded if self.commit else []
-        kept = f"; uploaded and kept for the next run: {', '.join(uploaded)}" if uploaded else ""
+        kept = "; files that were uploaded are kept there for the next run" if self.committing else ""
         return self.to.left(self._title()) + kept
 
     def _title(self) -> str:

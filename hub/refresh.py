@@ -16,9 +16,10 @@ from ..convert.families.registry import FAMILIES
 from ..convert.io.source import HUB_ID, hub_errors
 from ..convert.io.staging import Staging, check_output, output_errors
 from ..convert.io.tensorfile import file_sha256
+from ..convert.options import Progress
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged, named, names_in
-from ..convert.repo.emit import code_fields, code_files
+from ..convert.repo.emit import REMOVED_FIELDS, code_fields, code_files
 from ..convert.repo.manifest import (
     NAME,
     Measured,
@@ -34,9 +35,9 @@ from ..convert.verify.recheck import source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
+from .changes import CARD
 from .connection import refuse_offline, require_repo_id
-from .content import CARD
-from .push import Progress, Pushed, push_refreshed
+from .push import Pushed, push_refreshed
 
 Place = Callable[[Path, Path], object]
 
@@ -230,15 +231,21 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        newer = json.dumps({**config, **stated}, indent=2, ensure_ascii=False) + "\n"
+        today = {**_without_removed(config), **stated}
+        newer = json.dumps(today, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
         raise BadInputError(
             f"config.json cannot be read ({error})", where=str(config_path), hint="convert again"
         ) from None
-    files = code if {**config, **stated} == config else {**code, "config.json": newer}
+    files = code if today == config else {**code, "config.json": newer}
     gone = tuple(sorted(name for name in manifest["files"] if name.endswith(".py") and name not in code))
     changed = bool(gone) or any(_text(folder / name) != text for name, text in files.items())
-    return _Fresh(files, gone, changed, target, dict(manifest))
+    options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else None
+    return _Fresh(files, gone, changed, target, {**manifest, **({} if options is None else {"options": options})})
+
+
+def _without_removed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in REMOVED_FIELDS}
 
 
 def _measured(

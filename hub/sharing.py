@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..convert.errors import EffconvError, UsageError
-from ..convert.options import Settings
+from ..convert.options import Progress, Settings
 from .connection import refuse_offline
 from .content import require_identifier
 from .options import PushOptions
-from .push import Progress, Pushed, check_reachable, push
+from .push import Pushed, check_reachable, push
 
 
 def check_sharing(options: PushOptions, settings: Settings) -> None:

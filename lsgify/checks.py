@@ -32,7 +32,7 @@ def same_embedding(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
     """Beyond two blocks, where sparse keys are used."""
     none = not loaded.config.num_global_tokens
-    exempt = {"global_embeddings.weight": "kept for loading with global tokens; this config has none"} if none else {}
+    exempt = {"global_embeddings.weight": "used only with global tokens, which this config has none of"} if none else {}
     blocks = 3 if loaded.config.adaptive else 4
     return family_checks.every_tensor_read(loaded, blocks * loaded.config.block_size, exempt)
 

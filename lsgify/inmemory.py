@@ -18,7 +18,7 @@ from torch import nn
 from ..convert.execute import as_array
 from ..convert.families.selection import head_of
 from ..convert.io.checkpoint import Checkpoint, Tensor
-from ..convert.io.dtypes import Array
+from ..convert.io.dtypes import BY_NAME, Array
 from ..convert.io.source import Source
 from ..convert.io.tokenizer import SpecialTokens
 from ..convert.options import Settings
@@ -26,8 +26,6 @@ from ..convert.repo.modelcode import render
 from ..convert.run import plan_tensors, settle
 from .options import LSGOptions
 from .target import LSG
-
-SAFETENSORS_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def lsgify(
@@ -82,7 +80,7 @@ def lsgify(
     missing, unexpected = result.load_state_dict({name: _torch(array) for name, array in arrays.items()}, strict=False)
     tied = {name for name in missing if name.endswith(tuple(family.tied_weights(head)))}
     if set(missing) - tied or unexpected:
-        raise AssertionError(f"the plan does not fit the model: {sorted(set(missing) - tied)} {unexpected}")
+        raise AssertionError(f"the plan does not match the model: {sorted(set(missing) - tied)} {unexpected}")
     if tokenizer is not None:
         tokenizer.model_max_length = int(context.options.max_length)
     made: nn.Module = result.to(model.device).train(model.training)
@@ -106,7 +104,8 @@ class _MemoryCheckpoint(Checkpoint):
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        names = ((name, SAFETENSORS_NAMES.get(value.dtype, "I64"), value) for name, value in self._state.items())
+        types = {name: str(value.dtype).removeprefix("torch.") for name, value in self._state.items()}
+        names = ((name, BY_NAME.get(types[name], "I64"), value) for name, value in self._state.items())
         source = Source(name="the model in memory", files=(), fetch=Path)
         super().__init__((Tensor(name, dtype, tuple(value.shape), "memory") for name, dtype, value in names), source)
 

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from ..convert.options import default_of, open_option, option, require_sound
+from ..convert.options import default_of, from_source_or, option, require_sound
 
 ROWS = 512  # of the table of global embeddings
 LONGEST = 1 << 24  # tokens: a bound on the position table, which is made in memory
 
 SparsityType = Literal["none", "norm", "lsh", "pooling", "stride", "block_stride", "bos_pooling"]
-PARITY = "For parity with published LSG models"
-SPEED = "How attention is computed; the outputs are the same"
+PARITY = "Compatibility with published LSG models"
+SPEED = "Speed (same outputs)"
 AttentionForm = Literal["auto", "plain", "flex", "triton"]
-UPGRADE = "For sources that are LSG already (what they have is kept unless asked)"
+UPGRADE = "Existing LSG models as source (their settings are kept unless given here)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +26,46 @@ class LSGOptions:
     Those that are left open (None) are what the source has where it is LSG already; `filled` says what they are.
     """
 
-    max_length: int = open_option(4096, "Tokens that the emitted model takes.", flag="--max-len")
-    block_size: int = open_option(128, "Tokens in a block; a token sees its own block and the two beside it.")
-    sparse_block_size: int = open_option(128, "Sparse keys on each side of the local ones; 0 for none.")
-    sparsity_factor: int = open_option(2, "One sparse key stands for this many tokens.")
-    sparsity_type: SparsityType = open_option("norm", "How sparse keys are chosen or made.")
-    num_global_tokens: int = open_option(1, "Learned tokens that see all and are seen by all; 0 to 512.")
-    mask_first_token: bool = open_option(False, "Hide the first token; a global token stands in for it.")
-    pool_with_global: bool = open_option(True, "Return the first global token in place of the first token.")
-    pass_global_tokens_to_decoder: bool = open_option(True, "Let a decoder beside the encoder see the global tokens.")
-    global_init: Literal["mask", "random"] = option(
-        "mask", "Start the globals from the mask token, or from a random sample."
+    max_length: int = from_source_or(4096, "Maximum input length in tokens.", flag="--max-len")
+    block_size: int = from_source_or(128, "Tokens per block. A token attends to its block and both neighbours.")
+    sparse_block_size: int = from_source_or(128, "Sparse keys on each side of the local keys. 0 for none.")
+    sparsity_factor: int = from_source_or(2, "Tokens per sparse key.")
+    sparsity_type: SparsityType = from_source_or("norm", "How sparse keys are selected or pooled.")
+    num_global_tokens: int = from_source_or(1, "Learned global tokens, which attend to all tokens: 0 to 512.")
+    mask_first_token: bool = from_source_or(False, "Mask the first token (CLS). A global token replaces it.")
+    pool_with_global: bool = from_source_or(
+        True, "Return the first global token's output in place of the first token's."
     )
-    global_positional_stride: int = option(64, "Distance of the positions that the first globals take.")
-    positions: Literal["repeat", "interpolate"] = option("repeat", "How the position table grows or shrinks.")
-    reset_global_tokens: bool = option(False, "Make the global tokens anew.", panel=UPGRADE)
+    pass_global_tokens_to_decoder: bool = from_source_or(True, "Let the decoder attend to the global tokens.")
+    global_init: Literal["mask", "random"] = option(
+        "mask", "Initial global tokens: the mask token's embedding, or random."
+    )
+    global_positional_stride: int = option(64, "Distance between the positions of the first global tokens.")
+    positions: Literal["repeat", "interpolate"] = option(
+        "repeat", "How position embeddings are extended to the new length."
+    )
+    reset_global_tokens: bool = option(False, "Re-initialise the global tokens.", panel=UPGRADE)
     keep_first_global_token: bool = option(
         False,
-        "Make the global tokens anew, but for the first.",
+        "Re-initialise all global tokens except the first.",
         panel=UPGRADE,
     )
-    use_token_ids: bool = option(True, "Add token type 0 to the globals where the family has types.", panel=PARITY)
-    adaptive: bool = open_option(True, "Pad inputs to whole blocks inside the model.", panel=PARITY)
-    lsh_num_pre_rounds: int = open_option(
-        1, "Rounds of lsh's hashing before the one that makes the sparse keys.", panel=PARITY
+    use_token_ids: bool = option(True, "Add the embedding of token type 0 to the global tokens.", panel=PARITY)
+    adaptive: bool = from_source_or(True, "Pad inputs to whole blocks inside the model.", panel=PARITY)
+    lsh_num_pre_rounds: int = from_source_or(
+        1, "LSH hashing rounds before the one that makes the sparse keys.", panel=PARITY
     )
-    causal_globals: Literal["globals", "published"] = open_option(
-        "globals", "What globals see in a decoder.", panel=PARITY
+    causal_globals: Literal["globals", "published"] = from_source_or(
+        "globals", "What global tokens attend to in a decoder: globals only, or as published.", panel=PARITY
     )
-    bos_pooling_padding: Literal["masked", "published"] = open_option(
-        "masked", "Whether bos_pooling hides groups that are all padding.", panel=PARITY
+    bos_pooling_padding: Literal["masked", "published"] = from_source_or(
+        "masked", "Groups of padding in bos_pooling: masked, or visible as published.", panel=PARITY
     )
-    decoder_first_token: Literal["seen", "published"] = open_option(
-        "seen", "Whether a decoder sees a masked first token.", panel=PARITY
+    decoder_first_token: Literal["seen", "published"] = from_source_or(
+        "seen", "First encoder token in a decoder if it is masked: seen, or hidden as published.", panel=PARITY
     )
-    attention_form: AttentionForm = open_option(
-        "auto", "Form that a GPU runs; auto is plain torch. On CPUs only plain changes it.", panel=SPEED
+    attention_form: AttentionForm = from_source_or(
+        "auto", "Implementation on a GPU; auto is plain. On CPUs only plain has an effect.", panel=SPEED
     )
 
     def __post_init__(self) -> None:
@@ -82,10 +86,21 @@ class LSGOptions:
 
         faults = lsg_faults(SimpleNamespace(**asdict(self), lsh_seed=0))
         if type(self.max_length) is not int or not 1 <= self.max_length <= LONGEST:
-            faults.append(f"max_length is {self.max_length!r}: give a number of tokens from 1 to {LONGEST:,}")
+            faults.append(f"max_length must be an integer from 1 to {LONGEST:,}, got {self.max_length!r}")
         if type(self.global_positional_stride) is not int or not 1 <= self.global_positional_stride <= ROWS:
-            faults.append(f"global_positional_stride is {self.global_positional_stride}: give 1 to {ROWS}")
+            faults.append(
+                f"global_positional_stride must be an integer from 1 to {ROWS}, got {self.global_positional_stride!r}"
+            )
         for name, values in (("global_init", ("mask", "random")), ("positions", ("repeat", "interpolate"))):
             if getattr(self, name) not in values:
-                faults.append(f"{name} is {getattr(self, name)!r}: give one of {', '.join(values)}")
+                faults.append(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
         return faults
+
+
+def label(options: Mapping[str, Any]) -> str:
+    """Block and sparse keys in a few words."""
+    sparse = options["sparse_block_size"] and options["sparsity_factor"] and options["sparsity_type"] != "none"
+    if not sparse:
+        return f"LSG, block {options['block_size']}, no sparse keys"
+    kind = f"{options['sparse_block_size']} × {options['sparsity_factor']} {options['sparsity_type']}"
+    return f"LSG, block {options['block_size']}, sparse {kind}"

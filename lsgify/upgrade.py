@@ -10,11 +10,10 @@ from dataclasses import fields
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families.converted import converted
+from ..convert.families.converted import LSG, converted
 from ..convert.families.grammar import Config, number
 from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
 from ..convert.options import is_open
-from ..convert.repo.modelcode import LSG_CODE
 from ..convert.target import Context
 from ..templates.lsg_configuration import SPARSITY_TYPES
 from .options import ROWS, LSGOptions
@@ -26,7 +25,7 @@ CONFIG_FIELDS = tuple(field.name for field in fields(LSGOptions) if is_open(fiel
 def stated(config: Config) -> dict[str, Any]:
     """The options that a source states, in the form that effconv takes: {} unless it is LSG already."""
     before = converted(config)
-    if before is None or before.target != LSG_CODE.name or before.family not in FAMILIES:
+    if before is None or before.target != LSG or before.family not in FAMILIES:
         return {}
     special = FAMILIES[before.family].special_positions
     found = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}
@@ -42,7 +41,7 @@ def stated(config: Config) -> dict[str, Any]:
     return {**behaviour, **found}
 
 
-def complete(options: LSGOptions, config: Config) -> LSGOptions:
+def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
     """The options with those filled in that were left open.
 
     Raises:
@@ -52,20 +51,18 @@ def complete(options: LSGOptions, config: Config) -> LSGOptions:
     before = converted(config)
     family = before.family if before else config.get("model_type")
     if options.decoder_first_token == "published" and family in FAMILIES and family not in ENCODER_DECODERS:
-        raise UsageError(
-            f"{family} has no decoder beside its encoder", where="--decoder-first-token", hint="leave it out"
-        )
+        raise UsageError(f"{family} has no decoder", where="--decoder-first-token", hint="leave out this option")
     try:
         filled = options.filled(stated(config))
     except UsageError as error:
         raise BadInputError(
-            f"with what the source states, {error.what}",
+            f"with the settings of the source, {error.what}",
             where="config.json",
-            hint="give the options that mend it, such as --block-size",
+            hint="override the settings with options such as --block-size",
         ) from None
     if options.pool_with_global is False and filled.mask_first_token:
         raise UsageError(
-            "a global token stands in for a first token that is masked, so it is returned in its place",
+            "if the first token is masked, the first global token must be returned in its place",
             where="--no-pool-with-global, --mask-first-token",
             hint="leave one of them out",
         )

@@ -26,7 +26,7 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
 
     console, settings = new_console(), report.settings
     console.print(escape(described(report.machine)), soft_wrap=True, highlight=False)
-    spread = " (least to most)" if settings["rounds"] > 1 else ""
+    spread = " (minimum to maximum)" if settings["rounds"] > 1 else ""
     console.print(f"{settings['run']}, {_clock(settings)}, {rounds_in_words(settings['rounds'])}{spread}")
     _timings(console, report.rows)
     console.print()
@@ -38,7 +38,7 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
         kind = f" (batch {crossing.case.batch}, {crossing.case.dtype})" if several else ""
         console.print(escape(crossing.says + kind), highlight=False, soft_wrap=True)
     if report.undecided:
-        console.print("one round has no spread: give --rounds 3 or more", highlight=False)
+        console.print("One round has no spread. Give --rounds 3 or more.", highlight=False)
     for name, cost in report.conversion.items():
         _conversion_cost(console, name, cost)
     return None
@@ -53,8 +53,8 @@ def _clock(settings: Mapping[str, Any]) -> str:
 def _timings(console: Console, rows: Sequence[Timed]) -> None:
     table = Table()
     several = len({(row.case.batch, row.case.dtype) for row in rows}) > 1
-    for column in ("tokens", *(("batch", "type") if several else ()), "model", "what it is"):
-        table.add_column(column, justify="left" if column in ("model", "what it is", "type") else "right")
+    for column in ("tokens", *(("batch", "type") if several else ()), "model", "description"):
+        table.add_column(column, justify="left" if column in ("model", "description", "type") else "right")
     for column in ("seconds", "tokens/s", "peak memory"):
         table.add_column(column, justify="right")
     length = None
@@ -85,7 +85,7 @@ def _case(case: Any, rows: Sequence[Timed]) -> str:
 
 def _conversion_cost(console: Console, name: str, cost: Mapping[str, Any]) -> None:
     if "why" in cost:
-        return console.print(f"conversion of {escape(name)}: not measured: {escape(cost['why'])}", soft_wrap=True)
+        return console.print(f"conversion of {escape(name)} not measured: {escape(cost['why'])}", soft_wrap=True)
     ratio, seconds = cost["ratio"], cost["seconds"]
     console.print(
         f"conversion of {escape(name)} ({bytes_text(cost['weights_bytes'])}): {seconds['median']:.2f} s, "
@@ -103,20 +103,20 @@ def show_advice(advice: Advice, *, as_json: bool) -> None:
     from ..bench.choices import PERCENTILES
 
     console, lengths = new_console(), advice.lengths
-    quantiles = ", ".join(f"{share} % up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
+    quantiles = ", ".join(f"{share}% up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
     console.print(
         f"{len(lengths.counts):,} {'text' if len(lengths.counts) == 1 else 'texts'}, {lengths.tokens:,} tokens: "
         f"{quantiles}, the longest {lengths.counts.max():,}",
         highlight=False,
         soft_wrap=True,
     )
-    cut = Table("cut at", title="what is lost", title_justify="left")
-    for column in ("tokens beyond", "texts that are longer"):
+    cut = Table("truncated to", title="tokens lost by truncation", title_justify="left")
+    for column in ("tokens lost", "longer texts"):
         cut.add_column(column, justify="right")
     advised = advice.advised
     length = advised.length if advised else advice.limit
     for size in sorted({advice.limit, length // 2, length, 2 * length}):
-        named = {length: " (advised)", advice.limit: " (the source)"}.get(size, "")
+        named = {length: " (advised)", advice.limit: " (source)"}.get(size, "")
         cut.add_row(f"{size:,}{named}", f"{1 - lengths.covered(size):.1%}", f"{lengths.longer(size):.1%}")
     console.print(cut)
     if advised is not None:
@@ -126,7 +126,7 @@ def show_advice(advice: Advice, *, as_json: bool) -> None:
     if advised is not None:
         console.print(f"[bold]{escape(advised.command)}[/bold]", highlight=False, soft_wrap=True)
         texts = "one text" if advised.batch == 1 else f"{advised.batch} texts"
-        console.print(f"then run it on {texts} at once", highlight=False)
+        console.print(f"Then run it with batches of {texts}.", highlight=False)
     return None
 
 
@@ -143,7 +143,7 @@ def _candidates(console: Console, advised: Advised, advice: Advice) -> None:
         title=f"one text, {settings['dtype']}, {settings['run']}, {how}; measured at {measured} tokens",
         title_justify="left",
     )
-    for column in ("attention", f"reaches at {length:,}", f"seconds at {length:,}", "memory", "batch", ""):
+    for column in ("attention", f"reach at {length:,}", f"seconds at {length:,}", "memory", "batch", ""):
         table.add_column(column, justify="left" if column in ("attention", "") else "right")
     for probe in advised.probes:
         ours = probe.candidate == advised.chosen.candidate

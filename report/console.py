@@ -129,7 +129,7 @@ def print_json(value: object) -> None:
 
 def print_checks(console: Console, measured: Sequence[Measured]) -> None:
     for result in measured:
-        mark = {True: "[green]holds[/green]", False: "[red]fails[/red]", None: "[dim]–[/dim]"}[result.passed]
-        figure = f" (differs by {result.value:.1e}, at most {result.tolerance:g})" if result.value is not None else ""
+        mark = {True: "[green]passed[/green]", False: "[red]failed[/red]", None: "[dim]skipped[/dim]"}[result.passed]
+        figure = f" (difference {result.value:.1e}, tolerance {result.tolerance:g})" if result.value is not None else ""
         why = f" ({result.why})" if result.why else ""
         console.print(f"{mark}  {escape(result.says + figure + why)}", soft_wrap=True)

@@ -31,7 +31,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     table = Table(title=f"{plan.architecture}: what happens to every tensor", title_justify="left", box=None)
     table.add_column("action")
     table.add_column("tensor", no_wrap=True)
-    for column in ("shape", "type", "from, and why"):
+    for column in ("shape", "type", "source and reason"):
         table.add_column(column, overflow="fold")
     for row, count in _alike(plan.rows):
         name = row.target or row.sources[0]
@@ -62,13 +62,13 @@ def show_result(result: Result, *, as_json: bool) -> None:
     counts = ", ".join(f"{count} {action}" for action, count in result.plan.counts().items())
     console.print(f"{result.plan.architecture}: {bytes_text(result.plan.bytes_out)} of weights ({counts})")
     for finding in result.findings:
-        console.print(f"[yellow]found:[/yellow] {escape(finding)}")
+        console.print(f"[yellow]note:[/yellow] {escape(finding)}")
     if result.measured is None:
         console.print("[yellow]not verified[/yellow] (--no-verify)")
     else:
         print_checks(console, result.measured)
     rows = result.manifest["measurements"].get("fidelity", [])
-    print_fidelity(console, rows, "close to the source, untrained, on the built-in text")
+    print_fidelity(console, rows, "similarity to the source, untrained, on the built-in text")
     console.print(
         f"converted in {result.seconds['convert']:.1f} s"
         + (f", verified in {result.seconds['verify']:.1f} s" if "verify" in result.seconds else "")
@@ -80,7 +80,7 @@ def show_checks(measured: Sequence[Measured], *, as_json: bool) -> None:
     if as_json:
         return print_json([asdict(result) for result in measured])
     console = new_console()
-    console.print("all files are what the manifest says")
+    console.print("all files match the manifest")
     print_checks(console, measured)
     return None
 
@@ -88,7 +88,7 @@ def show_checks(measured: Sequence[Measured], *, as_json: bool) -> None:
 def show_fidelity(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         return print_json(list(rows))
-    print_fidelity(new_console(), rows, "close to the source")
+    print_fidelity(new_console(), rows, "similarity to the source")
     return None
 
 
@@ -101,13 +101,13 @@ def show_inspection(found: Inspection, targets: Mapping[str, Target], *, as_json
     rows = {
         "source": found.name + (f" at {found.commit}" if found.commit else ""),
         "family": found.family,
-        "architecture": (found.architecture or "not named")
+        "architecture": (found.architecture or "not given")
         + (" (sentence-transformers)" if found.sentence_transformers else ""),
         "head": found.head or "–",
         "parameters": f"{found.parameters:,} in {found.tensors} tensors, {bytes_text(found.bytes)}",
         "dtype": types,
         "tokens": f"{found.max_length:,}" if found.max_length else "–",
-        "can become": ", ".join(targets[name].asked_for for name in found.becomes) or f"nothing: {found.why_not}",
+        "targets": ", ".join(targets[name].asked_for for name in found.becomes) or f"none: {found.why_not}",
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
@@ -120,14 +120,14 @@ def show_targets(targets: Iterable[Target], *, as_json: bool) -> None:
         {
             "name": target.name,
             "command": f"effconv {target.asked_for}",
-            "says": target.says,
+            "says": target.summary,
             "families": list(target.families),
         }
         for target in targets
     ]
     if as_json:
         return print_json(rows)
-    table = Table("target", "command", "what it is", "families")
+    table = Table("target", "command", "description", "families")
     for row in rows:
         table.add_row(str(row["name"]), str(row["command"]), escape(str(row["says"])), ", ".join(row["families"]))
     new_console().print(table)
@@ -147,7 +147,7 @@ def show_families(families: Iterable[Family], targets: Iterable[Target], *, as_j
     if as_json:
         return print_json(rows)
     commands = {target.name: target.asked_for for target in targets}
-    table = Table("family", "heads", "can become")
+    table = Table("family", "heads", "targets")
     for row in rows:
         becomes = ", ".join(commands[name] for name in row["becomes"])
         table.add_row(str(row["name"]), ", ".join(row["heads"]), becomes)

@@ -28,16 +28,16 @@ def show_push(pushed: Pushed, *, as_json: bool, quiet: bool = False) -> None:
         table.add_row("removed", escape(name), "")
     if pushed.dry_run:
         for file in changes.left:
-            table.add_row("left alone", escape(file.name), size_text(file.size))
+            table.add_row("unchanged", escape(file.name), size_text(file.size))
     elif changes.left:
-        table.add_row("left alone", f"{len(changes.left)} files", size_text(sum(file.size for file in changes.left)))
+        table.add_row("unchanged", f"{len(changes.left)} files", size_text(sum(file.size for file in changes.left)))
     console.print(table)
     for note in pushed.notes:
         console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
     if pushed.dry_run:
-        console.print("dry run: nothing was sent" if changes else "dry run: nothing to do")
+        console.print("dry run: nothing was uploaded" if changes else "dry run: nothing to do")
     elif not changes:
-        console.print("nothing to do: the Hub has all of it")
+        console.print("nothing to do: the Hub repo is up to date")
     console.print(pushed.url, soft_wrap=True, highlight=False)
     if pushed.commit:
         console.print(
@@ -60,7 +60,7 @@ def show_refreshed(refreshed: Refreshed, *, as_json: bool, quiet: bool = False) 
         for note in refreshed.notes:
             console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
         if not refreshed.changed:
-            console.print("nothing to do: it is as today's effconv writes it")
+            console.print("nothing to do: the repo is up to date")
     if refreshed.output:
         console.print(escape(str(refreshed.output)), soft_wrap=True, highlight=False)
     if refreshed.pushed:

@@ -33,7 +33,7 @@ def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
         table.add_row(str(after["tokens"]), str(after["texts"]), *cells)
     console.print(table)
     for finding in adapted.findings:
-        console.print(f"[yellow]found:[/yellow] {escape(finding)}", soft_wrap=True)
+        console.print(f"[yellow]note:[/yellow] {escape(finding)}", soft_wrap=True)
     if adapted.measured is None:
         console.print("[yellow]not verified[/yellow] (--no-verify)")
     else:
@@ -51,11 +51,11 @@ def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
         return print_json(found)
     task = found["task"]
     title = "{documents} documents of {tokens} tokens, {queries} queries of {query_tokens} tokens".format(**task)
-    table = Table("documents embedded by", "R@1", "MRR", "over chunk average", title=title, title_justify="left")
+    table = Table("document embedding", "R@1", "MRR", "R@1 vs chunk average", title=title, title_justify="left")
     for row in found["rows"]:
         over = f"{row['over_chunk_average']:+.3f} ± {row['over_chunk_average_error']:.3f}"
         known = row["documents"] != "chunk average"
         table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}", over if known else "–")
     new_console().print(table)
-    new_console().print("±: the standard error of the difference in R@1", highlight=False)
+    new_console().print("± is the standard error of the difference in R@1.", highlight=False)
     return None

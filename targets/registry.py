@@ -1,34 +1,117 @@
-"""Every target by name. Adding one: a `Target` in its own file, its templates, and a line here."""
+"""Every target by name. To add one: a folder with its options and its `Target`, and a row here.
+
+The rows are data, and a target is imported when it is asked for: the command line lists them at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import UnsupportedError
-from ..convert.families.grammar import Family
-from ..convert.families.registry import FAMILIES
-from ..convert.target import Target
-from ..lsgify.target import LSG
-from .bigs.target import JAX2TORCH, RESIZED, TORCH2JAX
-from .lambda_.published import LAMBDA_PUBLISHED
-from .lambda_.target import LAMBDA
-from .linformer.target import LINFORMER
-from .transnormer.target import TRANSNORMER
 
-TARGETS: Mapping[str, Target] = {
-    target.name: target
-    for target in (LSG, LINFORMER, LAMBDA, LAMBDA_PUBLISHED, TRANSNORMER, JAX2TORCH, TORCH2JAX, RESIZED)
+if TYPE_CHECKING:
+    from ..convert.families.grammar import Family
+    from ..convert.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where a target is, and the command that makes it.
+
+    Attributes:
+        place: `module:name` of the `Target`, inside the package.
+        options: likewise of the options of its command; "" for a target that another one's command makes.
+        help: what the command says of itself.
+    """
+
+    place: str
+    options: str = ""
+    help: str = ""
+
+
+ROWS = {
+    "lsg": Row(
+        "lsgify.target:LSG",
+        "lsgify.options:LSGOptions",
+        "Convert to LSG: local, sparse and global attention (arXiv 2210.15497). Also upgrades existing LSG models.",
+    ),
+    "linformer": Row(
+        "targets.linformer.target:LINFORMER",
+        "targets.linformer.options:LinformerOptions",
+        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
+    ),
+    "lambda": Row(
+        "targets.lambda_.target:LAMBDA",
+        "targets.lambda_.options:LambdaOptions",
+        "Convert to lambda layers (LambdaNetworks), fitted on text (arXiv 2102.08602).",
+    ),
+    "lambda-published": Row("targets.lambda_.published:LAMBDA_PUBLISHED"),
+    "transnormer": Row(
+        "targets.transnormer.target:TRANSNORMER",
+        "targets.transnormer.options:TransNormerOptions",
+        "Convert to TransNormer: block attention, then linear attention, fitted on text (arXiv 2210.10340).",
+    ),
+    "jax2torch": Row(
+        "targets.bigs.target:JAX2TORCH",
+        "targets.bigs.options:BiGSOptions",
+        "Convert a BiGS checkpoint from JAX to PyTorch (arXiv 2212.10544).",
+    ),
+    "torch2jax": Row(
+        "targets.bigs.target:TORCH2JAX",
+        "targets.bigs.options:BiGSOptions",
+        "Convert a BiGS checkpoint from PyTorch to JAX.",
+    ),
+    "bigs": Row(
+        "targets.bigs.target:RESIZED",
+        "targets.bigs.options:BiGSOptions",
+        "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
+    ),
 }
 
 
+def at(place: str) -> Any:
+    """What is at `module:name`, inside the package."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{__package__.rpartition('.')[0]}.{module}"), name)
+
+
+class Targets(MutableMapping[str, "Target"]):
+    """The targets by name; each is imported at its first use."""
+
+    def __init__(self) -> None:
+        """All of `ROWS`."""
+        self._loaded: dict[str, Target] = {}
+
+    def __getitem__(self, name: str) -> Target:
+        if name not in self._loaded:
+            self._loaded[name] = at(ROWS[name].place)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, target: Target) -> None:
+        self._loaded[name] = target
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**ROWS, **self._loaded})
+
+    def __len__(self) -> int:
+        return len({**ROWS, **self._loaded})
+
+
+TARGETS = Targets()
+
+
 def families() -> dict[str, Family]:
-    """Every family that some target takes, by name: those that stand in `FAMILIES`, and those that a target brings."""
-    brought = {target.emits.name: target.emits for target in TARGETS.values() if target.emits}
-    return {**FAMILIES, **{name: family for name, family in brought.items() if name in _taken()}}
+    """Every family that some target takes, by name: those of `FAMILIES`, and those that a target brings."""
+    from ..convert.families.registry import FAMILIES
 
-
-def _taken() -> set[str]:
-    return {name for target in TARGETS.values() for name in target.families}
+    brought = {target.brings.name: target.brings for target in TARGETS.values() if target.brings}
+    return {**FAMILIES, **brought}
 
 
 def target_named(name: str, options: object = None) -> Target:
@@ -38,6 +121,6 @@ def target_named(name: str, options: object = None) -> Target:
         UnsupportedError: with the names there are.
     """
     if name not in TARGETS:
-        raise UnsupportedError(f"no target {name!r}", where="target", hint="one of " + ", ".join(TARGETS))
+        raise UnsupportedError(f"unknown target {name!r}", where="target", hint="use one of " + ", ".join(TARGETS))
     variant = TARGETS[name].variant(options) if options is not None else ""
     return TARGETS[variant or name]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..convert.errors import BadInputError
 from ..convert.text import check_tokens, fitting_text, joined, special_ends
+from ..convert.windows import windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,12 @@ def text_batches(
     lengths = [n for n in sorted(set(lengths), reverse=True) if around < n <= len(stream) + around]
     if not lengths:
         raise BadInputError(
-            f"{len(stream)} calibration tokens fill no text of the shortest length",
+            f"the calibration text has only {len(stream)} tokens, fewer than the shortest training text",
             where="--calibrate",
             hint="give a longer text",
         )
     shares = [longest_share] + [(1 - longest_share) / max(1, len(lengths) - 1)] * (len(lengths) - 1)
     budget = min(budget, len(stream) * len(lengths))
-    head, tail = torch.tensor(list(prefix), dtype=torch.long), torch.tensor(list(suffix), dtype=torch.long)
     out: list[Tensor] = []
     for i, (n, share) in enumerate(zip(lengths, shares, strict=True)):
         body = n - around
@@ -95,6 +95,5 @@ def text_batches(
         # Texts of different lengths start at different phases, so that they are not cut from the same places.
         phase = (i + 0.5) / len(lengths)
         starts = [int((k + phase) * room / count) for k in range(count)]
-        texts = torch.stack([torch.cat([head, stream[s : s + body], tail]) for s in starts])
-        out += torch.split(texts, max(1, batch_tokens // n))
+        out += torch.split(windows(stream, starts, n, prefix, suffix), max(1, batch_tokens // n))
     return out

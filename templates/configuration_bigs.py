@@ -92,16 +92,16 @@ class BiGSConfig(PretrainedConfig):
 def check_config(config: Any) -> None:
     """Raise ValueError with every fault; the model calls this too, as from_pretrained sets overrides late."""
     faults = [
-        f"{name} is {getattr(config, name)!r}: give one of {', '.join(values)}"
+        f"{name} must be one of {', '.join(values)}, got {getattr(config, name)!r}"
         for name, values in CHOICES.items()
         if getattr(config, name) not in values
     ]
     heads = config.num_ssm_heads
     if heads is not None and (type(heads) is not int or heads < 1 or config.hidden_size % heads):
-        faults.append(f"num_ssm_heads is {heads!r}: give a number that divides hidden_size {config.hidden_size}")
+        faults.append(f"num_ssm_heads must divide hidden_size {config.hidden_size}, got {heads!r}")
     if config.position_embedding_type != "absolute":
-        faults.append(f"position_embedding_type is {config.position_embedding_type!r}: only 'absolute' exists here")
+        faults.append(f"position_embedding_type must be 'absolute', got {config.position_embedding_type!r}")
     if config.decode:
-        faults.append("decode is true: this is an encoder only")
+        faults.append("decode must be false: BiGS is an encoder")
     if faults:
         raise ValueError("these BiGS options cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))

@@ -4,12 +4,16 @@
 A checkpoint's key names are attribute paths, so they are the same in every version of transformers; class names,
 signatures and masks are not. Three pieces rely on the paths alone:
 
-* `EfficientAttention` takes the place of a layer's self-attention and adopts its projections;
+* `EfficientSelfAttention` takes the place of a layer's self-attention and adopts its projections;
 * `EncoderMixin` gives the base model a forward of its own: stock embeddings, stock layers in a loop, stock pooler, with
   the padding mask handed to the attention as it came, so that nothing of size T * T is ever made;
 * `HeadMixin` gives a stock task class that base.
 
-A padded batch is unpadded in front of the layers, where that gives real tokens the same and saves enough: unpadding.py.
+A padded batch is unpadded in front of the layers, where that gives real tokens the same and saves enough: `Unpadded`.
+That is in this file too, over 400 lines or not, so that a forward pass is followed in four: the modeling file, this
+one, the attention, and the kernel that it picks.
+
+Axes: b batch, t tokens (with what the target adds to them), n tokens that are kept, e embedding, h heads, d head size.
 
 What the outputs hold: `hidden_states` has one entry a layer and one for the embeddings, each cut to the tokens that
 came in; what they and `last_hidden_state` hold for padding has no meaning (zeros, where the batch was unpadded);
@@ -20,20 +24,25 @@ stock cross-attention; transformers 4 has no "sdpa" for ELECTRA); the others are
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils import logging
 
-from .fp32_precision import fp32_precision
-from .unpadding import Unpadded, unpadded, values_are_at_hand
-
 logger = logging.get_logger(__name__)
+
+# Layers of transformers 4 take a head mask in third place, and some require it; those of 5 know none.
+HEAD_MASK = (None,) if transformers.__version__.startswith("4.") else ()
+WORTHWHILE = 0.9  # of a batch's tokens: where unpadding would keep more, the batch stays as it is
+# Padding tokens that a group may hold before another group is worth its calls: what they cost on a CPU is a few tokens'
+# share of a layer; on a GPU, where starting a kernel costs more than running it on little, they cost many.
+GROUP_PADDING = {"cpu": 16}
+GROUP_PADDING_ELSEWHERE = 1024
 
 
 def attention_dropout(config: Any) -> float:
@@ -42,14 +51,14 @@ def attention_dropout(config: Any) -> float:
     return config.attention_dropout if probability is None else probability
 
 
-class EfficientAttention(nn.Module):
-    """A self-attention with the projections of the stock one and the mixing of the target.
+class EfficientSelfAttention(nn.Module):
+    """A self-attention with the projections of the stock one, and another attention of what they give.
 
-    `mix(q, k, v, mask)` is a module of the target, built as `mix_class(config, layer_index)`; it takes q, k and v of
-    shape (b, h, t, d) and the mask, a bool tensor (b, t), True for what may be seen, or None, and returns (b, h, t, d).
+    That is a module, built as `attention_class(config, layer_index)`. It takes q, k and v of shape (b, h, t, d) and the
+    mask, a bool tensor (b, t), True for what may be seen, or None, and returns (b, h, t, d).
     """
 
-    mix_class: ClassVar[type[nn.Module]]
+    attention_class: ClassVar[type[nn.Module]]
     projections: ClassVar[tuple[str, str, str]] = ("query", "key", "value")
 
     def __init__(self, stock: nn.Module, config: Any, layer_index: int) -> None:
@@ -57,10 +66,10 @@ class EfficientAttention(nn.Module):
         for name, child in stock.named_children():  # same modules under the same names: the same keys in a checkpoint
             self.add_module(name, child)
         self.heads = config.num_attention_heads
-        self.mix = self.mix_class(config, layer_index)
+        self.mix = self.attention_class(config, layer_index)  # so its parameters are called in checkpoints
 
     def tail(self, context: Tensor, hidden_states: Tensor) -> Tensor:
-        """What the family does inside this module after mixing, such as an output projection."""
+        """What the family does inside this module after the attention, such as an output projection."""
         return context
 
     def forward(
@@ -83,18 +92,15 @@ class EfficientAttention(nn.Module):
         return self.tail(context.flatten(2), x), None
 
 
-class EncoderMixin:
-    """A stock base model whose layers use an `EfficientAttention`; goes before the stock class in the bases.
+class AdaptedModel:
+    """A stock class that `adapt` changes once it is built; goes before the stock class in the bases.
 
-    The class attributes and small methods say how a family or a target differs; the values here are BERT's.
+    Args:
+        config: of the emitted class.
+        stock: a finished model of the stock class, which this one takes the place of: what that holds goes over, and
+            nothing is built anew.
+        args, kwargs: the stock class's own.
     """
-
-    attention_class: ClassVar[type[EfficientAttention]]
-    layers_path: ClassVar[str] = "encoder.layer"
-    attention_path: ClassVar[str] = "attention.self"
-    special_positions: ClassVar[int] = 0  # rows of the position table that no token uses
-    embedding_inputs: ClassVar[tuple[str, ...]] = ()  # ids that the stock embeddings take beside those of `embed`
-    projects_padding: ClassVar[bool] = False  # whether rows of padding that a target adds go through `project` too
 
     supports_gradient_checkpointing = True
     gradient_checkpointing = False  # transformers sets it on the instance, with the function to call
@@ -102,33 +108,73 @@ class EncoderMixin:
     _supports_flash_attn = False
     _supports_flex_attn = False
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+    def __init__(self, config: Any, *args: Any, stock: nn.Module | None = None, **kwargs: Any) -> None:
+        if stock is None:
+            super().__init__(config, *args, **kwargs)
+        else:
+            self.__dict__.update(stock.__dict__)
         self.adapt()
-        self.post_init()  # again: there are new parameters to initialise
+        self.post_init()  # again: there may be new parameters to initialise
+
+    def adapt(self) -> None:
+        """Put the new parts in place of stock ones."""
+        raise NotImplementedError
+
+
+class HeadMixin(AdaptedModel):
+    """A stock task class on an efficient base."""
+
+    base_class: ClassVar[type[AdaptedModel]]
+
+    def adapt(self) -> None:
+        # The head has just built its stock base, with the options that it wants (no pooler, say).
+        stock = getattr(self, self.base_model_prefix)
+        setattr(self, self.base_model_prefix, self.base_class(self.config, stock=stock))
+
+
+class EncoderMixin(AdaptedModel):
+    """A stock base model whose layers use an `EfficientSelfAttention`.
+
+    The class attributes and small methods say how a family or a target differs; the values here are BERT's.
+    """
+
+    special_positions: ClassVar[int] = 0  # rows of the position table that no token uses
+    embedding_inputs: ClassVar[tuple[str, ...]] = ()  # ids that the stock embeddings take beside those of `embed`
+    projects_padding: ClassVar[bool] = False  # whether rows of padding that a target adds go through `project` too
 
     def adapt(self) -> None:
         """Put the efficient attention into every layer; called once, on the finished stock model."""
-        self.config.validate_running()
+        self.config.validate_unpadding()
         if getattr(self.config, "position_embedding_type", "absolute") != "absolute":
             raise ValueError(
-                f"position_embedding_type={self.config.position_embedding_type!r} is not supported: this attention has "
-                "no relative positions; use a checkpoint with absolute ones"
+                f"position_embedding_type={self.config.position_embedding_type!r} is not supported: use a "
+                "checkpoint with absolute positions"
             )
-        for index, layer in enumerate(self.unique_layers()):
-            self.adapt_layer(layer, index)
+        index = 0
+        for layers in self.layer_lists():
+            for place, layer in enumerate(layers):
+                layers[place] = self.adapted_layer(layer, index)
+                index += 1
 
-    def adapt_layer(self, layer: nn.Module, index: int) -> None:
-        parent_path, _, name = self.attention_path.rpartition(".")
-        parent = layer.get_submodule(parent_path)
-        setattr(parent, name, self.attention_class(getattr(parent, name), self.config, index))
+    def adapted_layer(self, layer: nn.Module, index: int) -> nn.Module:
+        """The stock layer with this model's parts in it, or what takes its place."""
+        self.replace_attention(layer, index)
         for module in layer.modules():  # whose chunks need not divide the rows when a target adds some
             if hasattr(module, "chunk_size_feed_forward"):
                 module.chunk_size_feed_forward = 0
+        return layer
+
+    def replace_attention(self, layer: nn.Module, index: int) -> None:
+        """Put this model's self-attention in the place of the layer's stock one."""
+        raise NotImplementedError
+
+    def layer_lists(self) -> Iterable[nn.ModuleList]:
+        """The lists of layers: each layer that has parameters of its own is in them once."""
+        raise NotImplementedError
 
     def unique_layers(self) -> Iterable[nn.Module]:
         """Every layer that has parameters of its own, once."""
-        return self.get_submodule(self.layers_path)
+        return [layer for layers in self.layer_lists() for layer in layers]
 
     def order(self) -> Iterable[nn.Module]:
         """The layers as they are run; one that is shared comes several times."""
@@ -250,7 +296,9 @@ class EncoderMixin:
         config = self.config
         refuse_unsupported(head_mask, past_key_values)
         if output_attentions if output_attentions is not None else config.output_attentions:
-            logger.warning_once("output_attentions has no effect: this attention forms no weights, attentions is None")
+            logger.warning_once(
+                "output_attentions has no effect: this attention computes no attention weights, so attentions is None"
+            )
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if return_dict is None:
@@ -263,8 +311,7 @@ class EncoderMixin:
         x, mask = self.begin(x, mask)
         cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
 
-        with fp32_precision(config.mkldnn_fp32_precision):
-            last, states = self.run_layers(x, mask, cross, length, output_hidden_states)
+        last, states = self.run_layers(x, mask, cross, length, output_hidden_states)
         if output_hidden_states:
             states.append(last)
 
@@ -284,12 +331,12 @@ class EncoderMixin:
     ) -> tuple[int, int]:
         """Batch size and number of tokens, refused where the position table is too short for them."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         batch, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         longest = self.config.max_position_embeddings - self.special_positions
         if position_ids is None and length > longest:
             raise ValueError(
-                f"the input has {length} tokens and this model takes {longest}; truncate it (tokenizer(..., "
+                f"the input has {length} tokens, but this model takes at most {longest}. Truncate it (tokenizer(..., "
                 f"truncation=True, max_length={longest})) or convert the source again with a larger --max-len"
             )
         return batch, length
@@ -301,7 +348,7 @@ class EncoderMixin:
         if states is None:
             return ()
         if not getattr(self.config, "add_cross_attention", False):
-            raise ValueError("encoder_hidden_states were given to a model that has no cross-attention; leave them out")
+            raise ValueError("this model has no cross-attention: leave out encoder_hidden_states")
         visible = visible_tokens(mask, states.shape[:2], name="encoder_attention_mask")
         if visible is None:
             return states, None
@@ -309,30 +356,9 @@ class EncoderMixin:
         return states, blocked.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None, :]
 
 
-class HeadMixin:
-    """A stock task class on an efficient base; goes before the stock class in the bases."""
-
-    base_class: ClassVar[type[EncoderMixin]]
-    supports_gradient_checkpointing = True
-    _supports_flash_attn = False
-    _supports_flex_attn = False
-
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        # The head has just built its stock base with the options it wants (no pooler, say). Building another would cost
-        # 40 % of the construction, so that one changes its class: the efficient one adds methods and no state.
-        base = getattr(self, self.base_model_prefix)
-        base.__class__ = self.base_class
-        base.adapt()
-        self.post_init()
-
-
 def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *cross: Tensor | None) -> Tensor:
     """One stock layer; x and all else that may need a gradient go by position, as reentrant checkpointing asks."""
-    # transformers 4 has a head mask in third place, which some layers require; 5 has no such argument.
-    masked = any(name.endswith("head_mask") for name in inspect.signature(layer.forward).parameters)
-    gap = (None,) if masked else ()
-    output = layer(x, mask, *gap, *cross)
+    output = layer(x, mask, *HEAD_MASK, *cross)
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -346,17 +372,113 @@ def visible_tokens(mask: Tensor | None, shape: tuple[int, int], name: str = "att
         return None
     if mask.dim() != 2:
         raise ValueError(
-            f"{name} has {mask.dim()} dimensions; only (batch, tokens) is supported, 1 for real tokens and 0 for "
-            "padding, because this attention never forms the tokens * tokens matrix that other masks are made for"
+            f"{name} must have the shape (batch, tokens), 1 for real tokens and 0 for padding, got {mask.dim()} "
+            "dimensions: this attention never computes the tokens * tokens matrix that other masks apply to"
         )
     if tuple(mask.shape) != tuple(shape):
-        raise ValueError(f"{name} is {tuple(mask.shape)} and the input is {tuple(shape)}: they must be the same")
+        raise ValueError(f"{name} must have the shape of the input, {tuple(shape)}, got {tuple(mask.shape)}")
     return mask.bool()
 
 
 def refuse_unsupported(head_mask: Any, past_key_values: Any) -> None:
     """Raise ValueError for arguments that would have no effect here but change what a caller expects."""
     if head_mask is not None:
-        raise ValueError("head_mask is not supported by this attention; leave it out")
+        raise ValueError("this attention does not support head_mask: leave it out")
     if past_key_values is not None:
-        raise ValueError("this model keeps no key and value cache: pass use_cache=False, to generate() too")
+        raise ValueError("this model has no key and value cache: pass use_cache=False, also to generate()")
+
+
+class Group(NamedTuple):
+    """Items of the batch that attention takes together: the next `items` * `length` tokens of the row."""
+
+    items: int
+    length: int
+    mask: Tensor | None  # bool (items, length), True for what may be seen; None where all may
+
+
+class Unpadded(NamedTuple):
+    """A padded batch without its padding, so that the layers work in proportion to what there is to read.
+
+    Each item is cut after its last visible token, and what is left stands one item after the other in one row
+    (1, n, e). Projections, norms and feed-forwards go token by token and never notice: to them it is one text of n
+    tokens. Only attention must know where an item ends. It takes items of about the same length together, as a group,
+    and a group is a view (items, h, length, d) of the row, so that nothing is copied for it.
+
+    The layers hand it on as they do a mask. A tuple of tensors, numbers and tuples can be followed by whatever moves a
+    layer's inputs to another device or dtype.
+    """
+
+    groups: tuple[Group, ...]
+    index: Tensor  # int64 (n,): the kept ones among the b * t tokens, in the order of the row
+    batch: int
+    tokens: int
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """What is kept of x (b, t, e), as a row (1, n, e)."""
+        return x.flatten(0, 1).index_select(0, self.index)[None]
+
+    def pad(self, row: Tensor) -> Tensor:
+        """The batch (b, t, e) of a row (1, n, e), zeros where nothing was kept."""
+        batch = row.new_zeros((self.batch * self.tokens, row.shape[-1]))
+        return batch.index_copy_(0, self.index, row[0]).unflatten(0, (self.batch, self.tokens))
+
+    def attend(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attention` of each group of q, k and v (1, n, h, d); the context (1, n, h, d)."""
+        contexts, first = [], 0
+        for items, length, mask in self.groups:
+            rows = slice(first, first + items * length)
+            group = (x[0, rows].unflatten(0, (items, length)).transpose(1, 2) for x in (q, k, v))  # items h length d
+            contexts.append(attention(*group, mask).transpose(1, 2).flatten(0, 1))
+            first = rows.stop
+        return torch.cat(contexts)[None]
+
+
+def unpadded(mask: Tensor) -> Unpadded | None:
+    """What to keep of a batch with this mask, bool (b, t); None where leaving out the rest would save too little.
+
+    An item keeps at least its first token, which poolers read. Reads the mask's values: on a GPU, the one time in a
+    forward that the processor waits for it.
+    """
+    batch, tokens = mask.shape
+    seen = mask.cpu()
+    lengths = (seen * torch.arange(1, tokens + 1)).amax(1).clamp(min=1).tolist()
+    groups = similar(lengths, GROUP_PADDING.get(mask.device.type, GROUP_PADDING_ELSEWHERE))
+    longest = [lengths[items[0]] for items in groups]
+    if sum(len(items) * length for items, length in zip(groups, longest, strict=True)) >= WORTHWHILE * batch * tokens:
+        return None
+
+    kept = [
+        (torch.tensor(items)[:, None] * tokens + torch.arange(length)).flatten()
+        for items, length in zip(groups, longest, strict=True)
+    ]
+    index = torch.cat(kept).to(mask.device)
+    visible = mask.flatten()[index].split([len(part) for part in kept])
+    return Unpadded(
+        groups=tuple(
+            Group(len(items), length, None if seen[items, :length].all() else part.view(len(items), length))
+            for items, length, part in zip(groups, longest, visible, strict=True)
+        ),
+        index=index,
+        batch=batch,
+        tokens=tokens,
+    )
+
+
+def similar(lengths: list[int], padding: int) -> list[list[int]]:
+    """Indices of lengths, longest first, in groups that need at most so much padding to be as long as their first."""
+    groups: list[list[int]] = []
+    added = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if groups:
+            added += lengths[groups[-1][0]] - lengths[index]
+        if not groups or added > padding:
+            groups.append([])
+            added = 0
+        groups[-1].append(index)
+    return groups
+
+
+def values_are_at_hand(mask: Tensor) -> bool:
+    """Whether a forward may depend on the mask's values: not while a graph is made that shall serve other masks too."""
+    making_a_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (making_a_graph or mask.is_meta or (mask.is_cuda and torch.cuda.is_current_stream_capturing()))

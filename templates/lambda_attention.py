@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lambda attention of a converted encoder: one λ a head, landmark keys, a local term; linear in the length.
 
-Contract: `LambdaMix(config, layer_index)(q, k, v, mask)` takes (b, h, t, d) and returns (b, h, t, d); padding and batch
-mates change no real token; the tiled and the differentiable form agree to rounding.
+Contract: `LambdaAttention(config, layer_index)(q, k, v, mask)` takes (b, h, t, d) and returns (b, h, t, d); padding and
+batch mates change no real token; the tiled and the differentiable form agree to rounding.
 
 A lambda layer (arXiv 2102.08602, eq. 1-3) applies to each query a linear map made from its context. Here, a head:
 
@@ -31,7 +31,7 @@ TILE = 256
 TILED_FROM = 64
 
 
-class LambdaMix(nn.Module):
+class LambdaAttention(nn.Module):
     """The Lambda target's attention: q, k, v (b, h, t, d) and a bool mask (b, t) or None → (b, h, t, d).
 
     `config` needs hidden_size, num_attention_heads, key_depth and local_context_size (odd, or 0 for none);
@@ -41,12 +41,17 @@ class LambdaMix(nn.Module):
 
     def __init__(self, config: Any, layer_index: int = 0) -> None:
         super().__init__()
+        if getattr(config, "is_decoder", False):
+            raise ValueError(
+                "Lambda attention cannot be causal: a token would see later tokens. Use it as an encoder "
+                "(is_decoder=False)"
+            )
         h = config.num_attention_heads
         d = config.hidden_size // h
         c = config.key_depth * (getattr(config, "intra_depth", None) or 1) + 1
         r = getattr(config, "local_context_size", 0) or 0
         if r and r % 2 == 0:
-            raise ValueError(f"local_context_size {r} is even: it needs a centre, use an odd number")
+            raise ValueError(f"local_context_size must be odd, got {r}")
         self.layer_index = layer_index
         self.landmarks = nn.Parameter(torch.empty(h, c, d))
         self.content_weight = nn.Parameter(torch.empty(h, c, d))

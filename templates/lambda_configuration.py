@@ -35,10 +35,8 @@ def lambda_faults(config: Any) -> list[str]:
     for name, least in (("key_depth", 1), ("intra_depth", 1), ("local_context_size", 0)):
         value = getattr(config, name)
         if type(value) is not int or value < least:
-            faults.append(f"{name} is {value!r}: give an integer of at least {least}")
+            faults.append(f"{name} must be an integer of at least {least}, got {value!r}")
     size = config.local_context_size
     if type(size) is int and size > 0 and size % 2 == 0:
-        faults.append(
-            f"local_context_size is {size}: a window needs a centre, give an odd number (0 for no local term)"
-        )
+        faults.append(f"local_context_size must be odd, or 0 for no local term, got {size}")
     return faults

@@ -97,15 +97,14 @@ def _config_faults(config: LambdaBertConfig) -> list[str]:
     faults = []
     if config.hidden_size % config.num_lambda_queries:
         faults.append(
-            f"hidden_size {config.hidden_size} is no multiple of num_lambda_queries {config.num_lambda_queries}:"
-            " choose a divisor"
+            f"num_lambda_queries must divide hidden_size {config.hidden_size}, got {config.num_lambda_queries}"
         )
     if config.local_context_size is not None and config.local_context_size % 2 == 0:
-        faults.append(f"local_context_size {config.local_context_size} is even: it needs a centre, use an odd number")
+        faults.append(f"local_context_size must be odd, got {config.local_context_size}")
     if config.global_positions not in GLOBAL_POSITIONS:
-        faults.append(f"global_positions {config.global_positions!r} is none of {', '.join(GLOBAL_POSITIONS)}")
+        faults.append(f"global_positions must be one of {', '.join(GLOBAL_POSITIONS)}, got {config.global_positions!r}")
     if config.mask_mode not in MASK_MODES:
-        faults.append(f"mask_mode {config.mask_mode!r} is none of {', '.join(MASK_MODES)}")
+        faults.append(f"mask_mode must be one of {', '.join(MASK_MODES)}, got {config.mask_mode!r}")
     size = 4 * config.max_position_embeddings**2 * config.intra_depth * config.key_depth
     if config.local_context_size is None and config.global_positions != "diagonal" and size > FULL_TABLE_LIMIT:
         faults.append(
@@ -144,7 +143,9 @@ class LambdaLayer(nn.Module):
             mask = None
         t = x.shape[1]
         if self.r is None and t > self.max_positions:
-            raise ValueError(f"{t} tokens, but the global position table has {self.max_positions}: shorten the input")
+            raise ValueError(
+                f"the input has {t} tokens, but the global position table has {self.max_positions}: shorten the input"
+            )
         # A 1x1 convolution over (b, D, t) is a Linear over (b, t, D); the transposes are saved.
         q = _normalise(F.linear(x, self.query.weight.squeeze(-1)), self.norm_q, mask)
         v = _normalise(F.linear(x, self.value.weight.squeeze(-1)), self.norm_v, mask)
@@ -268,7 +269,7 @@ class LambdaEmbeddings(nn.Module):
         # Positions are counted here, not kept as a buffer: a stored `position_ids` is then an ignored key.
         longest = self.position_embeddings.num_embeddings
         if x.shape[1] > longest:
-            raise ValueError(f"the input has {x.shape[1]} tokens and this model takes {longest}: truncate it")
+            raise ValueError(f"the input has {x.shape[1]} tokens, but this model takes at most {longest}: truncate it")
         positions = torch.arange(x.shape[1], device=x.device)
         if token_type_ids is None:
             token_type_ids = positions.new_zeros(x.shape[:2])
@@ -416,7 +417,7 @@ class LambdaBertModel(LambdaBertPreTrainedModel):
         **_: object,
     ) -> LambdaModelOutput | tuple[Tensor, ...]:
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give one of input_ids and inputs_embeds")
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         config = self.config
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         with_lambdas = config.output_lambda_params if output_lambda_params is None else output_lambda_params

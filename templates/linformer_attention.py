@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .efficient_encoder import EncoderMixin
 from .linformer_projection import default_peak, peaked_segments
 
-__all__ = ["LinformerMix", "linformer", "project", "published_linformer", "resample", "salience_linformer"]
+__all__ = ["LinformerAttention", "linformer", "project", "published_linformer", "resample", "salience_linformer"]
 
 SHARING = ("heads", "kv", "layers", "none")
 # Salience is exp of a centred, clamped score: the ratio of two weights stays below exp(8 · .7), so fp16 neither
@@ -45,7 +46,9 @@ def resample(projection: Tensor, length: int) -> Tensor:
     if length == n:
         return projection
     if not 3 <= length <= n:
-        raise ValueError(f"cannot resample a projection of {n} positions to {length} tokens: 3 to {n} are possible")
+        raise ValueError(
+            f"cannot resample a projection of {n} positions to {length} tokens: give a length from 3 to {n}"
+        )
     middle = projection[..., 1:-1]
     edges = torch.arange(length - 1, device=projection.device, dtype=torch.float64) * ((n - 2) / (length - 2))
     left = edges.floor().clamp(max=n - 2).long()
@@ -115,7 +118,7 @@ def published_linformer(
     """
     t = q.shape[2]
     if t > keys.shape[-1]:
-        raise ValueError(f"{t} tokens are more than the {keys.shape[-1]} positions of this model's projection")
+        raise ValueError(f"the input has {t} tokens, but the projection of this model takes {keys.shape[-1]}")
     if mask is not None:
         real = mask[:, None, :, None]
         q, k, v = (x.masked_fill(~real, 0.0) for x in (q, k, v))
@@ -127,7 +130,7 @@ def published_linformer(
     return F.scaled_dot_product_attention(q, kr, vr)
 
 
-class LinformerMix(nn.Module):
+class LinformerAttention(nn.Module):
     """What stands between q, k, v and the output projection of one self-attention.
 
     Reads from config: num_hidden_layers, num_attention_heads, proj_dim, projection_length, sharing, mask_mode,
@@ -135,7 +138,8 @@ class LinformerMix(nn.Module):
 
     Parameters, by sharing: heads: key_projection and value_projection (r, n); kv and layers: key_projection alone;
     none: both (h, r, n). With projection_bias also <name>_bias of (r) or (h, r), used in published mode only. With
-    "layers" the first layer's mix owns them and the encoder calls LinformerMix.link once after building its layers.
+    "layers" the first layer's module owns them and the encoder calls LinformerAttention.link once, after building its
+    layers.
     """
 
     def __init__(self, config: Any, layer_index: int = 0) -> None:
@@ -147,14 +151,14 @@ class LinformerMix(nn.Module):
         self.weighting: str = getattr(config, "projection_weighting", "none")
         self.layer_index = layer_index
         if self.sharing not in SHARING:
-            raise ValueError(f"sharing {self.sharing!r} is not known: use one of {', '.join(SHARING)}")
+            raise ValueError(f"sharing must be one of {', '.join(SHARING)}, got {self.sharing!r}")
         if self.mask_mode not in ("masked", "published"):
-            raise ValueError(f"mask_mode {self.mask_mode!r} is not known: use masked or published")
+            raise ValueError(f"mask_mode must be masked or published, got {self.mask_mode!r}")
         if self.weighting not in ("none", "salience"):
-            raise ValueError(f"projection_weighting {self.weighting!r} is not known: use none or salience")
+            raise ValueError(f"projection_weighting must be none or salience, got {self.weighting!r}")
         # A tuple hides the owner from named_parameters and state_dict: the shared matrix is stored once, under its
         # owner.
-        self._owner: tuple[LinformerMix, ...] = ()
+        self._owner: tuple[LinformerAttention, ...] = ()
         heads = (config.num_attention_heads,) if self.sharing == "none" else ()
         names = ("key_projection",) if self.sharing in ("kv", "layers") else ("key_projection", "value_projection")
         owns = self.sharing != "layers" or layer_index == 0
@@ -166,7 +170,7 @@ class LinformerMix(nn.Module):
         self.reset_parameters()
 
     @staticmethod
-    def link(mixes: Sequence[LinformerMix]) -> None:
+    def link(mixes: Sequence[LinformerAttention]) -> None:
         """Let all layers of a "layers" model read the first one's matrix; harmless for others, and when repeated."""
         for mix in mixes:
             if mix.sharing == "layers" and mix is not mixes[0]:
@@ -186,7 +190,7 @@ class LinformerMix(nn.Module):
         """E, F and their biases, wherever they are stored."""
         owner = self._owner[0] if self._owner else self
         if "key_projection" not in owner._parameters:
-            raise RuntimeError("sharing 'layers' needs LinformerMix.link(mixes) after the layers are built")
+            raise RuntimeError("sharing 'layers' needs LinformerAttention.link(mixes) after the layers are built")
         keys, key_bias = owner.key_projection, getattr(owner, "key_projection_bias", None)
         values = getattr(owner, "value_projection", keys)
         value_bias = getattr(owner, "value_projection_bias", key_bias)
@@ -212,12 +216,27 @@ class LinformerMix(nn.Module):
         if t <= self.proj_dim:
             return F.scaled_dot_product_attention(q, k, v)
         if t > self.length:
-            raise ValueError(f"{t} tokens are more than the {self.length} positions of this model's projection")
+            raise ValueError(f"the input has {t} tokens, but the projection of this model takes {self.length}")
         stored_keys, stored_values, _, _ = self.projections()
         keys = _as(resample(stored_keys, t), k)
         values = keys if stored_values is stored_keys else _as(resample(stored_values, t), v)
         attend = salience_linformer if self.weighting == "salience" else linformer
         return attend(q, k, v, keys, values)
+
+
+class LinformerEncoderMixin(EncoderMixin):
+    """An encoder with Linformer attention (arXiv 2006.04768)."""
+
+    def adapt(self) -> None:
+        if getattr(self.config, "is_decoder", False):
+            raise ValueError(
+                "Linformer cannot be causal: a token would see later tokens. Use it as an encoder (is_decoder=False)"
+            )
+        super().adapt()
+        LinformerAttention.link([module for module in self.modules() if isinstance(module, LinformerAttention)])
+
+    def padding_counts(self) -> bool:
+        return self.config.mask_mode == "published"
 
 
 def _project_skipping_zeros(projection: Tensor, x: Tensor) -> Tensor:

@@ -56,11 +56,11 @@ def linformer_faults(config: Any) -> list[str]:
     faults = []
     rows, length = config.proj_dim, config.projection_length
     if type(rows) is not int or rows < 3:
-        faults.append(f"proj_dim is {rows!r}: give an integer of at least 3 (the first and the last token have rows)")
+        faults.append(f"proj_dim must be an integer of at least 3, got {rows!r}")
     elif type(length) is not int or length <= rows:
         faults.append(
-            f"proj_dim {rows} is not smaller than the length {length!r}: up to proj_dim tokens attention is exact "
-            "already, so choose a smaller one, or keep the model dense"
+            f"proj_dim must be smaller than the length {length!r}, got {rows}: inputs of up to proj_dim tokens already "
+            "have exact attention"
         )
     for name, values in (
         ("sharing", SHARING),
@@ -68,9 +68,7 @@ def linformer_faults(config: Any) -> list[str]:
         ("projection_weighting", WEIGHTINGS),
     ):
         if getattr(config, name) not in values:
-            faults.append(f"{name} is {getattr(config, name)!r}: give one of {', '.join(values)}")
+            faults.append(f"{name} must be one of {', '.join(values)}, got {getattr(config, name)!r}")
     if config.projection_bias and config.mask_mode != "published":
-        faults.append(
-            'projection_bias is for mask_mode "published": masked attention rebuilds its rows for every length'
-        )
+        faults.append('projection_bias needs mask_mode "published"')
     return faults

@@ -73,14 +73,14 @@ def draw(kind: str, proj_dim: int, length: int, rng: np.random.Generator) -> np.
     if kind == "xavier":
         bound = np.sqrt(6.0 / (proj_dim + length))
         return rng.uniform(-bound, bound, shape).astype(np.float32)
-    raise ValueError(f"unknown init {kind!r}: use gaussian, truncated-normal or xavier")
+    raise ValueError(f"init must be gaussian, truncated-normal or xavier, got {kind!r}")
 
 
 def _bounds(proj_dim: int, length: int) -> list[int]:
     if not 3 <= proj_dim < length:
         raise ValueError(
-            f"proj_dim {proj_dim} does not fit {length} positions: use at least 3 and less than {length}"
-            " (with as many rows as positions attention is already exact: leave the model dense)"
+            f"proj_dim must be at least 3 and less than the length {length}, got {proj_dim}"
+            " (inputs of up to proj_dim tokens already have exact attention)"
         )
     middle, segments = length - 2, proj_dim - 2
     return [1 + (2 * i * middle + segments) // (2 * segments) for i in range(segments + 1)]

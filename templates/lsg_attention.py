@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """LSG attention (arXiv 2210.15497): a token sees its block and the two beside it, sparse keys beyond, and the globals.
 
-Pure functions on q, k, v of shape (b, h, g + t, d), the g global tokens first, and a bool mask (b, g + t), True for
-what may be seen. Axes: b batch, h heads, t tokens, d head size, n blocks, l entries of the sparse list, w keys of a
-window.
+An encoder gets `LSGAttention`, the attention of each layer, and `LSGEncoderMixin`, the global tokens in front of its
+input (both in this file, over 400 lines, where one who reads the model looks for them). The rest are pure functions on
+q, k, v of shape (b, h, g + t, d), the g global tokens first, and a bool mask (b, g + t), True for what may be seen.
+Axes: b batch, h heads, t tokens, d head size, l entries of the sparse list.
 
 Inputs of up to two blocks get full attention. Beyond that memory is linear in the length, and one of several forms of
 the same formula is run: see `form_of`.
+
+Where a bias on scores would enter (of relative positions, say): each form adds to the scores of a tile of rows and keys
+where the positions of both are known, so that one function of head, row and key could serve all. That is in the masks
+that lsg_kernel_plain.py gives to `attend`, in `Layout.bias` of lsg_kernel_cpu.py, in FlexAttention's `score_mod`
+(lsg_kernel_flex.py), and where q meets k in lsg_kernel_triton.py (`add_keys`, `score_changes`). A key of the sparse
+list stands for one token ("norm", "stride", "block_stride") or for several, whose position must then be chosen.
 """
 
 from __future__ import annotations
@@ -18,19 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .efficient_encoder import attention_dropout
-from .lsg_configuration import ATTENTION_FORMS, sparse_chunk_size, uses_sparse_keys
-from .lsg_kernel_cpu import cpu_attention, sparse_starts
+from .efficient_encoder import EncoderMixin, attention_dropout
+from .lsg_configuration import ATTENTION_FORMS, MAX_GLOBAL_TOKENS, sparse_chunk_size, uses_sparse_keys
+from .lsg_kernel_cpu import cpu_attention
 from .lsg_kernel_flex import flex_rows
+from .lsg_kernel_plain import Sparse, full_attention, global_attention, plain_attention
 from .lsg_kernel_triton import INTERPRETED, triton_attention
 
-Sparse = tuple[
-    Tensor, Tensor, Tensor
-]  # the sparse list: keys and values (b, h, l, d), and visible, bool (b, h or 1, l)
 
-
-class LSGMix(nn.Module):
-    """LSG attention as the mixing module of one layer; it has no parameters and reads its options from the config."""
+class LSGAttention(nn.Module):
+    """The attention of one layer; it has no parameters and reads its options from the config."""
 
     def __init__(self, config: Any, layer_index: int) -> None:
         super().__init__()
@@ -47,6 +51,96 @@ class LSGMix(nn.Module):
             dropout=attention_dropout(self.config) if self.training else 0.0,
             layer_index=self.layer_index,
         )
+
+
+class LSGEncoderMixin(EncoderMixin):
+    """An encoder with LSG attention, and with learned global tokens in front of the input, removed at the end.
+
+    The globals are embeddings without position or segment; they pass the stock LayerNorm and dropout of the embeddings.
+    A LayerNorm works row by row, so normalising them apart equals putting them in front before it.
+    """
+
+    def adapt(self) -> None:
+        self.config.validate_lsg()
+        super().adapt()
+        width = self.get_input_embeddings().embedding_dim
+        # All rows are kept whatever num_global_tokens says, so that it can be changed when the model is loaded.
+        self.globals_module().global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, width)
+
+    def globals_module(self) -> nn.Module:
+        """The module that holds the table of global embeddings."""
+        return self.embeddings
+
+    def embed_globals(self, batch: int, device: torch.device) -> Tensor:
+        """The global tokens' embeddings (b, g, e), normalised as those of the other tokens are."""
+        table = self.globals_module().global_embeddings
+        rows = table(torch.arange(self.config.num_global_tokens, device=device))
+        return self.normalize(rows.expand(batch, -1, -1))  # expanded first: every example draws its own dropout
+
+    def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        config = self.config
+        batch, length, _ = x.shape
+        padding = self.visible_padding(length)
+        if mask is None and (config.mask_first_token or padding):
+            mask = torch.ones((batch, length), dtype=torch.bool, device=x.device)
+        if config.mask_first_token:
+            mask = mask.clone()
+            mask[:, 0] = False
+        if config.num_global_tokens:
+            x = torch.cat([self.embed_globals(batch, x.device).to(x.dtype), x], dim=1)
+        if mask is not None:
+            mask = F.pad(F.pad(mask, (config.num_global_tokens, 0), value=True), (0, padding))
+        if self.projects_padding:
+            return self.project(F.pad(x, (0, 0, 0, padding))), mask
+        return self.add_padding(self.project(x), padding), mask
+
+    def add_padding(self, x: Tensor, rows: int) -> Tensor:
+        """Rows of padding behind the projected embeddings, as the published model has them."""
+        return F.pad(x, (0, 0, 0, rows)) if rows else x
+
+    def visible_padding(self, length: int) -> int:
+        """Rows of padding that the layers themselves must see.
+
+        The attention pads to whole blocks by itself, and what it pads with is masked. Only the published form of
+        "bos_pooling" lets padding be seen, and there it must be what the published model has: rows that start at zero
+        after the LayerNorm of the embeddings (or after the projection, unless `projects_padding`) and change from layer
+        to layer.
+        """
+        config = self.config
+        seen = (
+            config.bos_pooling_padding == "published"
+            and config.sparsity_type == "bos_pooling"
+            and uses_sparse_keys(config)
+            and config.adaptive
+            and length > 2 * config.block_size
+        )
+        return -length % config.block_size if seen else 0
+
+    def padding_counts(self) -> bool:
+        """Whether padding changes what a real token gets; the attention's own padding to whole blocks never does.
+
+        A text of up to two blocks has full attention by itself, and blocks in a longer batch. Both see the same, but
+        where the sparse list shows a block some keys a second time: with one entry a block (`sparse_starts`), and where
+        chunks reach across the end of the second block.
+        """
+        config = self.config
+        if not config.adaptive:
+            return True  # then lengths are whole blocks
+        if not uses_sparse_keys(config):
+            return False
+        chosen_in_chunks = config.sparsity_type in ("norm", "lsh") and config.sparsity_factor > 1
+        return (
+            config.sparsity_factor == config.block_size
+            or (chosen_in_chunks and config.block_size % sparse_chunk_size(config) != 0)
+            or (config.bos_pooling_padding == "published" and config.sparsity_type in ("bos_pooling", "lsh"))
+        )
+
+    def end(self, x: Tensor, length: int) -> Tensor:
+        first = self.config.num_global_tokens
+        tokens = x[:, first : first + length]
+        if first and self.config.pool_with_global:
+            tokens = torch.cat([x[:, :1], tokens[:, 1:]], dim=1)
+        return tokens
 
 
 def lsg_attention(
@@ -84,8 +178,8 @@ def lsg_attention(
     length = q.shape[2] - config.num_global_tokens
     if length > 2 * config.block_size and length % config.block_size and not config.adaptive:
         raise ValueError(
-            f"{length} tokens are no multiple of block_size {config.block_size}: pad the input to one, or set "
-            "adaptive=True to have it padded here"
+            f"the input length must be a multiple of block_size {config.block_size}, got {length}: pad the input, or "
+            "set adaptive=True"
         )
     if length <= 2 * config.block_size:
         context = full_attention(q, k, v, mask, config.num_global_tokens, causal, dropout)
@@ -98,28 +192,6 @@ def lsg_attention(
         first = config.num_global_tokens
         context = torch.cat([q[:, :, :first], context[:, :, first:]], dim=2)
     return context
-
-
-def full_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, global_count: int, causal: bool, dropout: float
-) -> Tensor:
-    """Every row sees every key; if causal, tokens see no later token and global tokens see each other only."""
-    visible = None if mask is None else mask[:, None, None, :]
-    if causal:
-        rows = q.shape[2]
-        earlier = torch.ones((rows, rows), dtype=torch.bool, device=q.device).tril()
-        earlier[:, :global_count] = True
-        visible = earlier if visible is None else visible & earlier
-    return attend(q, k, v, visible, dropout)
-
-
-def global_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, global_count: int, causal: bool, dropout: float
-) -> Tensor:
-    """The global tokens' rows (b, h, g, d): they see everything, or if causal each other."""
-    seen = global_count if causal else k.shape[2]
-    visible = None if mask is None else mask[:, None, None, :seen]
-    return attend(q[:, :, :global_count], k[:, :, :seen], v[:, :, :seen], visible, dropout)
 
 
 def window_attention(
@@ -145,28 +217,13 @@ def form_of(config: Any, q: Tensor) -> str:
     """
     asked = config.attention_form
     if asked not in ATTENTION_FORMS:
-        raise ValueError(f"attention_form is {asked!r}: set it to one of {', '.join(ATTENTION_FORMS)}")
+        raise ValueError(f"attention_form must be one of {', '.join(ATTENTION_FORMS)}, got {asked!r}")
     # A graph that leaves this process must not hold an operator of its own.
     if asked == "plain" or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "plain"
     if q.device.type == "cpu" and not (asked == "triton" and INTERPRETED):
         return "cpu"
     return "plain" if asked == "auto" else asked
-
-
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    sparse: Sparse | None,
-    config: Any,
-    causal: bool,
-    dropout: float,
-) -> Tensor:
-    """The form in plain torch: a copy of every block's window, and one scaled_dot_product_attention for all of them."""
-    tokens = block_attention(q, k, v, mask, sparse, config, causal, dropout)
-    return torch.cat([global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout), tokens], dim=2)
 
 
 def flex_attention(
@@ -184,107 +241,6 @@ def flex_attention(
     return torch.cat([global_attention(q, k, v, mask, config.num_global_tokens, causal, dropout), tokens], dim=2)
 
 
-def block_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    sparse: Sparse | None,
-    config: Any,
-    causal: bool,
-    dropout: float,
-) -> Tensor:
-    """The tokens' rows (b, h, t, d), block by block, each block against one window of keys."""
-    batch, heads, rows, _ = q.shape
-    first, block = config.num_global_tokens, config.block_size
-    length = rows - first
-    if mask is None:
-        mask = torch.ones((batch, rows), dtype=torch.bool, device=q.device)
-    queries, keys, values = (whole_blocks(x[:, :, first:], block) for x in (q, k, v))
-    blocks = keys.shape[2] // block
-
-    # The window of a block: global keys, then local and sparse ones, each as (keys, values, visible).
-    parts = [
-        (
-            k[:, None, :, :first].expand(-1, blocks, -1, -1, -1),
-            v[:, None, :, :first].expand(-1, blocks, -1, -1, -1),
-            mask[:, None, None, None, :first],
-        ),
-        local_part(keys, values, whole_blocks(mask[:, first:, None], block)[..., 0], block, blocks, causal),
-    ]
-    if sparse is not None:
-        parts += sparse_parts(*sparse, config, blocks, causal)
-    window_keys = torch.cat([part[0] for part in parts], dim=3).flatten(0, 1)  # (b n) h w d
-    window_values = torch.cat([part[1] for part in parts], dim=3).flatten(0, 1)
-    shared = torch.broadcast_shapes(*(part[2].shape[:-1] for part in parts))  # b n, heads or 1, rows of a block or 1
-    window_visible = torch.cat([part[2].expand(*shared, -1) for part in parts], dim=-1).flatten(0, 1)
-
-    block_queries = queries.unflatten(2, (blocks, block)).transpose(1, 2).flatten(0, 1)  # (b n) h block d
-    context = attend(block_queries, window_keys, window_values, window_visible, dropout)
-    context = context.unflatten(0, (batch, blocks)).transpose(1, 2)  # b h n block d
-    return context.reshape(batch, heads, blocks * block, -1)[:, :, :length]
-
-
-def whole_blocks(x: Tensor, block: int) -> Tensor:
-    """Pads x (..., t, d) with zeros (False) to a multiple of the block."""
-    padding = -x.shape[-2] % block
-    return F.pad(x, (0, 0, 0, padding)) if padding else x
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """Softmax attention; `visible` broadcasts to (b, h, rows, keys).
-
-    A row that may see nothing gets finite numbers (near the mean of all values), not NaN: hence half of the lowest
-    number in place of -inf, which no score can push over the edge of a 16-bit format.
-    """
-    bias = None
-    if visible is not None:
-        bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device)
-        bias = bias.masked_fill(~visible, torch.finfo(q.dtype).min / 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-
-
-def windows(x: Tensor, start: int, size: int, step: int, count: int) -> Tensor:
-    """Overlapping slices of x (b, h, l, d): window i is rows [start + i * step, + size), zeros where x has none.
-
-    Returns:
-        A view of the padded x of shape (b, count, h, size, d).
-    """
-    end = start + (count - 1) * step + size
-    padded = F.pad(x, (0, 0, -start, end - x.shape[2]))  # a negative amount crops
-    return padded.unfold(2, size, step).permute(0, 2, 1, 4, 3)
-
-
-def visible_windows(visible: Tensor, start: int, size: int, step: int, count: int) -> Tensor:
-    """The same slices of a mask (b, h or 1, l), False outside, as (b, count, h or 1, 1, size)."""
-    return windows(visible[..., None], start, size, step, count).transpose(-1, -2)
-
-
-def local_part(
-    keys: Tensor, values: Tensor, visible: Tensor, block: int, blocks: int, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values (b, n, h, w, d) of a block and its neighbours, and visible (b, n, 1, block or 1, w)."""
-    size = (2 if causal else 3) * block
-    where = (-block, size, block, blocks)
-    seen = visible_windows(visible[:, None], *where)
-    if causal:  # row r of a block is row block + r of its window, and sees no later one
-        seen = seen & torch.ones((block, size), dtype=torch.bool, device=seen.device).tril(block)
-    return windows(keys, *where), windows(values, *where), seen
-
-
-def sparse_parts(keys: Tensor, values: Tensor, visible: Tensor, config: Any, blocks: int, causal: bool) -> list[Sparse]:
-    """The pieces of the sparse list left and right of the local keys; only left if causal."""
-    size, entries = config.sparse_block_size, config.block_size // config.sparsity_factor  # entries: of one block
-    return [
-        (
-            windows(keys, start, size, entries, blocks),
-            windows(values, start, size, entries, blocks),
-            visible_windows(visible, start, size, entries, blocks),
-        )
-        for start in sparse_starts(size, entries, causal)
-    ]
-
-
 def select_sparse(
     q: Tensor,
     k: Tensor,
@@ -298,8 +254,8 @@ def select_sparse(
     first, block = config.num_global_tokens, config.block_size
     if mask is None:
         mask = torch.ones((len(q), q.shape[2]), dtype=torch.bool, device=q.device)
-    keys, values, visible = (whole_blocks(x, block) for x in (k[:, :, first:], v[:, :, first:], mask[:, first:, None]))
-    return sparse_list(q[:, :, first], keys, values, visible[..., 0], config, layer_index)
+    keys, values, visible = whole_chunks(k[:, :, first:], v[:, :, first:], mask[:, first:], block)
+    return sparse_list(q[:, :, first], keys, values, visible, config, layer_index)
 
 
 def sparse_tokens(
@@ -464,7 +420,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def whole_chunks(keys: Tensor, values: Tensor, visible: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masked padding to a multiple of the chunk, for chunks that do not divide the block."""
+    """Masked padding to a multiple of the chunk: of a block, or of chunks that do not divide the block."""
     padding = -keys.shape[2] % chunk
     if not padding:
         return keys, values, visible

@@ -152,14 +152,14 @@ def lsg_faults(config: Any) -> list[str]:
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if type(value) is not int or value < low or (high is not None and value > high):
-            wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-            faults.append(f"{name} is {value!r}: give an integer {wanted}")
+            wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+            faults.append(f"{name} must be an integer {wanted}, got {value!r}")
     for name, values in choices.items():
         if getattr(config, name) not in values:
-            faults.append(f"{name} is {getattr(config, name)!r}: give one of {', '.join(values)}")
+            faults.append(f"{name} must be one of {', '.join(values)}, got {getattr(config, name)!r}")
     for name in switches:
         if type(getattr(config, name)) is not bool:
-            faults.append(f"{name} is {getattr(config, name)!r}: give true or false")
+            faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
     return faults or combined_faults(config)
 
 
@@ -168,7 +168,7 @@ def combined_faults(config: Any) -> list[str]:
     faults = []
     if config.mask_first_token and config.num_global_tokens == 0:
         faults.append(
-            "mask_first_token needs a global token to stand in for the first one: set num_global_tokens to 1 or more, "
+            "mask_first_token needs a global token to replace the first token: set num_global_tokens to 1 or more, "
             "or mask_first_token to false"
         )
     block, factor, chunk = config.block_size, config.sparsity_factor, sparse_chunk_size(config)
@@ -176,7 +176,7 @@ def combined_faults(config: Any) -> list[str]:
         return faults
     if block % factor:
         faults.append(
-            f"block_size {block} is not divisible by sparsity_factor {factor}: choose a factor that divides it, or "
+            f"block_size {block} must be divisible by sparsity_factor {factor}: choose a factor that divides it, or "
             'sparsity_type "none"'
         )
     elif config.sparsity_type in ("norm", "lsh") and chunk % factor:

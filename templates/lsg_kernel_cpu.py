@@ -173,7 +173,7 @@ def multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-class Plan:
+class Layout:
     """Shapes, rings and masks of one call; the forward and the backward make the same one from the same arguments."""
 
     def __init__(
@@ -249,7 +249,11 @@ class Plan:
         return slice(0, self.global_count if self.causal else self.global_count + self.length)
 
     def bias(self, item: int, block: int) -> Tensor | None:
-        """Added to the scores of a block, (h or 1, rows or 1, w); None where all slots may be seen."""
+        """Added to the scores of a block, (h or 1, rows or 1, w); None where all slots may be seen.
+
+        A bias of the formula's own would be added here: the rows' positions are `own`, those of the slots `Ring.rows`.
+        Its gradient is `change`, in the backward.
+        """
         if not (self.causal or self.hides[item][block]):
             return None
         visible = self.slot_visible[item, :, block, None]
@@ -285,9 +289,9 @@ class Plan:
 class Weights:
     """Attention weights of one block after the other in one scratch, with dropout that repeats from the same seed."""
 
-    def __init__(self, plan: Plan, heads: int, dropout: float = 0.0, seed: Tensor | None = None) -> None:
-        keys = max(plan.slots, plan.seen_by_globals().stop if plan.global_count else 0)
-        self.scratch = torch.empty(heads * min(plan.block, plan.length) * keys, dtype=plan.dtype)
+    def __init__(self, layout: Layout, heads: int, dropout: float = 0.0, seed: Tensor | None = None) -> None:
+        keys = max(layout.slots, layout.seen_by_globals().stop if layout.global_count else 0)
+        self.scratch = torch.empty(heads * min(layout.block, layout.length) * keys, dtype=layout.dtype)
         self.dropout = dropout
         self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
 
@@ -347,16 +351,16 @@ def attention(
         dropout: probability for attention weights.
         at_once: heads whose weights are made at once. Dropout repeats only for the same number.
     """
-    plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
+    layout = Layout(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
     context = rows_first(torch.empty, q)
     # Of fewer than 192 rows torch's fused attention gets no faster by threads (2.13), while products and softmax do. In
     # bfloat16 they would round the scores, which it does not.
-    fused = dropout == 0 and (torch.get_num_threads() == 1 or plan.dtype == torch.bfloat16)
-    weights = None if fused else Weights(plan, at_once, dropout, seed)
-    scratch = plan.scratches(2)
+    fused = dropout == 0 and (torch.get_num_threads() == 1 or layout.dtype == torch.bfloat16)
+    weights = None if fused else Weights(layout, at_once, dropout, seed)
+    scratch = layout.scratches(2)
 
     def write(item: int, rows: slice, bias: Tensor | None, keys: Tensor, values: Tensor) -> None:
-        queries, written = q[item, :, rows].to(plan.dtype), context[item, :, rows]
+        queries, written = q[item, :, rows].to(layout.dtype), context[item, :, rows]
         if weights is None:
             mask = None if bias is None else bias.expand(len(queries), queries.shape[1], -1)[None]
             written[:] = F.scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask)[0]
@@ -366,19 +370,19 @@ def attention(
             factors = weights.factors(shares)
             written[few] = (shares if factors is None else shares.mul_(factors)) @ values[few]
 
-    for item in range(plan.batch):
+    for item in range(layout.batch):
         scratch.zero_()
-        sources = plan.lists(k, sparse_keys, item), plan.lists(v, sparse_values, item)
+        sources = layout.lists(k, sparse_keys, item), layout.lists(v, sparse_values, item)
         for held, x in zip(scratch, (k, v), strict=True):
-            held[:, plan.globals] = x[item, :, :global_count]
-        for number in range(plan.blocks):
+            held[:, layout.globals] = x[item, :, :global_count]
+        for number in range(layout.blocks):
             for held, lists in zip(scratch, sources, strict=True):
                 for ring, rows in lists:
                     ring.enter(number, rows, held)
-            write(item, plan.rows(number), plan.bias(item, number), *scratch[:, :, plan.window(number)])
-        keys, values = (x[item, :, plan.seen_by_globals()].to(plan.dtype) for x in (k, v))
-        for rows in plan.global_rows():
-            write(item, rows, plan.global_bias(item), keys, values)
+            write(item, layout.rows(number), layout.bias(item, number), *scratch[:, :, layout.window(number)])
+        keys, values = (x[item, :, layout.seen_by_globals()].to(layout.dtype) for x in (k, v))
+        for rows in layout.global_rows():
+            write(item, rows, layout.global_bias(item), keys, values)
     return context
 
 
@@ -405,15 +409,15 @@ def attention_backward(
     With the weights P of a block, the factors M of dropout and G, the gradient of the context: dV = (M P)^T G,
     dP = M (G V^T), dS = P (dP - sum(P dP)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
     """
-    plan = Plan(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
+    layout = Layout(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
     dq, dk, dv = (rows_first(torch.empty, x) for x in (q, k, v))
     dsk, dsv = (None if x is None else rows_first(torch.zeros, x) for x in (sparse_keys, sparse_values))
-    weights, changes = Weights(plan, at_once, dropout, seed), Weights(plan, at_once)
-    scratch = plan.scratches(4)
-    scale = plan.size**-0.5
+    weights, changes = Weights(layout, at_once, dropout, seed), Weights(layout, at_once)
+    scratch = layout.scratches(4)
+    scale = layout.size**-0.5
 
     def write(item: int, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
-        queries, arriving = (x[item, :, rows].to(plan.dtype) for x in (q, gradient))
+        queries, arriving = (x[item, :, rows].to(layout.dtype) for x in (q, gradient))
         written = dq[item, :, rows]
         for few in parts(len(queries), at_once):
             keys, values, to_keys, to_values = (x[few] for x in window)
@@ -424,31 +428,31 @@ def attention_backward(
             change = torch.bmm(arriving[few], values.transpose(1, 2), out=changes.room(queries[few], keys))
             if factors is not None:
                 change *= factors
-            torch._softmax_backward_data(change, shares, -1, plan.dtype, grad_input=change)
+            torch._softmax_backward_data(change, shares, -1, layout.dtype, grad_input=change)
             written[few] = (change @ keys).mul_(scale)
             add_product(to_keys, change.transpose(1, 2), queries[few], scale)
 
-    for item in range(plan.batch):
+    for item in range(layout.batch):
         scratch.zero_()
-        sources = plan.lists(k, sparse_keys, item), plan.lists(v, sparse_values, item)
-        targets = plan.lists(dk, dsk, item), plan.lists(dv, dsv, item)
+        sources = layout.lists(k, sparse_keys, item), layout.lists(v, sparse_values, item)
+        targets = layout.lists(dk, dsk, item), layout.lists(dv, dsv, item)
         for held, x in zip(scratch[:2], (k, v), strict=True):
-            held[:, plan.globals] = x[item, :, :global_count]
-        for number in range(plan.blocks):
+            held[:, layout.globals] = x[item, :, :global_count]
+        for number in range(layout.blocks):
             for held, total, lists in zip(scratch[:2], scratch[2:], sources, strict=True):
                 for ring, rows in lists:
                     ring.enter(number, rows, held)
                     ring.clear(number, total)
-            write(item, plan.rows(number), plan.bias(item, number), *scratch[:, :, plan.window(number)])
+            write(item, layout.rows(number), layout.bias(item, number), *scratch[:, :, layout.window(number)])
             for total, lists in zip(scratch[2:], targets, strict=True):
                 for ring, rows in lists:  # a local key goes once, a sparse one from each side
-                    ring.leave(number, rows, total, last=number == plan.blocks - 1, add=ring is not plan.local)
+                    ring.leave(number, rows, total, last=number == layout.blocks - 1, add=ring is not layout.local)
         for total, x in zip(scratch[2:], (dk, dv), strict=True):
-            x[item, :, :global_count] = total[:, plan.globals]
-        seen = plan.seen_by_globals()
-        keys, values = (x[item, :, seen].to(plan.dtype) for x in (k, v))
-        for rows in plan.global_rows():
-            write(item, rows, plan.global_bias(item), keys, values, dk[item, :, seen], dv[item, :, seen])
+            x[item, :, :global_count] = total[:, layout.globals]
+        seen = layout.seen_by_globals()
+        keys, values = (x[item, :, seen].to(layout.dtype) for x in (k, v))
+        for rows in layout.global_rows():
+            write(item, rows, layout.global_bias(item), keys, values, dk[item, :, seen], dv[item, :, seen])
     return [x for x in (dq, dk, dv, dsk, dsv) if x is not None]
 
 

@@ -66,7 +66,7 @@ def flex_rows(
     visible = visible_keys(mask, sparse_visible, len(q), first, length, q.device)
     intervals = seen_by(length, sparse_keys.shape[2], config, causal, q.device)
     seen = block_mask(length, config.block_size, intervals, visible, causal)
-    return kernel_for(q)(q[:, :, first:], keys, values, block_mask=seen)
+    return kernel_for(q)(q[:, :, first:], keys, values, block_mask=seen)  # a bias on scores would be its `score_mod`
 
 
 def obstacle(dropout: float) -> str:
@@ -74,7 +74,7 @@ def obstacle(dropout: float) -> str:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
         return f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST))}"
     if dropout > 0:
-        return f"FlexAttention has no dropout of attention weights, which is {dropout} here: set it to 0 for this form"
+        return f"FlexAttention does not support attention dropout, which is {dropout}: set it to 0"
     return ""
 
 

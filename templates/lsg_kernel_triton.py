@@ -15,7 +15,6 @@ globals, l entries of the sparse list, d head size. Rows are those of q, keys th
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ except ImportError:
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
 # its operators under its own module name, and never takes the place of another's.
 NAMESPACE = re.sub(r"\W", "_", __name__)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs on a CPU, slowly: for tests
+INTERPRETED = hasattr(triton, "knobs") and triton.knobs.runtime.interpret  # it then runs on a CPU, slowly: for tests
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = (3, 6)  # Triton that compiles these kernels; 3.5 and before fail
 MAX_SIZE = 128  # of a head: tiles of larger ones do not fit
@@ -55,9 +54,9 @@ def obstacle(q: Tensor) -> str:
     if triton is None:
         return "Triton is not installed"
     if q.dtype not in DTYPES:
-        return f"the inputs are {q.dtype}, and it takes float32, float16 and bfloat16"
+        return f"the inputs are {q.dtype}, but it supports only float32, float16 and bfloat16"
     if q.shape[-1] > MAX_SIZE:
-        return f"heads have size {q.shape[-1]}, and it takes up to {MAX_SIZE}"
+        return f"the head size is {q.shape[-1]}, but it supports at most {MAX_SIZE}"
     if INTERPRETED:
         return ""
     return "the inputs are not on an NVIDIA GPU" if q.device.type != "cuda" else obstacle_of_gpu(q.device.index)
@@ -69,10 +68,10 @@ def obstacle_of_gpu(device: int) -> str:
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
         return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}"
     if torch.version.cuda is None:
-        return "the GPU is not one of NVIDIA"
+        return "the GPU is not an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
-        return f"the GPU has compute capability {'.'.join(map(str, capability))}, and it needs 8.0"
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, but it needs 8.0 or later"
     try:
         triton.runtime.driver.active.get_current_target()
     except Exception as error:  # whatever it is; most often there is no C compiler

@@ -87,11 +87,11 @@ class LSGSelfAttention(nn.Module):
         faults = lsg_faults(self.options)
         for name in ("compute_global_attention", "is_causal"):
             if type(getattr(self, name)) is not bool:
-                faults.append(f"{name} is {getattr(self, name)!r}: give True or False")
+                faults.append(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            faults.append(f"dropout is {dropout!r}: give a probability from 0 to below 1")
+            faults.append(f"dropout must be at least 0 and below 1, got {dropout!r}")
         if padding_groups not in ("masked", "published"):
-            faults.append(f"padding_groups is {padding_groups!r}: give one of masked, published")
+            faults.append(f"padding_groups must be masked or published, got {padding_groups!r}")
         if faults:
             raise ValueError("these options cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
@@ -204,7 +204,7 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
         raise ValueError(
             f"{shapes}: give (batch, heads, tokens, head size) for each, as "
-            "x.unflatten(-1, (heads, -1)).transpose(1, 2) makes it of a projection (batch, tokens, heads * head size)"
+            "x.unflatten(-1, (heads, -1)).transpose(1, 2) gives from a projection (batch, tokens, heads * head size)"
         )
     batch, heads, length, size = query.shape
     if key.shape != value.shape or (batch, length, size) != (key.shape[0], *key.shape[2:]):
@@ -231,8 +231,8 @@ def visible_keys(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
         flat = mask
         if mask.is_floating_point():
             raise ValueError(
-                f"attention_mask is {mask.dtype} with two dimensions, of which it cannot be told whether 0 hides or "
-                f"shows: give bool or integers, nonzero for real tokens, or an additive mask {(batch, 1, 1, length)}"
+                f"a two-dimensional attention_mask must be bool or integer (nonzero for real tokens), got "
+                f"{mask.dtype}. An additive mask has the shape {(batch, 1, 1, length)}"
             )
     else:
         raise ValueError(

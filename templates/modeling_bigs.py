@@ -16,7 +16,7 @@ In bfloat16 or float16 the dense layers run in that type and the convolutions in
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from .bigs_ssm import ACTIVATION_FORMS, S4D, convolve_both, initial_frequencies
 from .configuration_bigs import BiGSConfig, check_config
@@ -259,7 +259,7 @@ class BiGSModel(BiGSPreTrainedModel):
         """
         config = self.config
         if output_attentions:
-            logger.warning_once("output_attentions: this model has no attention; `attentions` stays None")
+            logger.warning_once("output_attentions has no effect: BiGS has no attention, so attentions is None")
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if return_dict is None:
@@ -281,21 +281,22 @@ class BiGSModel(BiGSPreTrainedModel):
     def _words(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Word embeddings (b, l, d), refused where the table of positions is too short for them."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         length = (inputs_embeds if input_ids is None else input_ids).shape[1]
         longest = self.config.max_position_embeddings
         if position_ids is None and length > longest:
             raise ValueError(
-                f"the input has {length} tokens and this model takes {longest}; truncate it (tokenizer(..., "
+                f"the input has {length} tokens, but this model takes at most {longest}. Truncate it (tokenizer(..., "
                 f"truncation=True, max_length={longest})) or convert the source again with a larger --max-len"
             )
         return self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
 
 
 class _BiGSHead(BiGSPreTrainedModel):
-    """A task model on the encoder; subclasses add their layers."""
+    """A task model on the encoder; subclasses add their layers, and say what they score and learn."""
 
-    pools = False
+    pools = False  # whether the encoder has a pooler
+    output_class: ClassVar[type[ModelOutput]]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -306,12 +307,40 @@ class _BiGSHead(BiGSPreTrainedModel):
     def add_head(self, config: Any) -> None:
         raise NotImplementedError
 
-    def encode(self, inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> Any:
-        """The encoder's outputs by name; inputs are ids, mask, segments, positions and embeddings."""
-        return self.bigs(*inputs, **{**options, "return_dict": True})
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        """What the head makes of the encoder's outputs, by the names that the output has for it."""
+        raise NotImplementedError
 
-    def wants_tuple(self, return_dict: bool | None) -> bool:
-        return not (self.config.return_dict if return_dict is None else return_dict)
+    def loss(self, scores: dict[str, Tensor], labels: Any) -> Tensor | None:
+        """The loss of these scores; `labels` are as the class says, or None."""
+        return None if labels is None else _cross_entropy(scores["logits"], labels)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """As BiGSModel; `labels` are as the class says."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.run(inputs, labels, return_dict, options)
+
+    def run(
+        self, inputs: tuple[Tensor | None, ...], labels: Any, return_dict: bool | None, options: dict[str, Any]
+    ) -> Any:
+        """Encode, score and learn; inputs are ids, mask, segments, positions and embeddings."""
+        found = self.encode(inputs, options)
+        scores = self.scores(found)
+        output = self.output_class(loss=self.loss(scores, labels), **scores, hidden_states=found.hidden_states)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def encode(self, inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> BaseModelOutputWithPooling:
+        return self.bigs(*inputs, **{**options, "return_dict": True})
 
 
 class _BiGSWithPredictions(_BiGSHead):
@@ -332,37 +361,36 @@ class _BiGSWithPredictions(_BiGSHead):
 
 
 class BiGSForMaskedLM(_BiGSWithPredictions):
-    """Predicts the words behind masks: logits (b, l, vocabulary)."""
+    """Predicts the words behind masks: logits (b, l, vocabulary). Labels (b, l): word ids, -100 for no loss."""
+
+    output_class = MaskedLMOutput
 
     def add_head(self, config: Any) -> None:
         self.cls = BiGSHeads(config, predictions=True, relationship=False)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """As BiGSModel; `labels` (b, l) are word ids, -100 where no loss is wanted."""
-        found = self.encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), options)
-        logits = self.cls.predictions(found.last_hidden_state)
-        loss = None if labels is None else _cross_entropy(logits, labels)
-        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        return {"logits": self.cls.predictions(found.last_hidden_state)}
 
 
 class BiGSForPreTraining(_BiGSWithPredictions):
     """Predicts masked words and whether the second text follows the first."""
 
     pools = True
+    output_class = BertForPreTrainingOutput
 
     def add_head(self, config: Any) -> None:
         self.cls = BiGSHeads(config, predictions=True, relationship=True)
+
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        return {
+            "prediction_logits": self.cls.predictions(found.last_hidden_state),
+            "seq_relationship_logits": self.cls.seq_relationship(found.pooler_output),
+        }
+
+    def loss(self, scores: dict[str, Tensor], labels: Any) -> Tensor | None:
+        pairs = zip(scores.values(), labels, strict=True)
+        losses = [_cross_entropy(logits, wanted) for logits, wanted in pairs if wanted is not None]
+        return sum(losses) if losses else None
 
     def forward(
         self,
@@ -377,111 +405,96 @@ class BiGSForPreTraining(_BiGSWithPredictions):
         **options: Any,
     ) -> Any:
         """As BiGSModel; `labels` (b, l) are word ids, `next_sentence_label` (b,), 0 where the second text follows."""
-        found = self.encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), options)
-        logits = self.cls.predictions(found.last_hidden_state)
-        relationship = self.cls.seq_relationship(found.pooler_output)
-        losses = [
-            _cross_entropy(scores, wanted)
-            for scores, wanted in ((logits, labels), (relationship, next_sentence_label))
-            if wanted is not None
-        ]
-        output = BertForPreTrainingOutput(
-            loss=sum(losses) if losses else None,
-            prediction_logits=logits,
-            seq_relationship_logits=relationship,
-            hidden_states=found.hidden_states,
-        )
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.run(inputs, (labels, next_sentence_label), return_dict, options)
 
 
 class BiGSForNextSentencePrediction(_BiGSHead):
-    """Predicts whether the second text follows the first: logits (b, 2)."""
+    """Predicts whether the second text follows the first: logits (b, 2). Labels (b,): 0 where it does, else 1."""
 
     pools = True
+    output_class = NextSentencePredictorOutput
 
     def add_head(self, config: Any) -> None:
         self.cls = BiGSHeads(config, predictions=False, relationship=True)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """As BiGSModel; `labels` (b,) are 0 where the second text follows, else 1."""
-        found = self.encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), options)
-        logits = self.cls.seq_relationship(found.pooler_output)
-        loss = None if labels is None else _cross_entropy(logits, labels)
-        output = NextSentencePredictorOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        return {"logits": self.cls.seq_relationship(found.pooler_output)}
 
 
-class BiGSForSequenceClassification(_BiGSHead):
-    """Classifies texts, or fits numbers to them: logits (b, labels)."""
+class _BiGSClassifier(_BiGSHead):
+    """A task model with dropout and one dense layer on the pooled output, or on the states without a pooler."""
+
+    def add_head(self, config: Any) -> None:
+        self.num_labels = config.num_labels
+        self.dropout = nn.Dropout(
+            config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        )
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.dropout(found.pooler_output if self.pools else found.last_hidden_state))}
+
+
+class BiGSForSequenceClassification(_BiGSClassifier):
+    """Classifies texts, or fits numbers to them: logits (b, labels).
+
+    Labels (b,) or (b, labels), by config.problem_type, which is guessed where it is not set.
+    """
 
     pools = True
+    output_class = SequenceClassifierOutput
+
+    def loss(self, scores: dict[str, Tensor], labels: Any) -> Tensor | None:
+        return None if labels is None else _classification_loss(scores["logits"], labels, self.config)
+
+
+class BiGSForTokenClassification(_BiGSClassifier):
+    """Classifies tokens: logits (b, l, labels). Labels (b, l), -100 for no loss."""
+
+    output_class = TokenClassifierOutput
+
+
+class BiGSForMultipleChoice(_BiGSClassifier):
+    """Scores choices: inputs (b, c, l), with an axis of choices; logits (b, c). Labels (b,): the right ones."""
+
+    pools = True
+    output_class = MultipleChoiceModelOutput
 
     def add_head(self, config: Any) -> None:
-        self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        super().add_head(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """As BiGSModel; `labels` (b,) or (b, labels) by config.problem_type, which is guessed where it is not set."""
-        found = self.encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), options)
-        logits = self.classifier(self.dropout(found.pooler_output))
-        loss = None if labels is None else _classification_loss(logits, labels, self.config)
-        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
+    def encode(self, inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> BaseModelOutputWithPooling:
+        choices = next((value.shape[1] for value in (inputs[0], inputs[-1]) if value is not None), 1)
+        found = super().encode(tuple(None if value is None else value.flatten(0, 1) for value in inputs), options)
+        found.pooler_output = found.pooler_output.unflatten(0, (-1, choices))
+        return found
 
-
-class BiGSForTokenClassification(_BiGSHead):
-    """Classifies tokens: logits (b, l, labels)."""
-
-    def add_head(self, config: Any) -> None:
-        self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """As BiGSModel; `labels` (b, l), -100 where no loss is wanted."""
-        found = self.encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), options)
-        logits = self.classifier(self.dropout(found.last_hidden_state))
-        loss = None if labels is None else _cross_entropy(logits, labels)
-        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        return {"logits": super().scores(found)["logits"].squeeze(-1)}
 
 
 class BiGSForQuestionAnswering(_BiGSHead):
     """Finds where an answer starts and ends: two logits (b, l)."""
 
+    output_class = QuestionAnsweringModelOutput
+
     def add_head(self, config: Any) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def scores(self, found: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+        start, end = self.qa_outputs(found.last_hidden_state).unbind(dim=-1)
+        return {"start_logits": start, "end_logits": end}
+
+    def loss(self, scores: dict[str, Tensor], labels: Any) -> Tensor | None:
+        if any(position is None for position in labels):
+            return None
+        losses = []
+        for logits, position in zip(scores.values(), labels, strict=True):
+            position, length = position.reshape(-1), logits.shape[1]
+            losses.append(_cross_entropy(logits, position.masked_fill((position < 0) | (position >= length), -100)))
+        return sum(losses) / 2
 
     def forward(
         self,
@@ -496,50 +509,8 @@ class BiGSForQuestionAnswering(_BiGSHead):
         **options: Any,
     ) -> Any:
         """As BiGSModel; positions (b,) beyond the input count as not to be learned."""
-        found = self.encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), options)
-        start, end = self.qa_outputs(found.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            length = start.shape[1]
-            wanted = [
-                position.reshape(-1).masked_fill((position.reshape(-1) < 0) | (position.reshape(-1) >= length), -100)
-                for position in (start_positions, end_positions)
-            ]
-            loss = (_cross_entropy(start, wanted[0]) + _cross_entropy(end, wanted[1])) / 2
-        output = QuestionAnsweringModelOutput(
-            loss=loss, start_logits=start, end_logits=end, hidden_states=found.hidden_states
-        )
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
-
-
-class BiGSForMultipleChoice(_BiGSHead):
-    """Scores choices: inputs (b, c, l), logits (b, c)."""
-
-    pools = True
-
-    def add_head(self, config: Any) -> None:
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, 1)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """As BiGSModel with an axis of choices after the batch; `labels` (b,) are the right ones."""
-        given = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        choices = next((value.shape[1] for value in (input_ids, inputs_embeds) if value is not None), 1)
-        found = self.encode(tuple(None if value is None else value.flatten(0, 1) for value in given), options)
-        logits = self.classifier(self.dropout(found.pooler_output)).reshape(-1, choices)
-        loss = None if labels is None else _cross_entropy(logits, labels)
-        output = MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
-        return output.to_tuple() if self.wants_tuple(return_dict) else output
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.run(inputs, (start_positions, end_positions), return_dict, options)
 
 
 def _checked_mask(mask: Tensor | None, words: Tensor) -> Tensor | None:
@@ -552,14 +523,10 @@ def _checked_mask(mask: Tensor | None, words: Tensor) -> Tensor | None:
         return None
     if tuple(mask.shape) != tuple(words.shape[:2]):
         raise ValueError(
-            f"attention_mask is {tuple(mask.shape)} and the input is {tuple(words.shape[:2])}: they must be the same, "
+            f"attention_mask must have the shape of the input, {tuple(words.shape[:2])}, got {tuple(mask.shape)}: "
             "(batch, tokens), 1 for real tokens and 0 for padding"
         )
     return mask.bool()
-
-
-def _classifier_dropout(config: Any) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class BiGSConfig:
         }
         for name, allowed in choices.items():
             if getattr(config, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(config, name)!r}: give one of {', '.join(allowed)}")
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -308,7 +308,9 @@ class Base(nn.Module):
     ) -> tuple[list[Array], Array | None, Array]:
         length = input_ids.shape[1]
         if position_ids is None and length > self.config.max_position_embeddings:
-            raise ValueError(f"{length} tokens, where this model takes {self.config.max_position_embeddings}")
+            raise ValueError(
+                f"the input has {length} tokens, but this model takes at most {self.config.max_position_embeddings}"
+            )
         positions = jnp.arange(length)[None] if position_ids is None else position_ids
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask != 0
@@ -531,13 +533,13 @@ class _Pretrained:
         model = cls(BiGSConfig.from_dict({**values, **overrides}), {}, dtype)
         stored = dict(_leaves(_moved(read_tree(folder), cls.head == "Model")))
         expected = dict(_leaves(jax.eval_shape(lambda: model.init_params(seed))))
-        odd = [f"{name}: {stored[name].shape}, not {leaf.shape}" for name, leaf in expected.items()
+        odd = [f"{name}: shape {stored[name].shape}, expected {leaf.shape}" for name, leaf in expected.items()
                if name in stored and tuple(stored[name].shape) != tuple(leaf.shape)]  # fmt: skip
         if odd:
             raise ValueError("the tensors do not fit config.json:\n" + "\n".join(odd[:20]))
         missing, unused = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
         if missing:
-            warnings.warn(f"not in the checkpoint, and new: {', '.join(missing[:8])}", stacklevel=2)
+            warnings.warn(f"not in the checkpoint, newly initialised: {', '.join(missing[:8])}", stacklevel=2)
             fresh = dict(_leaves(model.init_params(seed)))
             stored |= {name: fresh[name] for name in missing}
         if unused:
@@ -649,7 +651,7 @@ def read_tree(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in files:
         if Path(file).name != file:
-            raise ValueError(f"{INDEX} names {file!r}, which is no file of this folder")
+            raise ValueError(f"{INDEX} names {file!r}, which is not a file of this folder")
         found |= dict(_leaves(msgpack_restore((folder / file).read_bytes())))
     return _tree(found)
 

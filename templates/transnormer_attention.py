@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .efficient_encoder import EncoderMixin
+
 __all__ = [
     "HeadsNorm",
     "RotaryReflection",
-    "TransNormerMix",
+    "TransNormerAttention",
     "diag_attention",
     "linear_attention",
 ]
@@ -52,7 +54,7 @@ class HeadsNorm(nn.Module):
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
         if kind not in NORMS:
-            raise ValueError(f"norm {kind!r} is not known: use one of {', '.join(NORMS)}")
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {kind!r}")
         self.kind = kind
         if kind in ("rmsnorm", "gatedrmsnorm"):
             self.scale = nn.Parameter(torch.ones(width))
@@ -90,7 +92,7 @@ class RotaryReflection(nn.Module):
     def __init__(self, d: int, *, identity: bool = False, trainable: bool = True, reflect: bool = True) -> None:
         super().__init__()
         if d % 2:
-            raise ValueError(f"rotary positions pair the channels of a head: its width {d} must be even")
+            raise ValueError(f"rotary positions need an even head size, got {d}")
         theta = torch.zeros(d // 2) if identity else 10000.0 ** (-2.0 * torch.arange(d // 2) / d)
         self.reflect = reflect
         if trainable:
@@ -169,7 +171,7 @@ def diag_attention(
     return y.transpose(1, 2).reshape(b, n * c, h, d)[:, :t].transpose(1, 2)
 
 
-class TransNormerMix(nn.Module):
+class TransNormerAttention(nn.Module):
     """What stands between q, k, v and the output projection of layer `layer_index`.
 
     Reads from config: hidden_size, num_attention_heads, diag_layers (indices), variant ("t1" or "t2"), and if present
@@ -184,7 +186,7 @@ class TransNormerMix(nn.Module):
         super().__init__()
         variant = config.variant
         if variant not in ("t1", "t2"):
-            raise ValueError(f"variant {variant!r} is not known: use t1 or t2")
+            raise ValueError(f"variant must be t1 or t2, got {variant!r}")
         self.diag = layer_index in config.diag_layers
         self.softmax = variant == "t2"
         self.block_size: int = getattr(config, "block_size", 64)
@@ -193,7 +195,7 @@ class TransNormerMix(nn.Module):
         self.linear_activation = getattr(config, "linear_activation", None) or ("1+elu" if self.softmax else "elu")
         if self.linear_activation not in LINEAR_ACTIVATIONS:
             known = ", ".join(LINEAR_ACTIVATIONS)
-            raise ValueError(f"linear_activation {self.linear_activation!r} is not known: use one of {known}")
+            raise ValueError(f"linear_activation must be one of {known}, got {self.linear_activation!r}")
         normed = not (self.diag and self.softmax)  # softmax has normalised already
         kind = getattr(config, "attention_norm", "simplermsnorm")
         self.norm = HeadsNorm(kind, config.hidden_size) if normed else None
@@ -205,16 +207,16 @@ class TransNormerMix(nn.Module):
         elif encoding == "rotary":
             self.lrpe = RotaryReflection(d, trainable=False, reflect=False)
         elif encoding != "none":
-            raise ValueError(f"position_encoding {encoding!r} is not known: use none, lrpe or rotary")
+            raise ValueError(f"position_encoding must be none, lrpe or rotary, got {encoding!r}")
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """q, k, v: (b, h, t, d); mask: (b, t) bool, True for a real token, or None. Returns (b, h, t, d)."""
         if q.dtype == torch.float16 and self.norm is not None:
             with torch.autocast(q.device.type, enabled=False):
-                return self._mix(q.float(), k.float(), v.float(), mask).to(q.dtype)
-        return self._mix(q, k, v, mask)
+                return self._attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+        return self._attend(q, k, v, mask)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if self.diag:
             options = {"block_size": self.block_size, "softmax": self.softmax, "causal": self.causal}
             y = diag_attention(q, k, v, mask, published=self.published, positions=self.lrpe, **options)
@@ -268,3 +270,69 @@ def _block_relu(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tens
 
 def _by_head(parameter: Tensor, h: int) -> Tensor:
     return parameter.view(h, 1, -1)
+
+
+class TransNormerEncoderMixin(EncoderMixin):
+    """An encoder, or a causal decoder, with TransNormer attention, and a gate in every feed-forward where asked."""
+
+    def adapted_layer(self, layer: nn.Module, index: int) -> nn.Module:
+        layer, config = super().adapted_layer(layer, index), self.config
+        if config.feed_forward != "glu":
+            return layer
+        # DistilBERT names the inner size its own way.
+        return gated(layer, config.hidden_size, getattr(config, "intermediate_size", None) or config.hidden_dim)
+
+    def padding_counts(self) -> bool:
+        return self.config.mask_mode == "published"
+
+
+def gated(layer: nn.Module, width: int, inner: int) -> nn.Module:
+    """A stock layer whose feed-forward has a gate: l3(act(l1 x) ⊙ l2 x) (section 4.3 of the paper).
+
+    A stock feed-forward down(act(up x)) is one whose gate l2 is constantly 1 (weight 0, bias 1), so a converted layer
+    starts as the dense one, exactly. Families keep up and down under their own names; the gate is the one new layer.
+    """
+    if hasattr(layer, "intermediate"):  # BERT and its kin
+        layer.intermediate = GatedIntermediate(layer.intermediate, width, inner)
+    elif hasattr(layer.ffn, "lin1"):  # DistilBERT
+        layer.ffn = GatedFFN(layer.ffn, width, inner)
+    else:  # ALBERT, whose feed-forward is a method of the layer
+        return GatedLayer(layer, width, inner)
+    return layer
+
+
+class Gated(nn.Module):
+    """Takes the place of the stock module that does a feed-forward: all that this one holds, and a gate."""
+
+    def __init__(self, stock: nn.Module, width: int, inner: int) -> None:
+        super().__init__()
+        self.__dict__.update(stock.__dict__)
+        self.gate = nn.Linear(width, inner)
+        with torch.no_grad():
+            nn.init.zeros_(self.gate.weight)
+            nn.init.ones_(self.gate.bias)
+
+
+class GatedIntermediate(Gated):
+    """act(up x) ⊙ gate(x); the stock output module follows as it is."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.intermediate_act_fn(self.dense(hidden_states)) * self.gate(hidden_states)
+
+
+class GatedFFN(Gated):
+    """dropout(down(act(up x) ⊙ gate(x)))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.lin2(self.activation(self.lin1(x)) * self.gate(x)))
+
+
+class GatedLayer(Gated):
+    """A whole layer of ALBERT: attention, then norm(x + down(act(up x) ⊙ gate(x)))."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, *_: Any) -> Tensor:
+        x, _ = self.attention(hidden_states, attention_mask)
+        return self.full_layer_layer_norm(x + self.ff_chunk(x))
+
+    def ff_chunk(self, x: Tensor) -> Tensor:
+        return self.ffn_output(self.activation(self.ffn(x)) * self.gate(x))

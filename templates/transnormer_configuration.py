@@ -64,9 +64,9 @@ def transnormer_faults(config: Any) -> list[str]:
     """What is wrong with the TransNormer fields of a config, one sentence each, with what to do."""
     faults = []
     if type(config.block_size) is not int or config.block_size < 1:
-        faults.append(f"block_size is {config.block_size!r}: give a positive integer")
+        faults.append(f"block_size must be a positive integer, got {config.block_size!r}")
     if any(type(index) is not int or index < 0 for index in config.diag_layers):
-        faults.append(f"diag_layers is {config.diag_layers!r}: give indices of layers, from 0")
+        faults.append(f"diag_layers must be indices of layers, from 0, got {config.diag_layers!r}")
     for name, values in (
         ("variant", VARIANTS),
         ("attention_norm", NORMS),
@@ -75,5 +75,5 @@ def transnormer_faults(config: Any) -> list[str]:
         ("mask_mode", MASK_MODES),
     ):
         if getattr(config, name) not in values:
-            faults.append(f"{name} is {getattr(config, name)!r}: give one of {', '.join(values)}")
+            faults.append(f"{name} must be one of {', '.join(values)}, got {getattr(config, name)!r}")
     return faults

@@ -103,7 +103,7 @@ def checked(repo: Path, *names: str, source: Path | None = None) -> dict[str, bo
         if names and check.name not in names:
             continue
         fields = {"name": check.name, "function": check.function, "says": check.says, "tolerance": check.tolerance}
-        found[check.name] = None if check.applies(manifest) else run_check(loaded, fields)["passed"]
+        found[check.name] = None if check.left_out(manifest) else run_check(loaded, fields)["passed"]
     return found
 
 

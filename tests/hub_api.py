@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
-from hub_storage import Blob, HubError, Repo, User, file_entry, tree_entries, valid_name, wants_lfs
+from hub_storage import Blob, HubError, Repo, User, tree_entries, valid_name, wants_lfs
 
 if TYPE_CHECKING:
     from hub_server import LoopbackHub
@@ -110,22 +110,6 @@ def tree(hub: LoopbackHub, call: Call) -> Reply:
     return as_json(rows)
 
 
-def paths_info(hub: LoopbackHub, call: Call) -> Reply:
-    files = readable(hub, call).resolve(call.groups["rev"]).files
-    paths = parse_qs(call.body.decode()).get("paths", [])
-    return as_json([file_entry(path, files[path]) for path in paths if path in files])
-
-
-def refs(hub: LoopbackHub, call: Call) -> Reply:
-    repo = readable(hub, call)
-    kinds: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
-    for ref, sha in repo.refs.items():
-        kind, name = ref.removeprefix("refs/").split("/", 1)
-        group = {"heads": "branches", "tags": "tags", "pr": "pullRequests"}[kind]
-        kinds[group].append({"name": name, "ref": ref, "targetCommit": sha})
-    return as_json(kinds)
-
-
 def commits(hub: LoopbackHub, call: Call) -> Reply:
     date = "2026-01-01T00:00:00.000Z"
     return as_json(
@@ -220,9 +204,6 @@ def commit(hub: LoopbackHub, call: Call) -> Reply:
                 raise HubError(400, f"Your push was rejected: LFS pointer to a missing object: {value['path']}")
             case "deletedFile":
                 changes[value["path"]] = None
-            case "deletedFolder":
-                folder = value["path"].rstrip("/") + "/"
-                changes |= dict.fromkeys(path for path in repo.resolve(ref).files if path.startswith(folder))
     title, parent = header.get("summary", ""), header.get("parentCommit")
     url: dict[str, str] = {}
     if "create_pr" in call.query:
@@ -293,9 +274,7 @@ ROUTES: list[Route] = [
         ("POST", "/api/repos/create", create),
         ("POST", "/api/validate-yaml", validate_yaml),
         ("GET", rf"{MODEL}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", tree),
-        ("POST", rf"{MODEL}/paths-info/(?P<rev>[^/]+)", paths_info),
         ("GET", rf"{MODEL}/commits/(?P<rev>[^/]+)", commits),
-        ("GET", rf"{MODEL}/refs", refs),
         ("GET", rf"{MODEL}/discussions", discussions),
         ("POST", rf"{MODEL}/branch/(?P<rev>[^/]+)", create_branch),
         ("POST", rf"{MODEL}/preupload/(?P<rev>[^/]+)", preupload),

@@ -68,7 +68,7 @@ def check_repo(found: Findings, job: dict[str, Any], without: Sequence[str] = ()
     repo, manifest = Path(job["repo"]), read_manifest(Path(job["repo"]))
     loaded = Loaded(repo, Path(job["source"]), manifest, trust_remote_code=False)
     for check in TARGETS[manifest["target"]].checks:
-        if check.name in without or check.applies(manifest):
+        if check.name in without or check.left_out(manifest):
             continue
         result = run_check(loaded, asdict(check))
         if result["passed"] is None:  # it does not apply, and so it does not count as held

@@ -196,7 +196,7 @@ def check_a_decoder_is_refused_at_loading(job):
         return
     assert "AutoModelForCausalLM" not in job["autos"]
     if hasattr(transformers.AutoConfig.from_pretrained(job["repo"], trust_remote_code=True), "is_decoder"):
-        refuses("see later ones", lambda: load(job, is_decoder=True))
+        refuses("see later tokens", lambda: load(job, is_decoder=True))
 
 
 def main() -> None:

@@ -463,7 +463,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays
 
     monkeypatch.setattr(objectives, "hidden_loss", break_in_the_seventh_step)
     options = {"teacher": source, "data": text, "output": tmp_path / "out", "steps": 12, "checkpoint_every": 3, **FAST}
-    with pytest.raises(CheckFailedError, match=r"broke at step 7.*hidden nan.*step 000006 is kept") as raised:
+    with pytest.raises(CheckFailedError, match=r"stopped at step 7.*hidden nan.*step 000006 is kept") as raised:
         effconv.adapt(repos["linformer"], objective="hidden", **options)
     assert "--learning-rate" in raised.value.hint
     assert not (tmp_path / "out").exists()
@@ -536,7 +536,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
     with pytest.raises(OutputError, match="the disk") as raised:
         effconv.adapt(repos["linformer"], objective="hidden", **options)
     monkeypatch.setattr(torch, "save", save)
-    assert "make room" in raised.value.hint
+    assert "free some space" in raised.value.hint
     left = sorted(path.name for path in (tmp_path / "out.checkpoints").glob("*"))
     assert left == (["run.json", "step-000002"] if kept else [])
     assert [path.name for path in tmp_path.iterdir()] == (["out.checkpoints"] if kept else [])
@@ -550,9 +550,7 @@ def test_an_interrupted_run_says_what_is_left(every, repos, source, text, tmp_pa
         if tick.step == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(
-        StoppedError, match=r"step 000002 is kept" if every == 1 else "nothing was left behind"
-    ) as raised:
+    with pytest.raises(StoppedError, match=r"step 000002 is kept" if every == 1 else "no output was written") as raised:
         effconv.adapt(
             repos["linformer"], teacher=source, data=text, output=tmp_path / "out", steps=6, watch=interrupt,
             checkpoint_every=every, **FAST,
@@ -574,7 +572,7 @@ def test_checkpoints_are_given_up_only_on_request_and_continued_only_with_the_sa
         effconv.adapt(repos["linformer"], resume=True, steps=6, **options)
     with pytest.raises(Killed):
         effconv.adapt(repos["linformer"], steps=6, watch=stop, **options)
-    with pytest.raises(OutputError, match="checkpoints of a run stand beside the output"):
+    with pytest.raises(OutputError, match="there are checkpoints of an earlier run"):
         effconv.adapt(repos["linformer"], steps=6, **options)
     with pytest.raises(BadInputError, match=r"started with something else:\n.*steps: 6 then, 9 now"):
         effconv.adapt(repos["linformer"], resume=True, steps=9, **options)
@@ -618,16 +616,16 @@ def bad(name, error, what, **options):
         bad("no head to learn from", BadInputError, "has no ForMaskedLM head", teacher="headless", objective="logits"),
         bad("text too short", BadInputError, "the held-out text is shorter than 64", data="short.txt", lengths="64"),
         bad("beyond the teacher", UsageError, "more than 64", lengths="65", objective="hidden,logits", repo="lsg"),
-        bad("no dense source", UnsupportedError, "no dense source", repo="upgraded"),
+        bad("no dense source", UnsupportedError, "not made from a dense source", repo="upgraded"),
         bad("an encoder and a decoder", UnsupportedError, "an encoder and a decoder", repo="seq2seq"),
         bad("beyond the repo", UsageError, "more than 128", lengths="129", repo="lsg"),
         bad("globals without a teacher", UnsupportedError, "global tokens", objective="attention", repo="lsg"),
         bad("no globals", UsageError, "nothing to train", train="globals"),
         bad("no such repo", UsageError, "no such folder", repo="missing"),
-        bad("unknown option", UsageError, "takes no option leraning_rate", leraning_rate=1),
+        bad("unknown option", UsageError, "has no option leraning_rate", leraning_rate=1),
         bad("output in the way", OutputError, "not empty", output="full"),
         bad("output inside the repo", UsageError, "overlap", output="inside"),
-        bad("disk full", OutputError, "too full", full=True),
+        bad("disk full", OutputError, "not enough disk space", full=True),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_left(error, what, options, repos, source, text, tmp_path, monkeypatch):

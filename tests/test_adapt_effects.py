@@ -18,6 +18,7 @@ from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phases_of, recipe_of
 from effconv.adapt.trainer import Run
 from effconv.convert.errors import UnsupportedError, UsageError
+from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 torch.set_num_threads(1)
@@ -56,7 +57,7 @@ def made(tmp_path_factory):
 
 
 IGNORED = {  # options that nothing reads, with what they are for
-    "mask_share": ({"mask_share": 0.3}, "--mask-share is for --objective mlm"),
+    "mask_share": ({"mask_share": 0.3}, "--mask-share applies only with --objective mlm"),
     "whole_words": ({"whole_words": True}, "--whole-words is for --objective mlm"),
     "piece_tokens": ({"piece_tokens": 16}, "--piece-tokens is for --objective contrastive"),
     "budget_clock": ({"budget_clock": "cpu"}, "--budget-clock is for --budget"),
@@ -67,9 +68,9 @@ NOTHING = {
     "new ones that are not used": ("no globals", UsageError, "num_global_tokens is 0", {"train": "new"}),
     "where LSG is exact": ("no globals", UsageError, "up to 32 tokens the repo equals", {"lengths": "32"}),
     "where Linformer is": ("linformer", UsageError, "up to 16 tokens the repo equals", {"lengths": "8,16"}),
-    "starts and ends": ("spans", UnsupportedError, "no logits that could be compared", {"objective": "logits"}),
+    "starts and ends": ("spans", UnsupportedError, "no logits that can be compared", {"objective": "logits"}),
     "outputs of two heads": ("two heads", UnsupportedError, "no logits that", {"objective": "hidden+logits"}),
-    "choices": ("choices", UnsupportedError, "no logits that could be compared", {"objective": "logits"}),
+    "choices": ("choices", UnsupportedError, "no logits that can be compared", {"objective": "logits"}),
     "masks in a decoder": ("decoder", UnsupportedError, "the repo is a decoder", {"objective": "mlm", "teacher": None}),
     **{name: ("linformer", UsageError, says, options) for name, (options, says) in IGNORED.items()},
 }
@@ -164,7 +165,7 @@ def rates(**options):
     """Peak rates and decays of the optimizer's groups, and the factors of the rate over a phase."""
     chosen = AdaptOptions(**options)
     run = object.__new__(Run)
-    run.options, run.recipe = chosen, recipe_of("linformer", chosen)
+    run.options, run.recipe = chosen, recipe_of(TARGETS["linformer"], chosen)
     names = {"a.weight": torch.zeros(2, 2), "a.bias": torch.zeros(2), "a.mix.key": torch.zeros(2, 2)}
     student = SimpleNamespace(named_parameters=names.items)
     run.pair = SimpleNamespace(student=student)

@@ -16,6 +16,7 @@ from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phase_steps, phases_of, training_lengths
 from effconv.convert.errors import BadInputError, UsageError
 from effconv.data.documents import SHARED, read_corpus, text_documents
+from effconv.targets.registry import TARGETS
 from tiny import save_tokenizer
 
 
@@ -106,7 +107,7 @@ def test_a_column_of_a_table_is_read(ending, tokenizer, tmp_path):
     assert corpus.record["documents"] + len(corpus.heldout) == 6
     streamed = corpus_of(tokenizer, path, column="body", streaming=True)
     assert sorted(joined(streamed)) == sorted(joined(corpus))
-    with pytest.raises(BadInputError, match="no column 'text'; there are body, n"):
+    with pytest.raises(BadInputError, match="no column 'text', found body, n"):
         corpus_of(tokenizer, path)
 
 
@@ -116,7 +117,7 @@ def test_text_that_is_held_out_by_name_is_left_out_of_the_data(tokenizer, tmp_pa
     apart.write_text(text_documents(whole.read_text())[2])
     corpus = corpus_of(tokenizer, whole, heldout=[apart])
     assert corpus.record["documents"] == 11
-    with pytest.raises(BadInputError, match="all of the training text is in the held-out text"):
+    with pytest.raises(BadInputError, match="all training text is also in the held-out text"):
         corpus_of(tokenizer, apart, heldout=[whole])
 
 
@@ -125,8 +126,8 @@ def test_text_that_is_held_out_by_name_is_left_out_of_the_data(tokenizer, tmp_pa
     [
         (b"", "no text"),
         (b" \n\n ", "no text"),
-        (b"\xff\xfe\x00", "cannot be read"),
-        (b"one line", "one document, of which nothing can be held out"),
+        (b"\xff\xfe\x00", "cannot read the text"),
+        (b"one line", "a single document, so no document can be held out"),
         ("\n\n".join(documents(40, 80)).replace(" ", " 日 ").encode(), "does not know"),
     ],
 )
@@ -139,7 +140,7 @@ def test_a_text_that_cannot_be_trained_on_is_refused(content, what, tokenizer, t
 
 def test_a_name_that_is_neither_file_nor_dataset_is_refused(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInputError, match="no such file, and no such dataset"):
+    with pytest.raises(BadInputError, match="no file or dataset of this name"):
         corpus_of(tokenizer, "nobody/nothing")
     with pytest.raises(BadInputError, match="no such file: "):  # it can be no dataset's name
         corpus_of(tokenizer, tmp_path / "missing")
@@ -194,7 +195,7 @@ def test_the_parts_of_a_batch_are_the_batch(parts, tokenizer, tmp_path):
 
 def test_a_text_shorter_than_a_sequence_is_refused(tokenizer, tmp_path):
     corpus = corpus_of(tokenizer, write_wiki(tmp_path / "a.txt", count=2, words=20))
-    with pytest.raises(BadInputError, match=r"the training text has \d+ tokens, and a text of a batch 512"):
+    with pytest.raises(BadInputError, match=r"the training text has only \d+ tokens, fewer than one text of 512"):
         check_enough(corpus, [512])
 
 
@@ -245,7 +246,7 @@ def test_phases_have_shares_that_add_up():
     "text", ["", "attentoin", "hidden:2", "hidden:.2", "hidden+hidden", "attention:x,hidden", "mlm:1,hidden"]
 )
 def test_an_objective_that_means_nothing_is_refused(text):
-    with pytest.raises(UsageError, match="cannot be trained"):
+    with pytest.raises(UsageError, match="invalid objective"):
         phases_of(text)
 
 
@@ -253,37 +254,45 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
     sizes = {"max_length": 4096, "source_max_length": 512}
     linformer = {"target": "linformer", "options": {"proj_dim": 128}, "settings": {"dtype": None}, **sizes}
     phases = phases_of("attention,hidden")
-    assert training_lengths(linformer, None, phases) == (256, 512)
-    assert training_lengths({"target": "lambda", "options": {}, **sizes}, None, phases) == (64, 128, 256, 512)
-    assert training_lengths({"target": "lsg", "options": {}, **sizes}, None, phases_of("mlm")) == (
+    assert training_lengths(TARGETS["linformer"], linformer, None, phases) == (256, 512)
+    assert training_lengths(TARGETS["lambda"], {"target": "lambda", "options": {}, **sizes}, None, phases) == (
+        64,
+        128,
+        256,
+        512,
+    )
+    assert training_lengths(TARGETS["lsg"], {"target": "lsg", "options": {}, **sizes}, None, phases_of("mlm")) == (
         512,
         1024,
         2048,
         4096,
     )
-    assert training_lengths(linformer, (100, 200), phases) == (100, 200)
-    assert training_lengths(linformer, (2048,), phases_of("hidden+sentence")) == (2048,)
+    assert training_lengths(TARGETS["linformer"], linformer, (100, 200), phases) == (100, 200)
+    assert training_lengths(TARGETS["linformer"], linformer, (2048,), phases_of("hidden+sentence")) == (2048,)
     lsg = {"target": "lsg", "options": {}, **sizes}
-    assert training_lengths(lsg, (512, 2048), phases_of("hidden+contrastive")) == (512, 2048)
-    assert training_lengths(lsg, (2048,), phases_of("contrastive")) == (2048,)
+    assert training_lengths(TARGETS["lsg"], lsg, (512, 2048), phases_of("hidden+contrastive")) == (512, 2048)
+    assert training_lengths(TARGETS["lsg"], lsg, (2048,), phases_of("contrastive")) == (2048,)
     for lengths in ((512,), None):
-        with pytest.raises(UsageError, match="contrastive is for texts that are longer than the 512"):
-            training_lengths(lsg, lengths, phases_of("hidden+contrastive"))
+        with pytest.raises(UsageError, match="contrastive needs texts longer than the 512"):
+            training_lengths(TARGETS["lsg"], lsg, lengths, phases_of("hidden+contrastive"))
     with pytest.raises(UsageError, match="contrastive alone trains nothing"):
-        training_lengths(lsg, (512, 2048), phases_of("hidden,contrastive"))
+        training_lengths(TARGETS["lsg"], lsg, (512, 2048), phases_of("hidden,contrastive"))
     with pytest.raises(UsageError, match="more than 512"):
-        training_lengths(linformer, (513,), phases)
+        training_lengths(TARGETS["linformer"], linformer, (513,), phases)
     with pytest.raises(UsageError, match="more than 4096"):
-        training_lengths(linformer, (4097,), phases_of("hidden"))
+        training_lengths(TARGETS["linformer"], linformer, (4097,), phases_of("hidden"))
 
 
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        ({"steps": 0}, "--steps is 0"),
-        ({"steps": 5, "budget": "1m"}, "give one of them"),
-        ({"learning_rate": 3.0, "mask_share": 0.0}, "--learning-rate is 3.0.*\n.*--mask-share is 0.0"),
-        ({"budget": "soon"}, "is no time"),
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"steps": 5, "budget": "1m"}, "give only one"),
+        (
+            {"learning_rate": 3.0, "mask_share": 0.0},
+            "--learning-rate must be .*got 3.0\n.*--mask-share must be .*got 0.0",
+        ),
+        ({"budget": "soon"}, "expected a time, got 'soon'"),
         ({"lengths": "a,b"}, "lengths are"),
     ],
 )

@@ -161,8 +161,8 @@ def test_a_third_measurement_above_the_line_makes_it_steeper():
     ("seconds", "within", "said"),
     [
         ((4.4, 4.7, 5.2), True, None),  # 4.0 are predicted, in rounds 3.6 to 4.8
-        ((5.6, 5.8, 6.0), False, "off by more than the rounds differ"),
-        ((3.0, 3.2, 3.5), False, "off by more than the rounds differ"),
+        ((5.6, 5.8, 6.0), False, "off by more than the spread of the rounds"),
+        ((3.0, 3.2, 3.5), False, "off by more than the spread of the rounds"),
         ((5.8,), None, "not enough rounds to tell"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_check_that_is_off_by_more_than_the_spread_is_said_to_be(seconds, with
 
 def test_memory_that_the_loaded_model_leaves_no_room_in_is_refused_before_anything_is_run():
     require_room({"resident": 400 * MEGA}, 500 * MEGA, "cpu")
-    with pytest.raises(UsageError, match=r"440 MB are too little.* holds 400 MB before it runs anything") as error:
+    with pytest.raises(UsageError, match=r"440 MB is not enough memory: the loaded model alone needs 400 MB") as error:
         require_room({"resident": 400 * MEGA}, 440 * MEGA, "cpu")  # of which 396 may be used
     assert (error.value.where, error.value.exit_code) == ("--memory", 2)
     assert "444 MB" in error.value.hint
@@ -193,8 +193,7 @@ def test_too_little_for_one_text_says_what_it_takes_and_the_floor():
     error = _none_fits([probe(WIDE, (1.0, 2.0))], [], 8192, 150 * MEGA)  # 180 MB, and a tenth is kept free
     assert error.exit_code == 2
     assert error.what == (
-        "150 MB are too little: one text of 8,192 tokens needs 200 MB, of which the loaded model holds 100 MB before "
-        "it runs anything"
+        "150 MB is not enough memory: one text of 8,192 tokens needs 200 MB, including 100 MB for the loaded model"
     )
     assert "200 MB" in error.hint
 
@@ -221,7 +220,7 @@ def test_probing_ends_with_the_first_candidate_where_none_can_fit(source, tmp_pa
     monkeypatch.setattr(advice, "measure", measure)
     text = tmp_path / "text.txt"
     text.write_text(words(3000))
-    with pytest.raises(UsageError, match=r"one text of 4,096 tokens needs .* the loaded model holds 400 MB"):
+    with pytest.raises(UsageError, match=r"one text of 4,096 tokens needs .* including 400 MB for the loaded model"):
         effconv.bench(source, data=text, memory="500MB")
     assert [case.length for case in seen] == [1024, 2048]
 
@@ -237,7 +236,10 @@ def test_texts_that_the_source_takes_need_no_conversion(source, tmp_path, capsys
     app(asked, standalone_mode=False)
     said = capsys.readouterr().out
     assert "No conversion is needed" in said
-    assert "takes 64 tokens as it is, and texts cut there keep 99.9% of their tokens (4.8% of them are longer)" in said
+    assert (
+        "takes 64 tokens, and texts truncated to that length keep 99.9% of their tokens (4.8% of the texts are longer)"
+        in said
+    )
     assert "21 texts, 705 tokens" in said
     assert "effconv lsg" not in said
     app([*asked, "--json"], standalone_mode=False)
@@ -303,7 +305,9 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     steps = []
     with verified_in_forks():
         found = effconv.bench(tmp_path / "lsg", memory="8G", progress=lambda step, *_: steps.append(step), **asked)
-        with pytest.raises(UsageError, match=r"1 MB are too little: .* holds \d+ MB before it runs anything") as error:
+        with pytest.raises(
+            UsageError, match=r"1 MB is not enough memory: the loaded model alone needs \d+ MB"
+        ) as error:
             effconv.bench(source, memory="1MB", **asked)
     assert error.value.where == "--memory"
     assert "full attention (1 of 1), 64 tokens, float32: round 1 of 1" in steps
@@ -317,7 +321,7 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     said = capsys.readouterr().out
     assert "2 texts, 94 tokens" in said
     assert command in said.replace("\n", "")
-    assert "not on quality" in said
+    assert "not quality" in said
     assert "one round" in said
 
 
@@ -343,6 +347,6 @@ def test_advice_is_for_one_model_that_has_a_dense_source_and_a_tokenizer(source,
         effconv.bench(bare, data=path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "modernbert"}')
-    with pytest.raises(EffconvError, match="no dense source") as error:
+    with pytest.raises(EffconvError, match="cannot be converted to LSG") as error:
         effconv.bench(tmp_path / "other", data=path)
     assert error.value.exit_code == 3

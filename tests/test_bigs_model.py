@@ -258,8 +258,8 @@ def test_what_does_not_fit_is_refused():
     model = tiny()
     for words, given in {
         "takes 60": {"input_ids": torch.full((1, 61), 7)},
-        "not both": {"input_ids": torch.full((1, 5), 7), "inputs_embeds": torch.ones(1, 5, 16)},
-        "must be the same": {"input_ids": torch.full((1, 5), 7), "attention_mask": torch.ones(1, 4)},
+        "exactly one": {"input_ids": torch.full((1, 5), 7), "inputs_embeds": torch.ones(1, 5, 16)},
+        "must have the shape of the input": {"input_ids": torch.full((1, 5), 7), "attention_mask": torch.ones(1, 4)},
     }.items():
         with pytest.raises(ValueError, match=words):
             model(**given)

@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import EvalResult
 from safetensors.numpy import load_file, save_file
 
 import effconv
 from effconv.convert.errors import BadInputError
 from effconv.convert.repo.card import add_to_card
 from effconv.convert.repo.card_blocks import (
-    Result,
     blocks,
     front_matter,
     merged,
@@ -154,8 +154,12 @@ class TestFrontMatter:
             with_field(f"---\n{body}\n---\n", "license", "mit")
 
 
+def measured(metric: str, value: float) -> EvalResult:
+    return EvalResult("fill-mask", "wikitext", "wikitext", metric, value, dataset_split="test")
+
+
 class TestResults:
-    ACCURACY = Result("fill-mask", "wikitext", "accuracy", 0.5, split="test")
+    ACCURACY = measured("accuracy", 0.5)
 
     def test_results_are_added_and_replaced_without_touching_others(self):
         theirs = {
@@ -169,8 +173,8 @@ class TestResults:
             ],
         }
         card = with_field(CARD, "model-index", [theirs])
-        card = with_results(card, "long", [self.ACCURACY, Result("fill-mask", "wikitext", "f1", 0.25, split="test")])
-        card = with_results(card, "long", [Result("fill-mask", "wikitext", "accuracy", 0.75, split="test")])
+        card = with_results(card, "long", [self.ACCURACY, measured("f1", 0.25)])
+        card = with_results(card, "long", [measured("accuracy", 0.75)])
         (index,) = front_matter(card)["model-index"]
         assert index["name"] == "mine"
         assert index["results"] == [
@@ -315,7 +319,7 @@ class TestEveryTarget:
     def test_a_later_command_adds_results_and_the_card_stays_effconvs(self, emitted, tmp_path):
         repo = Path(shutil.copytree(emitted, tmp_path / "repo"))
         before = (repo / "README.md").read_text()
-        result = Result("fill-mask", "wikitext", "accuracy", 0.5)
+        result = measured("accuracy", 0.5)
         add_to_card(repo, "speed", "| fast |", heading="Speed", results=[result])
         after = (repo / "README.md").read_text()
         assert blocks(after) == {**blocks(before), "speed": "| fast |"}
@@ -326,4 +330,4 @@ class TestEveryTarget:
         (repo / "README.md").write_text(after + "Mine.\n")
         add_to_card(repo, "speed", "| faster |")
         assert (repo / "README.md").read_text() == after.replace("| fast |", "| faster |") + "Mine.\n"
-        assert changed_files(repo, read_manifest(repo)) == ["README.md: its bytes differ from the manifest"]
+        assert changed_files(repo, read_manifest(repo)) == ["README.md: its content differs from the manifest"]

@@ -67,8 +67,8 @@ def test_help_stands_under_headings_with_every_default_to_be_read():
     headings = [line for line in lines if re.match(r"\S.*:$", line)]
     assert headings[:2] == ["Arguments:", "Options:"]
     assert headings[-1] == "Dangerous: only for sources you trust:"
-    assert any("Hub token. [default: HF_TOKEN, else the stored login]" in line for line in lines)
-    assert "[default: yours, named as the folder]" in effconv_("push-to-hub", "--help", COLUMNS="120").stdout
+    assert any("Hub access token. [default: HF_TOKEN, else the stored login]" in line for line in lines)
+    assert "[default: your user name and the folder name]" in effconv_("push-to-hub", "--help", COLUMNS="120").stdout
 
 
 def test_a_command_that_is_nearly_one_is_suggested():

@@ -78,7 +78,7 @@ def test_a_conversion_is_verified_pushed_downloaded_and_loaded_offline(hub, sour
     run("effconv", "push-to-hub", "long", "me/long", cwd=tmp_path, env=env)
     download = "from huggingface_hub import snapshot_download; print(snapshot_download('me/long'))"
     there = run("python", "-c", download, cwd=tmp_path, env=env).split()[-1]
-    assert "holds" in run("effconv", "verify", there, "--against", source, "--offline", cwd=tmp_path, env=env)
+    assert "passed" in run("effconv", "verify", there, "--against", source, "--offline", cwd=tmp_path, env=env)
     before = len(hub.requests)
     assert run("python", "-c", LOAD, cwd=tmp_path, env=hub.env(tmp_path / "home", offline=True)).split() == [
         "LSGBertForMaskedLM", "1", "128"
@@ -91,8 +91,8 @@ def test_a_conversion_is_verified_pushed_downloaded_and_loaded_offline(hub, sour
 )
 def test_other_targets_are_converted_and_verified(target, source, tmp_path):
     out = run("effconv", target, source, *SMALL[target], "-o", "long", cwd=tmp_path)
-    assert "holds" in out
-    assert "fails" not in out
+    assert "passed" in out
+    assert "failed" not in out
 
 
 def test_a_sentence_encoder_is_converted_and_encodes(tmp_path):
@@ -112,18 +112,16 @@ def test_a_repo_is_adapted(source, tmp_path):
     assert (tmp_path / "adapted" / "effconv.json").exists()
 
 
-@pytest.mark.parametrize("faults", [0, 3], ids=["up", "away"])
-def test_a_hub_that_is_not_reached_and_one_that_drops_connections(faults, hub, source, tmp_path):
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_hub_that_is_not_reached_and_one_that_drops_connections(drops, hub, source, tmp_path):
     """The client of 0.36 speaks through requests, whose errors have other names."""
     client = Client(hub, tmp_path, COMPAT_PYTHON)
     assert client("lsg", source, *SMALL["lsg"], "--no-verify", "-o", "long").code == 0
-    if faults:
-        for _ in range(faults):
-            hub.fault("/whoami", drop="before")
-        pushed = client.push("long", "me/long")
-        assert pushed.code == 0, pushed.err
-        assert "trying again" in pushed.err
+    if drops:
+        hub.fault("/whoami", drop="before")
+        dropped = client.push("long", "me/long")
+        assert (dropped.code, "no reply" in dropped.err) == (6, True), dropped.err
+        assert client.push("long", "me/long").code == 0
     else:
         away = client.push("long", "me/long", HF_ENDPOINT="http://127.0.0.1:1")
-        assert away.code == 6
-        assert "trying again" not in away.err
+        assert (away.code, "HF_ENDPOINT" in away.err) == (6, True), away.err

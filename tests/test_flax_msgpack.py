@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgpack import packb
 
 from effconv.convert.errors import BadInputError
+from effconv.convert.io.dtypes import NAMES
 from effconv.convert.io.flax_msgpack import (
-    NAMES,
     FlaxFile,
-    _array_header,
-    _map_header,
-    _text,
+    array_header,
     open_flax,
     read_structure,
     structure,
@@ -124,7 +123,7 @@ def test_sizes_and_positions_of_huge_arrays_are_right():
     slots, literals, size = structure([("x", "BF16", (3 << 20, 1024), 6 << 30)])
     assert [slot.stop - slot.start for slot in slots] == [1 << 30] * 6
     assert size == (6 << 30) + sum(map(len, literals.values()))
-    assert literals[0].startswith(_map_header(1) + _text("x") + _map_header(3) + _text("__msgpack_chunked_array__"))
+    assert literals[0].startswith(b"\x81" + packb("x") + b"\x83" + packb("__msgpack_chunked_array__"))
 
 
 def test_a_tree_has_one_order():
@@ -171,12 +170,12 @@ def test_no_bytes_end_in_a_traceback(tmp_path_factory, raw):
 
 
 def array(dtype="F32", shape=(2,), data=bytes(8)):
-    return _array_header(dtype, shape, len(data)) + data
+    return array_header(dtype, shape, len(data)) + data
 
 
 def chunked(shape=b"\x81\xa10\x02", chunks=None, flag=b"\xc3"):
     chunks = b"\x81\xa10" + array() if chunks is None else chunks
-    return b"\x83" + _text("__msgpack_chunked_array__") + flag + _text("shape") + shape + _text("chunks") + chunks
+    return b"\x83" + packb("__msgpack_chunked_array__") + flag + packb("shape") + shape + packb("chunks") + chunks
 
 
 HOSTILE = {
@@ -195,8 +194,9 @@ HOSTILE = {
     "elements of 4 GB": b"\x81\xa1a\xc7\x10\x01\x93\x91\x02\xa7float32\xc6\xff\xff\xff\xff",
     "a huge axis": b"\x81\xa1a\xc7\x1d\x01\x93\x91\xcf" + b"\xff" * 8 + b"\xa7float32\xc4\x08" + bytes(8),
     "a negative axis": b"\x81\xa1a\xc7\x15\x01\x93\x91\xff\xa7float32\xc4\x08" + bytes(8),
-    "axes whose product is huge": b"\x81\xa1a" + _array_header("F32", (1 << 40, 1 << 40), 8) + bytes(8),
-    "many axes": b"\x81\xa1a" + _array_header("F32", (1,) * 15, 4) + bytes(4),
+    "axes whose product is huge": b"\x81\xa1a" + array_header("F32", (1 << 40, 1 << 40), 8) + bytes(8),
+    "a shape of 4 billion axes": b"\x81\xa1a\xc7\x06\x01\x93\xdd\xff\xff\xff\xff",
+    "many axes": b"\x81\xa1a" + array_header("F32", (1,) * 15, 4) + bytes(4),
     "fewer elements than the shape says": b"\x81\xa1a" + array(shape=(3,)),
     "an unknown type": b"\x81\xa1a\xc7\x14\x01\x93\x91\x02\xa6object\xc4\x08" + bytes(8),
     "a key that is a number": b"\x81\x01" + array(),
@@ -228,9 +228,16 @@ def test_a_hostile_file_ends_in_a_clear_error(raw, tmp_path):
     assert "truncated or damaged" in damage(path)
 
 
-def test_reading_takes_no_memory_for_what_a_file_claims(tmp_path):
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x81\xa1a\xc9\x7f\xff\xff\xff\x01\x93\x91\xce\x1f\xff\xff\xff\xa7float32\xc6\x7f\xff\xff\xe8",
+        b"\x81\xa1a\xc7\x06\x01\x93\xdd\x04\x00\x00\x00",  # a list of 64 million sizes
+    ],
+)
+def test_reading_takes_no_memory_for_what_a_file_claims(raw, tmp_path):
     path = tmp_path / "flax_model.msgpack"
-    path.write_bytes(b"\x81\xa1a\xc9\x7f\xff\xff\xff\x01\x93\x91\xce\x1f\xff\xff\xff\xa7float32\xc6\x7f\xff\xff\xe8")
+    path.write_bytes(raw)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert damage(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KB

@@ -90,8 +90,8 @@ def test_offline_without_a_cached_copy_is_a_clear_error(effconv, hub):
     run = effconv.alone("lsg", "me/tiny", "--offline", *SMALL)
     assert run.code == 6
     assert run.sockets == ()
-    assert "does not hold me/tiny, and offline mode is on (--offline)" in run.err
-    assert "run it once without --offline" in run.err
+    assert "me/tiny is not in the Hub cache of this machine, and offline mode is on (--offline)" in run.err
+    assert "run once without --offline" in run.err
     assert "local_files_only" not in run.err  # the client's own advice, which no command can follow
     assert not hub.requests
 

@@ -5,6 +5,8 @@ That the result is what the command makes of the same checkpoint is shown in tes
 
 from __future__ import annotations
 
+import sys
+
 import matrix
 import pytest
 import torch
@@ -121,6 +123,28 @@ def test_its_tokenizer_cuts_at_the_new_length(tmp_path):
     assert len(tokenizer("the " * 200, truncation=True)["input_ids"]) == 100
     tokenizer.save_pretrained(tmp_path / "saved")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 100
+
+
+@pytest.mark.parametrize("family", ["bert", "bart"])
+def test_a_forward_pass_is_followed_in_four_files(family):
+    model = effconv.lsgify(dense(family, FAMILIES[family].default_head), **OPTIONS)
+    folder, seen = sys.modules[type(model).__module__].__file__.rpartition("/")[0], set()
+
+    def called(frame, event, argument):
+        path, _, name = frame.f_code.co_filename.rpartition("/")
+        if event == "call" and path == folder:
+            seen.add(name)
+
+    batch = inputs(model, FAMILIES[family].default_head, 90)
+    batch["attention_mask"] = torch.arange(90) < torch.tensor([[90], [50]])  # it is unpadded
+    sys.setprofile(called)
+    try:
+        model(**batch)
+    finally:
+        sys.setprofile(None)
+    options = {"lsg_configuration.py"}  # two questions to the config
+    files = {f"modeling_lsg_{family}.py", "efficient_encoder.py", "lsg_attention.py", "lsg_kernel_cpu.py"}
+    assert seen - options == files
 
 
 def test_what_it_does_not_take_is_refused_and_left_alone():

@@ -137,7 +137,7 @@ def small_mix(landmarks: int = 4, local: int = 5, width: int = 16, heads: int = 
     config = types.SimpleNamespace(
         hidden_size=heads * width, num_attention_heads=heads, key_depth=landmarks, local_context_size=local
     )
-    mix = attention.LambdaMix(config, 0)
+    mix = attention.LambdaAttention(config, 0)
     for p in mix.parameters():
         nn.init.normal_(p, 0.0, 0.3)
     return mix
@@ -248,7 +248,7 @@ def test_no_tensor_is_quadratic_in_the_length():
 
 
 def test_new_module_is_uniform_attention():
-    mix = attention.LambdaMix(
+    mix = attention.LambdaAttention(
         types.SimpleNamespace(hidden_size=32, num_attention_heads=2, key_depth=4, local_context_size=3), 0
     )
     q, k, v = torch.randn(3, 1, 2, 11, 16)
@@ -258,4 +258,4 @@ def test_new_module_is_uniform_attention():
 def test_even_local_context_is_refused():
     config = types.SimpleNamespace(hidden_size=32, num_attention_heads=2, key_depth=4, local_context_size=4)
     with pytest.raises(ValueError, match="odd"):
-        attention.LambdaMix(config, 0)
+        attention.LambdaAttention(config, 0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from recorded import TOLERANCE, assert_close, recorded_cases, recorded_tensors
 from torch import Tensor, nn
 
-from effconv.templates.linformer_attention import LinformerMix, project, published_linformer, resample
+from effconv.templates.linformer_attention import LinformerAttention, project, published_linformer, resample
 from effconv.templates.linformer_projection import draw, peaked_segments, strided, uniform_segments
 
 torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def test_published_mode_equals_the_golden(case: dict[str, Any]):
     h = case["num_heads"]
     sharing = SHARING[case["param_share_style"]]
     # The published code attends with two matrices for every style but share-kv, whatever it documents.
-    mix = LinformerMix(
+    mix = LinformerAttention(
         config(
             num_attention_heads=h,
             proj_dim=case["reduced_kv_len_dim"],
@@ -99,7 +99,7 @@ def test_published_mode_equals_the_golden(case: dict[str, Any]):
 @pytest.mark.parametrize("sharing", ["heads", "kv", "none"])
 @pytest.mark.parametrize("t", [40, 39, 25, 9])
 def test_long_input_equals_the_formula(sharing: str, t: int):
-    mix = LinformerMix(config(sharing=sharing))
+    mix = LinformerAttention(config(sharing=sharing))
     with torch.no_grad():
         for parameter in mix.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -113,11 +113,11 @@ def test_long_input_equals_the_formula(sharing: str, t: int):
 def test_up_to_proj_dim_tokens_attention_is_exact(t: int, weighting: str):
     q, k, v = qkv(t=t)
     scores = q.double() @ k.double().mT / math.sqrt(q.shape[-1])
-    assert_close(LinformerMix(config(projection_weighting=weighting))(q, k, v), scores.softmax(-1) @ v.double())
+    assert_close(LinformerAttention(config(projection_weighting=weighting))(q, k, v), scores.softmax(-1) @ v.double())
 
 
 def test_salience_equals_its_formula():
-    mix = LinformerMix(config(projection_weighting="salience", sharing="heads"))
+    mix = LinformerAttention(config(projection_weighting="salience", sharing="heads"))
     q, k, v = (x.double() for x in qkv(b=2, t=33, d=8))
     keys, values = (resample(m, 33).double() for m in mix.projections()[:2])
     expected = torch.zeros_like(q)
@@ -147,7 +147,7 @@ MASKS = {
 @pytest.mark.parametrize("weighting", ["none", "salience"])
 @pytest.mark.parametrize("name", MASKS)
 def test_padding_and_batch_mates_change_nothing(name: str, weighting: str):
-    mix = LinformerMix(config(projection_weighting=weighting))
+    mix = LinformerAttention(config(projection_weighting=weighting))
     q, k, v = qkv(b=5)
     mask = MASKS[name](40)
     noise = [x.masked_scatter(~mask[:, None, :, None].expand_as(x), 1e4 * torch.randn(x.numel())) for x in (q, k, v)]
@@ -162,7 +162,7 @@ def test_padding_and_batch_mates_change_nothing(name: str, weighting: str):
 
 
 def test_gradients_pass_through_masks_to_every_parameter():
-    mix = LinformerMix(config(sharing="none"))
+    mix = LinformerAttention(config(sharing="none"))
     q, k, v = (x.requires_grad_() for x in qkv(b=5))
     mix(q, k, v, MASKS["right"](40)).square().sum().backward()
     assert all(p.grad is not None and p.grad.ne(0).any() for p in (*mix.parameters(), q, k, v))
@@ -171,7 +171,7 @@ def test_gradients_pass_through_masks_to_every_parameter():
 @pytest.mark.parametrize("weighting", ["none", "salience"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_finite_and_close(dtype: torch.dtype, weighting: str):
-    mix = LinformerMix(config(projection_weighting=weighting, proj_dim=16, projection_length=1100))
+    mix = LinformerAttention(config(projection_weighting=weighting, proj_dim=16, projection_length=1100))
     q, k, v = qkv(b=2, t=1100)
     mask = torch.arange(1100) < torch.tensor([[1100], [700]])
     exact = mix(q, k, v, mask)
@@ -211,8 +211,8 @@ def test_resampling_keeps_row_sums_order_and_the_end_tokens():
 
 
 def test_layers_share_one_stored_matrix():
-    mixes = nn.ModuleList(LinformerMix(config(sharing="layers"), i) for i in range(2))
-    LinformerMix.link(list(mixes))
+    mixes = nn.ModuleList(LinformerAttention(config(sharing="layers"), i) for i in range(2))
+    LinformerAttention.link(list(mixes))
     assert list(mixes.state_dict()) == ["0.key_projection"]
     q, k, v = qkv()
     assert torch.equal(mixes[0](q, k, v), mixes[1](q, k, v))
@@ -224,7 +224,7 @@ def test_layers_share_one_stored_matrix():
     mixes[1](q, k, v).sum().backward()
     assert mixes[0].key_projection.grad is not None
     with pytest.raises(RuntimeError, match="link"):
-        LinformerMix(config(sharing="layers"), 1)(q, k, v)
+        LinformerAttention(config(sharing="layers"), 1)(q, k, v)
 
 
 def strided_like(parameter: Tensor) -> Tensor:
@@ -245,16 +245,16 @@ def test_draws_repeat_from_their_seed():
     for kind in ("gaussian", "truncated-normal", "xavier"):
         a, b = (draw(kind, 8, 40, np.random.default_rng(3)) for _ in range(2))
         assert np.array_equal(a, b)
-    with pytest.raises(ValueError, match="unknown init"):
+    with pytest.raises(ValueError, match="init must be"):
         draw("zeros", 8, 40, np.random.default_rng(3))
 
 
 def test_wrong_settings_are_refused():
     for bad in ({"sharing": "all"}, {"mask_mode": "none"}, {"projection_weighting": "x"}, {"proj_dim": 40}):
-        with pytest.raises(ValueError, match=r"not known|does not fit"):
-            LinformerMix(config(**bad))
+        with pytest.raises(ValueError, match=r"must be|does not fit"):
+            LinformerAttention(config(**bad))
     q, k, v = qkv(t=41)
     with pytest.raises(ValueError, match="41 tokens"):
-        LinformerMix(config())(q, k, v)
+        LinformerAttention(config())(q, k, v)
     with pytest.raises(ValueError, match="41 tokens"):
         published_linformer(q, k, v, torch.zeros(8, 40), torch.zeros(8, 40))

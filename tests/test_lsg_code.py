@@ -15,6 +15,7 @@ import pytest
 from effconv.convert.families.registry import FAMILIES
 from effconv.convert.repo import modelcode
 from effconv.lsgify.target import LSG
+from effconv.targets.registry import TARGETS
 from effconv.templates.lsg_configuration import lsg_faults
 
 ROOT = Path(__file__).parent.parent
@@ -39,12 +40,12 @@ each_family = pytest.mark.parametrize("family", LSG.families)
 
 def rendered(family):
     heads = {head.suffix: head.auto for head in FAMILIES[family].heads}
-    return modelcode.render(FAMILIES[family].code, modelcode.LSG_CODE, heads)
+    return modelcode.render(FAMILIES[family].code, LSG.code, heads)
 
 
 @each_family
 def test_the_modeling_file_names_every_other_file(family):
-    files, modeling = rendered(family), modelcode.names(FAMILIES[family].code, modelcode.LSG_CODE).modeling_module
+    files, modeling = rendered(family), modelcode.names(FAMILIES[family].code, LSG.code).modeling_module
     imported = set(re.findall(r"^from \.(\w+) import", files[f"{modeling}.py"], re.MULTILINE))
     assert imported == {name.removesuffix(".py") for name in files} - {modeling}
 
@@ -52,7 +53,7 @@ def test_the_modeling_file_names_every_other_file(family):
 @each_family
 def test_the_auto_map_leads_to_classes(family):
     files, heads = rendered(family), {head.suffix: head.auto for head in FAMILIES[family].heads}
-    for auto, path in modelcode.auto_map(FAMILIES[family].code, modelcode.LSG_CODE, heads).items():
+    for auto, path in modelcode.auto_map(FAMILIES[family].code, LSG.code, heads).items():
         module, name = path.split(".")
         body = ast.parse(files[f"{module}.py"]).body
         assert any(isinstance(node, ast.ClassDef) and node.name == name for node in body), auto
@@ -73,6 +74,33 @@ def test_files_import_what_every_environment_has(family):
         tried = {node for block in ast.walk(body) if isinstance(block, ast.Try) for node in ast.walk(block)}
         assert imported(set(ast.walk(body)) - tried) <= allowed, name
         assert imported(tried) <= {"triton"}, name  # transformers, too, asks only for what stands outside of a try
+
+
+EACH_PAIR = [
+    (target, family)
+    for target in TARGETS.values()
+    if isinstance(target.code, modelcode.TargetCode)
+    for family in target.families
+]
+
+
+@pytest.mark.parametrize(("target", "family"), EACH_PAIR, ids=lambda value: getattr(value, "name", value))
+def test_emitted_code_has_no_tricks(target, family):
+    """No class is switched or made as a model is loaded, nothing is inspected, no environment or setting is touched."""
+    heads = {head.suffix: head.auto for head in FAMILIES[family].heads}
+    for name, text in modelcode.render(FAMILIES[family].code, target.code, heads).items():
+        assert "F401" not in text, name
+        for node in ast.walk(ast.parse(text)):
+            words = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Import | ast.ImportFrom) else ""
+            assert not re.search(r"__class__|\binspect\b|\bos\b", words), (name, words)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+                assert len(node.args) == 1, (name, ast.unparse(node))
+            if isinstance(node, ast.Assign):
+                assert "torch.backends" not in "".join(map(ast.unparse, node.targets)), (name, ast.unparse(node))
+
+
+def test_an_lsg_repo_has_nine_files_of_code():
+    assert {family: len(rendered(family)) for family in LSG.families} == dict.fromkeys(LSG.families, 9)
 
 
 def imported(nodes):
@@ -97,18 +125,18 @@ def test_rendered_files_pass_the_linter(family, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"block_size": 0}, "block_size is 0: give an integer at least 1"),
-        ({"block_size": 12.0}, "block_size is 12.0"),
-        ({"sparse_block_size": -1}, "sparse_block_size is -1"),
-        ({"sparsity_factor": True}, "sparsity_factor is True"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+        ({"block_size": 12.0}, "block_size must be an integer of at least 1, got 12.0"),
+        ({"sparse_block_size": -1}, "sparse_block_size must be an integer of at least 0, got -1"),
+        ({"sparsity_factor": True}, "sparsity_factor must be an integer of at least 1, got True"),
         ({"num_global_tokens": 513}, "from 0 to 512"),
-        ({"lsh_seed": 2**32}, "lsh_seed is 4294967296: give an integer from 0 to 4294967295"),
+        ({"lsh_seed": 2**32}, "lsh_seed must be an integer from 0 to 4294967295, got 4294967296"),
         ({"sparsity_type": "bigbird"}, "give one of none, norm, lsh"),
         ({"causal_globals": "all"}, "globals, published"),
-        ({"attention_form": "cpu"}, "attention_form is 'cpu': give one of auto, plain, flex, triton"),
-        ({"pool_with_global": 1}, "pool_with_global is 1: give true or false"),
-        ({"sparsity_factor": 3}, "block_size 128 is not divisible by sparsity_factor 3"),
-        ({"sparsity_factor": 256}, "block_size 128 is not divisible by sparsity_factor 256"),
+        ({"attention_form": "cpu"}, "attention_form must be one of auto, plain, flex, triton, got 'cpu'"),
+        ({"pool_with_global": 1}, "pool_with_global must be true or false, got 1"),
+        ({"sparsity_factor": 3}, "block_size 128 must be divisible by sparsity_factor 3"),
+        ({"sparsity_factor": 256}, "block_size 128 must be divisible by sparsity_factor 256"),
         ({"sparsity_factor": 8, "sparse_block_size": 100}, "= 100 tokens, which is not divisible"),
         ({"mask_first_token": True, "num_global_tokens": 0}, "needs a global token"),
     ],

@@ -103,7 +103,7 @@ def test_compiled_it_gives_the_same_states_and_gradients(model, backend):
 @pytest.mark.parametrize("sparsity_type", ["norm", "lsh", "bos_pooling"])
 def test_sparse_keys_export_with_a_dynamic_length(sparsity_type):
     config = options(sparsity_type=sparsity_type, is_decoder=False, attention_probs_dropout_prob=0.0)
-    mix = lsg.LSGMix(config, 0).eval()
+    mix = lsg.LSGAttention(config, 0).eval()
     first, blocks = config.num_global_tokens, Dim("blocks", min=3, max=64)
     shape = {2: config.block_size * blocks + first}
     inputs = (*qkv(config, 40), None)

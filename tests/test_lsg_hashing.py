@@ -16,7 +16,7 @@ from same_models import assert_same_outputs, assert_same_tensors
 from transformers import AutoModel, BertTokenizerFast
 
 import effconv
-from effconv.templates.lsg_attention import LSGMix, hashed_means
+from effconv.templates.lsg_attention import LSGAttention, hashed_means
 from tiny import save_tiny
 
 torch.set_num_threads(1)
@@ -187,7 +187,7 @@ def test_training_hashes_as_inference_does_until_the_seed_changes():
         attention_form="auto",
         attention_probs_dropout_prob=0.0,
     )
-    mix, inputs = LSGMix(config, 0), [keys_of(1, 2, 31, 6, seed=seed) for seed in range(3)]
+    mix, inputs = LSGAttention(config, 0), [keys_of(1, 2, 31, 6, seed=seed) for seed in range(3)]
     first = mix.train()(*inputs, None)
     assert torch.equal(mix(*inputs, None), first)
     assert torch.equal(mix.eval()(*inputs, None), first)

@@ -135,7 +135,7 @@ def test_the_tiles_to_compute_grow_with_the_length_and_no_faster():
 
 def test_dropout_and_an_older_torch_are_refused_by_name(flex, monkeypatch):
     config = options()
-    with pytest.raises(ValueError, match=r"no dropout of attention weights, which is 0\.1 here: set it to 0"):
+    with pytest.raises(ValueError, match=r"not support attention dropout, which is 0\.1: set it to 0"):
         lsg.lsg_attention(*qkv(config, 21), None, config, dropout=0.1)
     monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
     with pytest.raises(ValueError, match=r"attention_form is 'flex', which cannot run: torch 2\.5\.1\+cu124 is older"):

@@ -144,7 +144,7 @@ def test_the_field_is_read_at_every_call_and_the_environment_never(monkeypatch):
         lsg.lsg_attention(*inputs, None, config)
     assert ran == ["cpu", "plain", "cpu"]
     config.attention_form = "cuda"
-    with pytest.raises(ValueError, match="attention_form is 'cuda': set it to one of auto, plain, flex, triton"):
+    with pytest.raises(ValueError, match="attention_form must be one of auto, plain, flex, triton, got 'cuda'"):
         lsg.lsg_attention(*inputs, None, config)
 
 
@@ -158,7 +158,7 @@ def test_the_kernel_says_what_it_does_not_take(monkeypatch):
     assert kernel.obstacle(on("cuda")) == ""
     assert kernel.obstacle(on("cpu")) == "the inputs are not on an NVIDIA GPU"
     assert "the inputs are torch.float64" in kernel.obstacle(on("cuda", torch.float64))
-    assert "heads have size 256" in kernel.obstacle(on("cuda", size=256))
+    assert "the head size is 256" in kernel.obstacle(on("cuda", size=256))
     monkeypatch.setattr(kernel, "triton", None)
     assert kernel.obstacle(on("cuda")) == "Triton is not installed"
 
@@ -168,7 +168,7 @@ def test_what_keeps_triton_from_compiling_for_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     probe = kernel.obstacle_of_gpu.__wrapped__
-    assert probe(0) == "the GPU has compute capability 7.5, and it needs 8.0"
+    assert probe(0) == "the GPU has compute capability 7.5, but it needs 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     target = SimpleNamespace(get_current_target=lambda: None)
     monkeypatch.setattr(
@@ -187,7 +187,7 @@ def test_what_keeps_triton_from_compiling_for_a_gpu_is_named(monkeypatch):
     target.get_current_target = fails
     assert probe(0) == "Triton does not work here: Failed to find C compiler"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert probe(0) == "the GPU is not one of NVIDIA"
+    assert probe(0) == "the GPU is not an NVIDIA GPU"
 
 
 def test_without_triton_the_file_is_imported_and_asking_for_the_kernel_is_an_error(monkeypatch):

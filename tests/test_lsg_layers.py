@@ -271,12 +271,12 @@ def test_gradients_are_those_of_finite_differences():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"block_size": 0}, "block_size is 0: give an integer at least 1"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         ({"sparsity_type": "bigbird"}, "give one of none, norm"),
         ({"sparsity_type": "norm", "sparsity_factor": 3}, "block_size 128 is not divisible by sparsity_factor 3"),
-        ({"is_causal": 1}, "is_causal is 1: give True or False"),
-        ({"dropout": 1.5}, "dropout is 1.5"),
-        ({"padding_groups": "all"}, "give one of masked, published"),
+        ({"is_causal": 1}, "is_causal must be True or False, got 1"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
+        ({"padding_groups": "all"}, "must be masked or published"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options, words):
@@ -306,7 +306,7 @@ def test_shapes_that_do_not_fit_are_refused(shapes, words):
         (torch.ones(2, 1, 9, 9), "masks with a row for each query are not supported"),
         (torch.ones(2, 9, 9), "give a padding mask of shape \\(2, 9\\) or \\(2, 1, 1, 9\\)"),
         (torch.ones(2, 8), "which is what query, key and value are"),
-        (torch.ones(2, 9), "cannot be told whether 0 hides"),
+        (torch.ones(2, 9), "must be bool or integer"),
         (torch.ones(3, 9, dtype=torch.long), "which is what query, key and value are"),
     ],
 )

@@ -11,7 +11,7 @@ import repo_worker
 from environments import COMPAT_PYTHON, FIVE, FOUR, needs_compat, run_checks
 from lsg_goldens import convert
 
-from effconv.convert.families.registry import ENCODERS, FAMILIES
+from effconv.convert.families.registry import FAMILIES, families_for
 from tiny import save_tiny, save_tiny_sentence_encoder
 
 CHECKS = [name for name in vars(repo_worker) if name.startswith("check_")]
@@ -19,6 +19,7 @@ SENTENCE = "check_sentence_transformers_encodes_long_texts"  # the second enviro
 LATER = "check_a_saved_model_loads_again"  # in a process of its own: the one that saved a class has registered it
 BLOCKS = {"block_size": 8, "sparse_block_size": 8}
 WORKER = Path(repo_worker.__file__)
+ENCODERS = families_for(())
 each_family = pytest.mark.parametrize("family", ENCODERS)  # those with a decoder: test_lsg_seq2seq
 together = pytest.mark.xdist_group("models")  # they share the repos and the processes
 

@@ -114,7 +114,12 @@ def test_computed_positions_need_not_be_stored(tmp_path):
 
 REFUSED = {
     "a dense model has no decoder": ("bert", "ForMaskedLM", {"pass_global_tokens_to_decoder": False}, "no decoder"),
-    "sinusoids": ("pegasus", "ForConditionalGeneration", {"positions": "interpolate"}, "computed for every length"),
+    "sinusoids": (
+        "pegasus",
+        "ForConditionalGeneration",
+        {"positions": "interpolate"},
+        "for every length: they cannot be",
+    ),
 }
 
 

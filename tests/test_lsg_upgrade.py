@@ -211,7 +211,7 @@ def test_globals_are_made_anew_when_asked(tmp_path):
 
 @pytest.mark.parametrize("option", ["keep_first_global_token", "reset_global_tokens"])
 def test_a_dense_source_has_no_globals_to_keep(option, tmp_path):
-    with pytest.raises(UsageError, match="only a source that is LSG already") as caught:
+    with pytest.raises(UsageError, match="the source is not an LSG model") as caught:
         convert(save_tiny(tmp_path / "source"), tmp_path / "out", **{option: True})
     assert option.replace("_", "-") in caught.value.where
 

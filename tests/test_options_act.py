@@ -82,7 +82,7 @@ BIGS_OPTIONS = {
     "mask_mode": tries("inert"),
 }
 UNTYPED = Refused(False, "no token type", source="roberta")
-KEPT = "are kept, and these options say how new ones are made"
+KEPT = "but the source's are kept"
 TABLE = {
     "lsg": {
         "max_length": tries(128),
@@ -131,16 +131,16 @@ TABLE = {
         "key_depth": tries(6),
         "intra_depth": tries(2),
         "groups": tries("heads"),
-        "calibrate": [Refused("one", "not fitted but trained")],
+        "calibrate": [Refused("one", "published layer is not fitted")],
     },
     "transnormer": {
         "max_length": tries(128),
         "variant": tries("t1"),
-        "block_size": [*tries(32), Refused(32, "diag_layers leaves none", {"diag_layers": "0"})],
+        "block_size": [*tries(32), Refused(32, "with this diag_layers no layer", {"diag_layers": "0"})],
         "diag_layers": tries("2", "1,1"),
         "norm": [
             *tries("rmsnorm", "gatedrmsnorm", "layernorm"),
-            Refused("layernorm", "diag_layers leaves none", {"diag_layers": "2"}),
+            Refused("layernorm", "with this diag_layers no layer", {"diag_layers": "2"}),
         ],
         "ffn": tries("glu"),
         "position_encoding": tries("lrpe", "rotary"),

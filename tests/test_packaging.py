@@ -46,12 +46,16 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return binaries
 
 
+OUTSIDE = ("benchmarks", "build", "demo-output", "dist", "docs", "examples", "tests")  # folders that are no packages
+
+
 def names_in(wheel: Path) -> set[str]:
     return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
 def test_the_wheel_holds_every_source_file_and_every_template(wheel: Path):
-    packages = [ROOT, *(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests")]
+    inits = (path.relative_to(ROOT) for path in ROOT.rglob("__init__.py"))
+    packages = [ROOT, *(ROOT / path.parent for path in inits if not path.parts[0].startswith((".", *OUTSIDE)))]
     sources = {path for package in packages for path in package.glob("*.py")}
     sources |= {path for path in (ROOT / "templates").rglob("*") if path.suffix in (".py", ".jinja")}
     sources |= {path for package in packages for path in package.glob("data/*")}
@@ -63,8 +67,7 @@ def test_the_wheel_holds_no_tests_and_nothing_of_the_checkout(wheel: Path):
     names = names_in(wheel)
     assert {Path(name).suffix for name in names if name != "effconv/py.typed"} <= {".py", ".jinja", ".txt"}
     assert [name for name in names if not name.startswith("effconv/")] == []
-    outside = ("tests", "examples", "build", "dist", "docs")
-    assert [name for name in names if name.split("/")[1] in outside] == []
+    assert [name for name in names if name.split("/")[1] in OUTSIDE] == []
 
 
 def test_the_wheel_carries_its_license_and_version(wheel: Path):

@@ -50,7 +50,7 @@ def test_a_head_that_the_source_lacks_is_new_and_says_so(family, head, tmp_path)
     new = [row for row in made.rows if row.action == "new"]
     own = {weight.name for weight in FAMILIES[family].head_weights(FAMILIES[family].head(head))}
     assert {row.target.removeprefix(f"{family}.") for row in new} == own - {"qa_outputs.weight", "qa_outputs.bias"}
-    assert all("train it" in row.why for row in new)
+    assert all("needs training" in row.why for row in new)
     assert made.architecture == f"LSG{type_name(family, head)}"
 
 
@@ -61,7 +61,7 @@ def type_name(family, head):
 def test_a_classifier_of_another_shape_is_an_error_not_a_new_tensor(tmp_path):
     source = save_tiny(tmp_path / "source", "bert", "ForTokenClassification", num_labels=5)
     message = faults(source, architecture="ForMultipleChoice")
-    assert "classifier.weight: shape (5, 32), where config.json says (1, 32)" in message
+    assert "classifier.weight: shape (5, 32), but config.json requires (1, 32)" in message
 
 
 def test_a_new_head_is_drawn_as_the_config_says_from_the_seed_alone(tmp_path):
@@ -106,7 +106,7 @@ def test_unmatched_missing_and_misshapen_tensors_are_listed_together(tmp_path):
 
     message = faults(rewrite(save_tiny(tmp_path / "source"), damage))
     assert "encoder.layer.1.output.dense.weight: missing" in message
-    assert "encoder.layer.0.output.dense.bias: shape (7,), where config.json says (32,)" in message
+    assert "encoder.layer.0.output.dense.bias: shape (7,), but config.json requires (32,)" in message
     assert "bert.encoder.layer.0.adapter.weight: unknown to bert" in message
     assert message.count("\n    ") == 3
 
@@ -118,7 +118,7 @@ def test_heads_that_the_family_has_not_are_left_behind_where_another_is_asked_fo
     )
     assert "cls.species.weight: unknown to bert" in faults(source)
     rows = {row.sources[0]: row for row in plan(source, architecture="ForMaskedLM").rows if row.action == "drop"}
-    why = "part of a head that bert has not; BertForMaskedLM was asked for"
+    why = "part of a head that bert lacks; BertForMaskedLM was requested"
     assert {name: row.why for name, row in rows.items() if "species" in name} == {
         "cls.species.weight": why,
         "cls.species.bias": why,

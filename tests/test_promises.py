@@ -91,7 +91,7 @@ def test_a_really_full_disk_is_named_and_left_as_it_was(source, tmp_path):
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a file system of 128 KB cannot be mounted here")
     try:
-        with pytest.raises(OutputError, match="too full"):  # as planned
+        with pytest.raises(OutputError, match="not enough disk space"):  # as planned
             convert(source, disk / "out")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("effconv.convert.run.check_room", lambda *_: None)
@@ -151,7 +151,7 @@ def test_ctrl_c_and_signals_that_end_a_run_leave_nothing_not_even_a_process(step
                 break
         said += run.stderr.readlines()
     assert run.returncode == 128 + number, said
-    assert "interrupted; nothing was left behind" in said[-1]
+    assert "interrupted; no output was written" in said[-1]
     assert "Traceback" not in "".join(said)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ProcessLookupError):

@@ -153,7 +153,7 @@ print(json.dumps([type(loaded).__name__, states.shape[1], encoder.encode(["the c
         assert ["changed", "README.md"] in [words[:2] for words in lines]
         weights = (repo / "model.safetensors").stat().st_size
         assert ["left", "alone", "model.safetensors", f"{weights / 1e6:.1f}", "MB"] in lines
-        assert "dry run: nothing was sent" in run.out
+        assert "dry run: nothing was uploaded" in run.out
         assert not hub.count("POST")
 
     def test_a_pull_request_leaves_main_where_it_is_and_is_opened_once(self, client, hub, small):
@@ -253,7 +253,7 @@ class TestRefusals:
         (repo / "extra.txt").write_text("")
         run = client.push(repo, "me/long")
         assert run.code == 5
-        assert "lsg_attention.py: its bytes differ" in run.err
+        assert "lsg_attention.py: its content differs" in run.err
         assert "extra.txt: not in the manifest" in run.err
         assert hub.repos == {}
 
@@ -386,7 +386,6 @@ class TestABadNetwork:
         run = client.push(small, "me/long", HF_ENDPOINT="http://127.0.0.1:9")
         assert run.code == 6
         assert "HF_ENDPOINT" in run.err
-        assert "trying again" not in run.err
 
     def test_a_namespace_of_somebody_else_is_refused_before_the_upload(self, client, hub, small):
         hub.add_user("other", "hf_other")
@@ -422,51 +421,19 @@ class TestABadNetwork:
         assert [request.status for request in hub.requests if request.path == "/api/repos/create"] == [409]
         assert len(commits(hub)) == 2
 
-    @pytest.mark.parametrize(
-        ("where", "status"),
-        [
-            *(
-                (where, 503)
-                for where in ("/whoami", "/api/repos/create", "/api/models/me/long", "/preupload/", "/commit/")
-            ),
-            *((where, 429) for where in ("/whoami", "/commit/")),
-        ],
-    )
-    def test_a_busy_hub_is_asked_again_everywhere(self, client, hub, small, where, status):
-        hub.fault(where, status=status, times=3, headers={"Retry-After": "1"})
-        run = client.push(small, "me/long")
-        assert run.code == 0, run.err
-        assert len(commits(hub)) == 2
-        statuses = [request.status for request in hub.requests if where in request.path]
-        assert statuses[:3] == [status] * 3
-
-    @pytest.mark.parametrize(
-        "where", ["/whoami", "/api/repos/create", "/api/models/me/long", "/validate-yaml", "/commit/"]
-    )
-    def test_a_dropped_connection_is_tried_again_everywhere(self, client, hub, small, where):
-        hub.fault(where, drop="before", times=2)
-        run = client.push(small, "me/long")
-        assert run.code == 0, run.err
-        assert "trying again" in run.err
-        assert len(commits(hub)) == 2
-
-    def test_a_hub_that_stays_away_ends_with_6_and_a_later_push_goes_on(self, client, hub, small):
-        fault = hub.fault("/commit/", status=503, times=99)
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"drop": "before"}])
+    @pytest.mark.parametrize("where", ["/whoami", "/api/repos/create", "/api/models/me/long", "/commit/"])
+    def test_a_hub_that_is_away_ends_with_6_and_a_later_push_goes_on(self, client, hub, small, where, fault):
+        hub.fault(where, times=99, **fault)
         run = client.push(small, "me/long")
         assert run.code == 6
-        assert "503" in run.err
+        assert f"the Hub answered {fault['status']}" in run.err if "status" in fault else "no reply" in run.err
         assert "run the command again" in run.err
         sent = hub.count("PUT")
-        fault.times = 0
+        hub.faults.clear()
         assert client.push(small, "me/long").code == 0
-        assert (hub.count("PUT"), len(commits(hub))) == (sent, 2)
-
-    def test_a_wait_of_an_hour_is_not_waited_for(self, client, hub, small):
-        hub.fault("/commit/", status=429, headers={"Retry-After": "3600"}, times=99)
-        run = client.push(small, "me/long")
-        assert run.code == 6
-        assert "3600 s" in run.err
-        assert hub.count("POST", "/commit/") == 1
+        assert len(commits(hub)) == 2
+        assert hub.count("PUT") == max(sent, 1)  # what had arrived is not sent twice
 
     @pytest.mark.xdist_group("push-large")
     @pytest.mark.parametrize("drop", ["before", "upload", "reply"])
@@ -489,39 +456,25 @@ class TestABadNetwork:
         assert 0 < received < 12.5e6  # one shard of the two
 
     @pytest.mark.parametrize("pull_request", [False, True])
-    def test_a_lost_reply_to_a_commit_that_landed_is_recognised(self, client, hub, small, pull_request):
+    def test_a_commit_whose_reply_was_lost_is_not_made_again(self, client, hub, small, pull_request):
         hub.fault("/commit/", method="POST", drop="reply")
-        run = client.push(small, "me/long", "--json", *(["--create-pr"] if pull_request else []))
-        found = run.json()
-        assert any("had landed" in note for note in found["notes"])
+        arguments = (small, "me/long", "--json", *(["--create-pr"] if pull_request else []))
+        assert client.push(*arguments).code == 6
+        found = client.push(*arguments).json()
+        assert found["nothing_to_do"]
         assert hub.count("POST", "/commit/") == 1
-        assert len(commits(hub)) == 1 if pull_request else 2
         assert len(hub.repos["me/long"].pull_requests) == pull_request
         assert found["commit"] == hub.repos["me/long"].resolve("refs/pr/1" if pull_request else "main").sha
 
-    def test_a_repo_that_moved_is_followed_where_it_concerns_other_files(self, client, hub, small):
+    def test_a_repo_that_moved_meanwhile_is_left_as_it_is(self, client, hub, small):
         hub.add_repo("me/long", {"notes.txt": "old"})
         hub.fault("/commit/", method="POST", call=lambda: hub.add_commit("me/long", {"notes.txt": "new"}, "theirs"))
         run = client.push(small, "me/long")
-        assert run.code == 0, run.err
-        assert [request.status for request in hub.requests if "/commit/" in request.path] == [412, 200]
-        assert commits(hub)[1:] == ["theirs", "initial commit"]
-        assert hub.repos["me/long"].files["notes.txt"] == b"new"
-        assert "moved" in run.out
-
-    def test_a_repo_that_moved_under_the_same_files_is_left_as_it_is(self, client, hub, repo):
-        client.push(repo, "me/long")
-        with (repo / "README.md").open("a") as card:
-            card.write("more\n")
-        hub.fault("/commit/", method="POST", call=lambda: hub.add_commit("me/long", {"vocab.txt": "x"}, "theirs"))
-        run = client.push(repo, "me/long")
         assert run.code == 6
-        assert "vocab.txt" in run.err
-        assert commits(hub)[0] == "theirs"
-
-    def test_a_commit_that_is_in_the_way_is_waited_for(self, client, hub, small):
-        hub.fault("/commit/", status=409, times=2)
+        assert "somebody else committed meanwhile" in run.err
+        assert commits(hub) == ["theirs", "initial commit"]
         assert client.push(small, "me/long").code == 0
+        assert hub.repos["me/long"].files["notes.txt"] == b"new"
 
 
 class TestCtrlC:
@@ -544,7 +497,7 @@ class TestCtrlC:
         assert "local files are as they were" in run.err
         assert f"{hub.endpoint}/me/long stands at commit {hub.repos['me/long'].head.sha[:12]}" in run.err
         assert "without a commit of this push" in run.err
-        assert "kept for the next run: model-00001-of-00002.safetensors" in run.err
+        assert "kept there for the next run" in run.err
         assert client.push(large, "me/long").code == 0
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -141,6 +141,16 @@ def test_a_repo_from_before_a_field_gets_the_code_that_knows_it_and_its_default(
     assert files_of(repo) == before
 
 
+def test_a_field_that_no_code_reads_any_more_is_dropped(made, tmp_path):
+    repo = Path(shutil.copytree(made, tmp_path / "before"))
+    config = json.loads((repo / "config.json").read_text()) | {"mkldnn_fp32_precision": "bf16"}
+    (repo / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    restate(repo, effconv="0.0.9", options=manifest_of(repo)["options"] | {"mkldnn_fp32_precision": "bf16"})
+    effconv.refresh(repo, verify=False)
+    assert (repo / "config.json").read_bytes() == (made / "config.json").read_bytes()
+    assert manifest_of(repo)["options"] == manifest_of(made)["options"]
+
+
 def test_with_the_source_at_hand_it_is_compared_again(made, old):
     effconv.refresh(old, against=made.parent / "source")
     measured = manifest_of(old)["measurements"]
@@ -197,7 +207,7 @@ def test_another_folder_gets_the_refreshed_repo_and_the_old_one_stays(old, clien
 @pytest.mark.parametrize("change", ["code", "weights", "extra", "family", "manifest"])
 def test_what_is_not_as_its_manifest_says_is_refused_and_stays(old, client, change):
     if change == "code":
-        (old / "lsg_encoder.py").write_text("mine\n")
+        (old / "lsg_kernel_cpu.py").write_text("mine\n")
     elif change == "weights":
         data = bytearray((old / "model.safetensors").read_bytes())
         data[-1] ^= 1
@@ -274,4 +284,4 @@ class TestHub:
         assert client("refresh", "me/missing").code == 6
         run = client("refresh", "me/other")
         assert run.code == 4
-        assert "not a repo that effconv made" in run.err
+        assert "not made by effconv" in run.err

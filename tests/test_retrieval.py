@@ -88,14 +88,14 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
     assert json.loads(run.stdout)["data"]["text"] == "a.txt, b.txt"
 
     for says, error, options in (
-        ("takes 256 tokens, and a document has 512", UsageError, {"tokens": 512}),
+        ("takes 256 tokens, but a document has 512", UsageError, {"tokens": 512}),
         ("beyond the 64 tokens of the source", UsageError, {"tokens": 80}),
-        ("found among others", UsageError, {"documents": 1}),
-        ("no text to cut documents from", UsageError, {"data": ()}),
-        ("cannot be read: .*nowhere.txt", BadInputError, {"data": tmp_path / "nowhere.txt"}),
-        ("no such folder, and no such file", UsageError, {"repos": tmp_path / "nowhere"}),
+        ("--documents must be at least 2", UsageError, {"documents": 1}),
+        ("no text given", UsageError, {"data": ()}),
+        ("cannot read the text: .*nowhere.txt", BadInputError, {"data": tmp_path / "nowhere.txt"}),
+        ("no such file or folder", UsageError, {"repos": tmp_path / "nowhere"}),
         ("no repo to measure", UsageError, {"repos": ()}),
-        ("not a repo that effconv made", BadInputError, {"repos": tmp_path / "source"}),
+        ("not made by effconv", BadInputError, {"repos": tmp_path / "source"}),
     ):
         asked = {"repos": tmp_path / "lsg", "against": tmp_path / "source", "data": text, "tokens": 144, **options}
         with pytest.raises(error, match=says) as caught:

@@ -159,7 +159,7 @@ def test_an_unknown_class_of_any_family_is_its_encoder_and_named_rows(family, tm
     out = read(tmp_path / "out")
     assert all(bits(out[name]) == bits(value) for name, value in extra.items())
     assert {row.target: row.why for row in result.plan.rows if row.target in extra} == dict.fromkeys(
-        extra, "part of MyRetriever, carried over as it is"
+        extra, "part of MyRetriever, copied unchanged"
     )
     assert result.plan.architecture == f"LSG{EVERY_FAMILY[family].code.class_prefix}Model"
     assert set(result.manifest["carried"]) >= extra.keys()

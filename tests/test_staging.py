@@ -249,7 +249,7 @@ def test_an_output_that_overlaps_the_source_is_refused(relation, tmp_path):
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(OutputError, match="too full: 5 MB needed"):
+    with pytest.raises(OutputError, match="not enough disk space: 5 MB needed"):
         check_room(tmp_path / "not" / "there", 5_000_000)
 
 

@@ -185,7 +185,7 @@ def test_every_head_is_planned_or_refused(target, family, source):
             assert {row.action for row in plan.rows} <= {"copy", "rename", "tile", "derive", "new", "drop"}
             assert all(row.why for row in plan.rows if row.action in ("new", "drop"))
         else:
-            with pytest.raises(EffconvError, match=r"see later ones|say which head to emit") as refused:
+            with pytest.raises(EffconvError, match=r"see later tokens|choose the head to emit") as refused:
                 effconv.plan(made, target, max_length=TOKENS, **small(target, family))
             assert refused.value.exit_code == 3
 
@@ -193,30 +193,38 @@ def test_every_head_is_planned_or_refused(target, family, source):
 @pytest.mark.parametrize("target", [name for name, target in DENSE.items() if not target.causal])
 def test_a_decoder_is_refused_where_all_positions_are_mixed(target, source, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(EffconvError, match="see later ones") as refused:
+    with pytest.raises(EffconvError, match="see later tokens") as refused:
         effconv.convert(source("bert", is_decoder=True), target, max_length=TOKENS, output=out, **SMALL[target])
     assert refused.value.exit_code == 3
     assert not out.exists()
 
 
 COMMANDS = {
-    "as many rows as positions": (2, "proj_dim 160 is not smaller", ["linformer", "--proj-dim", "160"]),
+    "as many rows as positions": (
+        2,
+        "proj_dim must be smaller than the length 160, got 160",
+        ["linformer", "--proj-dim", "160"],
+    ),
     "no room for rows": (2, "at least 3", ["linformer", "--proj-dim", "2"]),
     "bias without published masks": (2, "projection_bias", ["linformer", "--projection-bias"]),
-    "an even window": (2, "give an odd number", ["lambda", "--local-context", "4"]),
-    "no landmarks": (2, "key_depth is 0", ["lambda", "--key-depth", "0"]),
-    "no block": (2, "block_size is 0", ["transnormer", "--block-size", "0"]),
-    "too many diag layers": (2, "3 layers of 2", ["transnormer", "--diag-layers", "3"]),
-    "no such diag layer": (2, "layer 7 of 2", ["transnormer", "--diag-layers", "0,7"]),
-    "no layers": (2, "diag_layers is 'all'", ["transnormer", "--diag-layers", "all"]),
+    "an even window": (2, "must be odd", ["lambda", "--local-context", "4"]),
+    "no landmarks": (2, "key_depth must be", ["lambda", "--key-depth", "0"]),
+    "no block": (2, "block_size must be", ["transnormer", "--block-size", "0"]),
+    "too many diag layers": (2, "only 2 layers, got 3", ["transnormer", "--diag-layers", "3"]),
+    "no such diag layer": (2, "no layer 7", ["transnormer", "--diag-layers", "0,7"]),
+    "no layers": (2, "diag_layers must be", ["transnormer", "--diag-layers", "all"]),
     "no such choice": (2, "t3", ["transnormer", "--variant", "t3"]),
-    "no calibration file": (4, "cannot be read", ["lambda", "--calibrate", "nowhere.txt"]),
-    "a folder to calibrate on": (4, "cannot be read", ["transnormer", "--calibrate", "."]),
+    "no calibration file": (4, "cannot read the text", ["lambda", "--calibrate", "nowhere.txt"]),
+    "a folder to calibrate on": (4, "cannot read the text", ["transnormer", "--calibrate", "."]),
     "the second calibration file": (4, "nowhere.txt: No such", ["lambda", "--calibrate", __file__, "nowhere.txt"]),
-    "a calibration file that is not needed yet": (4, "cannot be read", ["lambda", "--plan", "--calibrate", "nowhere"]),
-    "a file without its option": (2, "what stands alone", ["transnormer", "stray.txt"]),
+    "a calibration file that is not needed yet": (
+        4,
+        "cannot read the text",
+        ["lambda", "--plan", "--calibrate", "nowhere"],
+    ),
+    "a file without its option": (2, "unexpected argument stray.txt", ["transnormer", "stray.txt"]),
     "a fit of what is not fitted": (2, "not fitted", ["lambda", "--groups", "1", "--calibrate", __file__]),
-    "a causal head": (3, "see later ones", ["linformer", "--proj-dim", "16", "--architecture", "LMHeadModel"]),
+    "a causal head": (3, "see later tokens", ["linformer", "--proj-dim", "16", "--architecture", "LMHeadModel"]),
 }
 
 
@@ -240,14 +248,16 @@ def test_heads_that_do_not_divide_the_width_are_refused(target, tmp_path):
     made = save_tiny(tmp_path / "source", "bert", "ForMaskedLM", 64)
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps({**config, "num_attention_heads": 5}))
-    with pytest.raises(EffconvError, match="hidden_size 32 is no multiple of num_attention_heads 5") as refused:
+    with pytest.raises(
+        EffconvError, match="hidden_size must be a multiple of num_attention_heads, got 32 and 5"
+    ) as refused:
         effconv.plan(made, target, max_length=TOKENS, **SMALL[target])
     assert refused.value.exit_code == 4
 
 
 def test_pairs_of_channels_need_an_even_head(tmp_path):
     made = save_tiny(tmp_path / "source", "bert", "ForMaskedLM", 64, hidden_size=36)
-    with pytest.raises(EffconvError, match="pairs of channels, and a head of this source has 9") as refused:
+    with pytest.raises(EffconvError, match="even head size, and the heads of this source have 9") as refused:
         effconv.plan(made, "transnormer", max_length=TOKENS, position_encoding="rotary")
     assert refused.value.exit_code == 2
 

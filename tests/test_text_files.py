@@ -26,8 +26,8 @@ def late(tmp_path):
 
 def check(error, path, where):
     assert error.exit_code == 4
-    assert "the text cannot be read" in error.what
-    assert f"{path}: it is no UTF-8" in error.what
+    assert "cannot read the text" in error.what
+    assert f"{path}: not valid UTF-8" in error.what
     assert error.where == where
     assert "UTF-8" in error.hint
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from recorded import TOLERANCE, assert_close, recorded_cases, recorded_tensors
 from torch import Tensor, nn
 
-from effconv.templates.transnormer_attention import NORMS, HeadsNorm, RotaryReflection, TransNormerMix
-from effconv.templates.transnormer_feed_forward import add_gate
+from effconv.templates.transnormer_attention import NORMS, HeadsNorm, RotaryReflection, TransNormerAttention, gated
 
 torch.set_num_threads(1)
 # The window case follows neither from the paper nor from its configuration, and is not asked for.
@@ -41,13 +40,13 @@ def qkv(b: int = 3, h: int = 4, t: int = 29, d: int = 8) -> list[Tensor]:
     return [torch.randn(b, t, h, d).transpose(1, 2) for _ in range(3)]
 
 
-def published_mix(case: dict[str, Any], p: dict[str, Tensor], prefix: str = "") -> TransNormerMix:
+def published_mix(case: dict[str, Any], p: dict[str, Tensor], prefix: str = "") -> TransNormerAttention:
     c, kind = case["config"], case["kind"]
     diag = kind == "NormLocalAttention" or c.get("attention_type") == 2
     decoder = "Decoder" in kind
     side = "decoder" if decoder else "encoder"
     activation = c.get("act_fun", c.get("linear_act_fun"))
-    mix = TransNormerMix(
+    mix = TransNormerAttention(
         config(
             variant="t2" if c.get("use_softmax") else "t1",
             diag_layers=[0] if diag else [],
@@ -90,8 +89,7 @@ class DenseLayer(nn.Module):
 def published_feed_forward(p: dict[str, Tensor]) -> Any:
     """The emitted gated layer with the published GLU's weights; its "swish" resolves to the identity."""
     inner, width = p["glu.l1.weight"].shape
-    layer = DenseLayer(width, inner, lambda x: x)
-    add_gate(layer, width, inner)
+    layer = gated(DenseLayer(width, inner, lambda x: x), width, inner)
     names = {"l1": "ffn", "l2": "gate", "l3": "ffn_output"}
     state = {key.removeprefix("glu."): value for key, value in p.items() if key.startswith("glu.")}
     layer.load_state_dict({names[key[:2]] + key[2:]: value for key, value in state.items()})
@@ -116,7 +114,7 @@ def test_published_mode_equals_the_golden(case: dict[str, Any]):
         assert_close(run(case, p, tensors["x"]), tensors["y"], TOLERANCE)
 
 
-def oracle(mix: TransNormerMix, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def oracle(mix: TransNormerAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Token by token, head by head, float64: y_i = Σ_j a_ij v_j over the real tokens j that i may read."""
     b, h, t, d = q.shape
     q, k, v = q.double(), k.double(), v.double()
@@ -169,7 +167,7 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_fast_form_equals_the_formula(name: str, variant: str, diag: bool, causal: bool, norm: str):
-    mix = TransNormerMix(
+    mix = TransNormerAttention(
         config(variant=variant, diag_layers=[0] if diag else [], is_decoder=causal, attention_norm=norm)
     )
     with torch.no_grad():
@@ -185,7 +183,7 @@ def test_fast_form_equals_the_formula(name: str, variant: str, diag: bool, causa
 @pytest.mark.parametrize("diag", [False, True])
 @pytest.mark.parametrize("variant", ["t1", "t2"])
 def test_padding_and_batch_mates_change_nothing(variant: str, diag: bool):
-    mix = TransNormerMix(config(variant=variant, diag_layers=[0] if diag else [], position_encoding="rotary"))
+    mix = TransNormerAttention(config(variant=variant, diag_layers=[0] if diag else [], position_encoding="rotary"))
     q, k, v = qkv(t=40)
     mask = MASKS["right"](40)
     real = mask[:, None, :, None].expand_as(q)
@@ -198,7 +196,7 @@ def test_padding_and_batch_mates_change_nothing(variant: str, diag: bool):
 
 def test_causal_output_ignores_what_comes_later():
     for diag in ([0], []):
-        mix = TransNormerMix(config(is_decoder=True, diag_layers=diag))
+        mix = TransNormerAttention(config(is_decoder=True, diag_layers=diag))
         q, k, v = qkv(t=150)
         assert_close(mix(q, k, v)[:, :, :70], mix(q[:, :, :70], k[:, :, :70], v[:, :, :70]))
 
@@ -206,7 +204,9 @@ def test_causal_output_ignores_what_comes_later():
 def test_positions_that_start_as_the_identity_change_nothing_and_learn():
     q, k, v = qkv()
     for diag in ([0], []):
-        plain, positioned = (TransNormerMix(config(diag_layers=diag, position_encoding=e)) for e in ("none", "lrpe"))
+        plain, positioned = (
+            TransNormerAttention(config(diag_layers=diag, position_encoding=e)) for e in ("none", "lrpe")
+        )
         assert_close(positioned(q, k, v), plain(q, k, v), 1e-6)
         positioned(q, k, v).square().mul(torch.arange(29).view(29, 1)).sum().backward()
         assert positioned.lrpe.theta.grad.ne(0).any()
@@ -225,7 +225,7 @@ def test_rotary_scores_depend_on_distance_alone():
 @pytest.mark.parametrize("variant", ["t1", "t2"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_half_precision_stays_finite_and_close(dtype: torch.dtype, variant: str, diag: bool, causal: bool):
-    mix = TransNormerMix(config(variant=variant, diag_layers=[0] if diag else [], is_decoder=causal))
+    mix = TransNormerAttention(config(variant=variant, diag_layers=[0] if diag else [], is_decoder=causal))
     q, k, v = qkv(t=2000)
     v = v + 3.0  # a sum of 2,000 such values leaves fp16's range
     mask = torch.arange(2000) < torch.tensor([[2000], [900], [70]])
@@ -251,10 +251,10 @@ class DenseIntermediate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.dense = nn.Linear(32, 64)
+        self.dense, self.intermediate_act_fn = nn.Linear(32, 64), F.gelu
 
     def forward(self, hidden_states):
-        return F.gelu(self.dense(hidden_states))
+        return self.intermediate_act_fn(self.dense(hidden_states))
 
 
 class DenseFFN(nn.Module):
@@ -298,7 +298,7 @@ def test_a_gate_starts_as_one_and_learns(family):
     layer, x = LAYERS[family](), torch.randn(2, 5, 32)
     run = layer.ff_chunk if family == "albert" else layer
     before, keys = run(x), set(layer.state_dict())
-    add_gate(layer, 32, 64)
+    layer = gated(layer, 32, 64)
     run = layer.ff_chunk if family == "albert" else layer
     assert torch.equal(run(x), before)
     added = set(layer.state_dict()) - keys
@@ -310,7 +310,7 @@ def test_a_gate_starts_as_one_and_learns(family):
 
 def test_wrong_settings_are_refused():
     for bad in ({"variant": "t3"}, {"attention_norm": "x", "diag_layers": []}, {"position_encoding": "x"}):
-        with pytest.raises(ValueError, match="not known"):
-            TransNormerMix(config(**bad))
+        with pytest.raises(ValueError, match="must be"):
+            TransNormerAttention(config(**bad))
     with pytest.raises(ValueError, match="even"):
         RotaryReflection(7)

@@ -19,10 +19,9 @@ from test_lsg_attention import DEFAULTS, qkv
 from torch.testing import assert_close
 
 import effconv
+from effconv.templates import efficient_encoder as unpadding
 from effconv.templates import lsg_attention as lsg
-from effconv.templates import unpadding
 from effconv.templates.lsg_configuration import SPARSITY_TYPES, lsg_faults
-from effconv.templates.lsg_encoder import LSGEncoderMixin
 
 torch.set_num_threads(1)
 LENGTHS = (26, 9, 20, 8, 3)  # in blocks of 4: more than two blocks, two and a piece, two, less than one
@@ -57,7 +56,7 @@ def options(causal=False, **changes):
 
 
 def padding_counts(config):
-    return LSGEncoderMixin.padding_counts(SimpleNamespace(config=config))
+    return lsg.LSGEncoderMixin.padding_counts(SimpleNamespace(config=config))
 
 
 def visible(config, lengths=LENGTHS):
@@ -72,7 +71,7 @@ def attend(config, mask, q, k, v):
     """Attention of an unpadded batch, as the layers run it, put back into the batch (b, h, t, d)."""
     kept = unpadding.unpadded(mask)
     flat = [kept.unpad(x.transpose(1, 2).flatten(2)).unflatten(-1, x.shape[1::2]) for x in (q, k, v)]
-    context = kept.attend(lsg.LSGMix(config, 0).eval(), *flat)
+    context = kept.attend(lsg.LSGAttention(config, 0).eval(), *flat)
     return kept, kept.pad(context.flatten(2)).unflatten(-1, q.shape[1::2]).transpose(1, 2)
 
 
@@ -263,8 +262,10 @@ def test_a_decoder_with_cross_attention_is_left_padded():
     assert rows == [1, 5]
 
 
-def test_other_values_of_the_option_are_refused():
-    from effconv.templates.efficient_configuration import EfficientConfigMixin
-
+def test_other_values_of_the_option_are_refused(model):
     with pytest.raises(ValueError, match="unpad_inputs is 1: give true or false"):
-        EfficientConfigMixin(unpad_inputs=1)
+        type(model.config)(unpad_inputs=1)
+    config = copy.deepcopy(model.config)
+    config.unpad_inputs = "no"  # as from_pretrained sets an override: when the config is made already
+    with pytest.raises(ValueError, match="unpad_inputs is 'no': give true or false"):
+        type(model)(config)

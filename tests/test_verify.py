@@ -100,17 +100,17 @@ def test_fidelity_takes_one_file_or_several_and_leaves_out_what_a_model_does_not
     assert run.exit_code == 0, run.output
     assert [options["files"] for options in asked] == [texts[:1], texts, texts]
     assert [options["lengths"] for options in asked] == [[32], [32, 64], [32]]
-    assert "left out 128 tokens: the source takes 64 tokens, the repo 128" in said
+    assert "skipped texts of 128 tokens: the source takes 64 tokens, the repo 128" in said
 
 
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"lengths": [65, 128]}, UsageError, "no length that both models reach: the source takes 64 tokens"),
-        ({"lengths": "a,b"}, UsageError, "lengths are 'a,b'"),
-        ({"lengths": 2}, UsageError, "lengths are 2"),
-        ({"texts": 0}, UsageError, "texts are 0"),
-        ({"data": "nowhere.txt"}, BadInputError, "cannot be read: nowhere.txt: No such file"),
+        ({"lengths": [65, 128]}, UsageError, "no length fits both models: the source takes 64 tokens"),
+        ({"lengths": "a,b"}, UsageError, "got 'a,b'"),
+        ({"lengths": 2}, UsageError, "got 2"),
+        ({"texts": 0}, UsageError, "--texts must be at least 1, got 0"),
+        ({"data": "nowhere.txt"}, BadInputError, "cannot read the text: nowhere.txt: No such file"),
     ],
 )
 def test_a_fidelity_that_cannot_be_measured_says_why(options, error, says, made):
@@ -122,7 +122,7 @@ def test_a_fidelity_that_cannot_be_measured_says_why(options, error, says, made)
 
 def test_the_result_is_shown_in_a_line(made, tmp_path):
     shown = repr(made[2])
-    assert all(part in shown for part in (str(made[1]), "LSGBertForPreTraining", "8 of 8 checks hold", "0 findings"))
+    assert all(part in shown for part in (str(made[1]), "LSGBertForPreTraining", "8 of 8 checks passed", "0 findings"))
     assert len(shown.splitlines()) == 1
     assert repr(made[2].plan).startswith("<Plan for LSGBertForPreTraining: ")
     assert len(repr(made[2].plan)) < 120
@@ -187,15 +187,15 @@ def change_several(repo):
 
 
 CHANGES = {
-    "a bit of the weights": (flip_one_bit, ["model.safetensors: its bytes differ"]),
-    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: its bytes differ"]),
-    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: its bytes differ"]),
+    "a bit of the weights": (flip_one_bit, ["model.safetensors: its content differs"]),
+    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: its content differs"]),
+    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: its content differs"]),
     "a file more": (lambda repo: add_file(repo / "evil.py"), ["evil.py: not in the manifest"]),
     "a file more, deep": (lambda repo: add_file(repo / "a" / "b" / "c"), ["a/b/c: not in the manifest"]),
     "a file less": (lambda repo: (repo / "tokenizer.json").unlink(), ["tokenizer.json: missing"]),
     "several": (
         change_several,
-        ["config.json: missing", "vocab.txt: missing", "model.safetensors: its bytes differ"],
+        ["config.json: missing", "vocab.txt: missing", "model.safetensors: its content differs"],
     ),
 }
 
@@ -205,7 +205,7 @@ def test_whatever_is_changed_in_a_repo_is_named_and_none_of_its_code_runs(change
     spoil, says = CHANGES[change]
     spoil(repo)
     monkeypatch.setattr(verify, "CHILD", "nothing.may.be.run")
-    with pytest.raises(CheckFailedError, match="not what its manifest says") as caught:
+    with pytest.raises(CheckFailedError, match="differ from its manifest") as caught:
         effconv.verify(repo)
     assert all(line in str(caught.value) for line in says)
     assert caught.value.exit_code == 5
@@ -222,7 +222,7 @@ def test_the_card_may_be_edited_and_git_and_the_hub_may_keep_their_files(repo):
 
 
 MANIFESTS = {
-    "gone": (None, "not a repo that effconv made"),
+    "gone": (None, "not made by effconv"),
     "empty": ("", "not readable JSON"),
     "garbage": ("{]", "not readable JSON"),
     "too deep": ("[" * 100_000, "not readable JSON"),
@@ -246,7 +246,7 @@ def test_a_damaged_manifest_is_named(kind, repo):
 @pytest.mark.parametrize("field", sorted(FIELDS))
 def test_a_manifest_with_a_field_of_another_kind_is_named(field, repo):
     edit_json(repo / "effconv.json", **{field: 3.5})
-    with pytest.raises(BadInputError, match=f"lacks {field}"):
+    with pytest.raises(BadInputError, match=f"has no {field}"):
         effconv.verify(repo)
 
 
@@ -268,12 +268,12 @@ def test_a_repo_of_a_newer_effconv_is_left_to_it(repo):
     with pytest.raises(UnsupportedError, match="mamba"):
         effconv.verify(repo)
     edit_json(repo / "effconv.json", format=99)
-    with pytest.raises(BadInputError, match="newer than this effconv"):
+    with pytest.raises(BadInputError, match="newer than this effconv can read"):
         effconv.verify(repo)
 
 
 def test_a_source_of_another_family_or_none_at_all_is_refused(repo, tmp_path):
-    with pytest.raises(UsageError, match="the source is a roberta, the repo was made from a bert"):
+    with pytest.raises(UsageError, match="the source is a roberta, but the repo was made from a bert"):
         effconv.verify(repo, against=save_tiny(tmp_path / "other", "roberta"))
     with pytest.raises(BadInputError, match="no such folder"):
         effconv.verify(repo, against="./nowhere")

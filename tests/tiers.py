@@ -18,6 +18,7 @@ QUICK = frozenset(
         "test_docs.py",
         "test_dtypes.py",
         "test_execute.py",
+        "test_needs.py",
         "test_lsg_attention.py",
         "test_plan.py",
         "test_public_api.py",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from effconv.convert.families.registry import FAMILIES
+
 BRACKETED = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -24,39 +26,22 @@ ANGLED = {
     "pad_token": "<pad>",
     "mask_token": "<mask>",
 }
+# By the class of a family's tokenizer; a family that is not here has a tokenizer of its own to be made below.
 SPECIAL_TOKENS = {
-    "bert": BRACKETED,
-    "roberta": ANGLED,
-    "camembert": ANGLED,
-    "xlm-roberta": ANGLED,
-    "electra": BRACKETED,
-    "distilbert": BRACKETED,
-    "albert": BRACKETED | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
-    "bart": ANGLED,
-    "mbart": ANGLED,
-    "pegasus": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask_2>"},
+    "BertTokenizer": BRACKETED,
+    "ElectraTokenizer": BRACKETED,
+    "DistilBertTokenizer": BRACKETED,
+    "RobertaTokenizer": ANGLED,
+    "BartTokenizer": ANGLED,
+    "CamembertTokenizer": ANGLED,
+    "XLMRobertaTokenizer": ANGLED,
+    "BarthezTokenizer": ANGLED,
+    "AlbertTokenizer": BRACKETED
+    | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "PegasusTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask_2>"},
 }
-CLASS_PREFIXES = {
-    "bert": "Bert",
-    "roberta": "Roberta",
-    "camembert": "Camembert",
-    "xlm-roberta": "XLMRoberta",
-    "xlm-roberta-xl": "XLMRobertaXL",
-    "data2vec-text": "Data2VecText",
-    "ernie": "Ernie",
-    "electra": "Electra",
-    "distilbert": "DistilBert",
-    "albert": "Albert",
-    "bart": "Bart",
-    "mbart": "MBart",
-    "pegasus": "Pegasus",
-}
-# Theirs begin at 2, and the table has two more rows.
-OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text")
-# Families whose tokenizer is another's; mBART's own adds 25 languages to the vocabulary.
-TOKENIZERS = {"xlm-roberta-xl": "xlm-roberta", "data2vec-text": "roberta", "ernie": "bert"}
-TOKENIZER_CLASSES = {"mbart": "BarthezTokenizer"}
-ENCODER_DECODERS = ("bart", "mbart", "pegasus")
+BYTE_BPE = ("RobertaTokenizer", "BartTokenizer")
+TOKENIZER_CLASSES = {"mbart": "BarthezTokenizer"}  # mBART's own adds 25 languages to the vocabulary
 WORDS = [
     "the",
     "of",
@@ -104,7 +89,7 @@ def save_tiny(
 
     Args:
         folder: where to; made if missing.
-        family: one of `CLASS_PREFIXES`.
+        family: one of effconv's.
         head: the class's name without the family: `ForMaskedLM`, `ForSequenceClassification`, ..., or `Model`.
         positions: how many tokens it takes (RoBERTa's table gets its two extra rows on top).
         seed: for the weights; the same seed gives the same bytes.
@@ -118,7 +103,7 @@ def save_tiny(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = save_tokenizer(folder, family, positions) if tokenizer else len(wordpiece_vocab())
-    prefix = CLASS_PREFIXES[family]
+    prefix = FAMILIES[family].code.class_prefix
     settings = {**tiny_config(family, positions), "vocab_size": vocab_size, **config}
     model_config = getattr(transformers, f"{prefix}Config")(**settings)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -142,7 +127,7 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
     """The fields of a tiny model's config, but for the size of its vocabulary."""
     if family == "distilbert":
         return {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": positions}
-    if family in ENCODER_DECODERS:
+    if FAMILIES[family].code.encoder:
         pegasus = family == "pegasus"
         sides = {"attention_heads": 4, "ffn_dim": 64, "layers": 2}
         return {
@@ -156,7 +141,7 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
             "forced_eos_token_id": None,
             "decoder_start_token_id": 2 * (not pegasus),
         }
-    offset = family in OFFSET_POSITIONS
+    offset = FAMILIES[family].special_positions > 0
     return {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -193,15 +178,14 @@ def save_tiny_sentence_encoder(folder: Path | str, family: str = "bert", positio
 
 def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     """Save a fast tokenizer (its slow form's vocabulary too) and return the size of its vocabulary."""
-    family = TOKENIZERS.get(family, family)
-    special = SPECIAL_TOKENS[family]
-    if family in ("roberta", "bart"):
+    name = TOKENIZER_CLASSES.get(family, FAMILIES[family].tokenizer_class)
+    special = SPECIAL_TOKENS[name]
+    if name in BYTE_BPE:
         vocab_size = _save_byte_bpe(folder)
     elif special["unk_token"] == "<unk>":
         vocab_size = _save_unigram(folder, special)
     else:
         vocab_size = _save_wordpiece(folder)
-    name = TOKENIZER_CLASSES.get(family, f"{CLASS_PREFIXES[family]}Tokenizer")
     own = {"offset": 2, "mask_token_sent": "<mask_1>"} if family == "pegasus" else {}
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(

@@ -36,11 +36,13 @@ def albert_runs(config: Config) -> list[str]:
 
 ALBERT = Family(
     name="albert",
+    types_in_globals=True,
     prefix="albert",
     code=FamilyCode(
         module="albert",
         model_type="albert",
         class_prefix="Albert",
+        layers_path="",
         attention_path="attention",
         attention_lines=body(
             """
@@ -52,8 +54,8 @@ ALBERT = Family(
             """
             projects_padding = True
 
-            def unique_layers(self) -> list[Module]:
-                return [layer for group in self.encoder.albert_layer_groups for layer in group.albert_layers]
+            def layer_lists(self) -> list[ModuleList]:
+                return [group.albert_layers for group in self.encoder.albert_layer_groups]
 
             def order(self) -> list[Module]:
                 groups, runs = self.encoder.albert_layer_groups, self.config.num_hidden_layers

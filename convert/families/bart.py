@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .code import FamilyCode
+from .code import EncoderCode, FamilyCode
 from .grammar import LABELS, Config, Family, Head, Size, Weight, linear, norm, number, numbered
 from .parts import ANGLED, DM, V, body
 
@@ -88,7 +88,7 @@ BART_CODE = FamilyCode(
             return self.out_proj(context)
         """
     ),
-    encoder="encoder",
+    encoder=EncoderCode(),
     decoder_heads=("ForCausalLM",),
 )
 
@@ -129,7 +129,9 @@ BART = Family(
 MBART = replace(  # BARThez too, whose config says mbart
     BART,
     name="mbart",
-    code=replace(BART_CODE, module="mbart", model_type="mbart", class_prefix="MBart"),
+    code=replace(
+        BART_CODE, module="mbart", model_type="mbart", class_prefix="MBart", encoder=EncoderCode(last_norm=True)
+    ),
     embeddings=bart_embeddings(two_more_positions, embedding_norm=True, last_norm=True),
     heads=generation_heads(bart_classifier(LABELS)),
 )
@@ -143,14 +145,11 @@ PEGASUS = replace(
         module="pegasus",
         model_type="pegasus",
         class_prefix="Pegasus",
-        model_lines=body(
-            """
-            def embed_words(self, input_ids: Tensor) -> Tensor:
-                return self.embed_tokens(input_ids) * self.embed_scale
-
-            def embed_places(self, x: Tensor, first: int) -> Tensor:
-                return self.embed_positions(x.shape[:2], first)
-            """
+        encoder=EncoderCode(
+            words="self.embed_tokens(input_ids) * self.embed_scale",
+            places="self.embed_positions(words.shape[:2], first)",
+            embedding_norm=False,
+            last_norm=True,
         ),
     ),
     embeddings=bart_embeddings("max_position_embeddings", "sinusoids", embedding_norm=False, last_norm=True),

@@ -49,6 +49,7 @@ BERT_NSP = linear("cls.seq_relationship", H, 2)
 
 BERT = Family(
     name="bert",
+    types_in_globals=True,
     prefix="bert",
     code=FamilyCode(module="bert", model_type="bert", class_prefix="Bert"),
     embeddings=embeddings(H),

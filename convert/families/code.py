@@ -6,6 +6,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderCode:
+    """How the encoder beside a decoder differs among BART's kin.
+
+    Args:
+        words: the embeddings of `input_ids`, as an expression of the rendered code.
+        places: those of the positions `first`, `first` + 1, ... for the rows of `words`, likewise.
+        embedding_norm: whether there is a norm after the embeddings.
+        last_norm: whether there is one after the last layer.
+    """
+
+    words: str = "self.embed_tokens(input_ids)"
+    places: str = "self.embed_positions(words[:, :, -1], first)"
+    embedding_norm: bool = True
+    last_norm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyCode:
     """What the rendered files need to know of a family.
 
@@ -14,13 +31,13 @@ class FamilyCode:
         model_type: as in config.json, such as `xlm-roberta`.
         class_prefix: of the stock classes, such as `XLMRoberta`.
         special_positions: rows of the position table that no token uses.
-        layers_path: attribute path from the base model to its list of layers.
+        layers_path: attribute path from the base model to its list of layers; empty where `model_lines` have
+            `layer_lists`.
         attention_path: attribute path from a layer to its self-attention.
         projections: names of the query, key and value projections in it.
         attention_lines: further lines of the attention class's body.
-        model_lines: further lines of the body of the base model, or of its encoder where the base model has a decoder.
-        encoder: attribute path from the base model to its encoder, where the base model has a decoder too; then
-            `layers_path` begins at the encoder.
+        model_lines: further lines of the base model's body.
+        encoder: where the base model has a decoder too; then `layers_path` begins at the encoder.
         decoder_heads: suffixes of the classes that consist of the decoder alone.
     """
 
@@ -33,9 +50,14 @@ class FamilyCode:
     projections: tuple[str, str, str] = ("query", "key", "value")
     attention_lines: tuple[str, ...] = ()
     model_lines: tuple[str, ...] = ()
-    encoder: str = ""
+    encoder: EncoderCode | None = None
     decoder_heads: tuple[str, ...] = ()
 
     @property
     def config_class(self) -> str:
         return f"{self.class_prefix}Config"
+
+    @property
+    def lines(self) -> str:
+        """All lines of the rendered code that this family writes itself."""
+        return "\n".join(self.attention_lines + self.model_lines)

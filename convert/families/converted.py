@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..repo.modelcode import LAMBDA_PUBLISHED_CODE, LSG_CODE
 from .refused import REFUSED
 from .registry import FAMILIES
 
+LSG, LSG_PREFIX = "lsg", "LSG"  # of files and classes of the published LSG converter
+PUBLISHED_LAMBDA = "lambda-published"  # the one model_type that does not name its family
 DENSE = (*FAMILIES, *REFUSED)  # model types of models that nobody converted
 
 
@@ -36,14 +37,14 @@ def converted(config: Mapping[str, Any]) -> Converted | None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         return None
-    if model_type == LAMBDA_PUBLISHED_CODE.model_type:
+    if model_type == PUBLISHED_LAMBDA:
         return Converted(model_type, "bert")
     if model_type not in DENSE:  # as xlm-roberta is
         for family in sorted(DENSE, key=len, reverse=True):  # lsg-xlm-roberta was no roberta
             if model_type.endswith(f"-{family}") and model_type != f"-{family}":
                 return Converted(model_type.removesuffix(f"-{family}"), family)
     if is_published_lsg(config):
-        return Converted(LSG_CODE.name, model_type, published=True)
+        return Converted(LSG, model_type, published=True)
     return None
 
 
@@ -53,7 +54,7 @@ def is_published_lsg(config: Mapping[str, Any]) -> bool:
     named = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
     files = [str(value) for value in references.values()] if isinstance(references, dict) else []
     return (
-        config.get("base_model_prefix") == LSG_CODE.name
-        or any(name.startswith(LSG_CODE.class_prefix) for name in named)
-        or any(file.rpartition("--")[2].startswith(f"modeling_{LSG_CODE.name}_") for file in files)
+        config.get("base_model_prefix") == LSG
+        or any(name.startswith(LSG_PREFIX) for name in named)
+        or any(file.rpartition("--")[2].startswith(f"modeling_{LSG}_") for file in files)
     )

@@ -30,6 +30,7 @@ def has_two_sizes(config: Config) -> bool:
 
 ELECTRA = Family(
     name="electra",
+    types_in_globals=True,
     prefix="electra",
     code=FamilyCode(
         module="electra",

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..repo.modelcode import LAMBDA_CODE, LINFORMER_CODE, LSG_CODE, TRANSNORMER_CODE
 from .code import FamilyCode
 
 if TYPE_CHECKING:
@@ -24,11 +23,12 @@ Size = str | int | Callable[[Config], int]  # of an axis: a field of the config,
 LABELS = "num_labels"
 CAUSAL_AUTO = "AutoModelForCausalLM"
 # What may stand in front of a family's class name without its being another class: DistilBertModel is no BertModel.
-CLASS_PREFIXES = (
-    "TF",
-    "Flax",
-    *(code.class_prefix for code in (LSG_CODE, LINFORMER_CODE, LAMBDA_CODE, TRANSNORMER_CODE)),
-)
+# What a family may need of a target, and how a message says it.
+SCORE_BIAS, DECODER = "score_bias", "decoder"
+NEEDS: Mapping[str, str] = {
+    SCORE_BIAS: "its attention adds a bias to the scores",
+    DECODER: "it has a decoder beside its encoder",
+}
 
 
 def always(config: Config) -> bool:
@@ -119,6 +119,8 @@ class Family:
         model_types: of its configs, where they are not its name.
         read_config: the source's config with what it may leave out; raises BadInputError for one that cannot be.
         flax: how JAX checkpoints store it, where effconv reads them.
+        needs: what a target must be able to do for it, of `NEEDS`, beyond what follows from the rest of the entry.
+        types_in_globals: whether token type 0 is part of every embedding, and so of LSG's global tokens too.
     """
 
     name: str
@@ -154,6 +156,13 @@ class Family:
     model_types: tuple[str, ...] = ()
     read_config: Callable[[Config], Config] = lambda config: config
     flax: FlaxNames | None = None
+    needs: frozenset[str] = frozenset()
+    types_in_globals: bool = False
+
+    @property
+    def requirements(self) -> frozenset[str]:
+        """Everything that a target must be able to do for it."""
+        return self.needs | ({DECODER} if self.code.encoder else frozenset())
 
     def canonical_name(self, stored: str) -> str | None:
         """The canonical name of a stored tensor of either side; None for a JAX name that no model has."""
@@ -217,26 +226,29 @@ class Family:
             f"{self.name} has no head {suffix!r}", where="config.json: architectures", hint=self._heads_there_are()
         )
 
-    def head_asked_for(self, architecture: str) -> Head:
+    def head_asked_for(self, architecture: str, target: str = "") -> Head:
         """The head that `--architecture` names, by its suffix (ForMaskedLM) or a class (BertForMaskedLM).
+
+        Args:
+            target: whose classes are understood too (LSGBertForMaskedLM).
 
         Raises:
             UsageError: with the heads there are.
         """
-        suffix = self.suffix_of(architecture)
+        suffix = self.suffix_of(architecture, target)
         if all(head.suffix != suffix for head in self.heads):
             raise UsageError(
                 f"{self.name} has no head {suffix!r}", where="--architecture", hint=self._heads_there_are()
             )
         return self.head(suffix)
 
-    def suffix_of(self, name: str) -> str:
-        """The suffix of a class of this family, of its twin in another framework, or of a target's; else the name."""
+    def suffix_of(self, name: str, target: str = "") -> str:
+        """The suffix of a class of this family, of its twin in another framework, or of the target's; else the name."""
         before, _, suffix = name.rpartition(self.code.class_prefix)
-        return suffix if before in ("", *CLASS_PREFIXES) else name
+        return suffix if before.lower() in ("", "tf", "flax", target) else name
 
     def _heads_there_are(self) -> str:
-        return "one of " + ", ".join(head.suffix for head in self.heads)
+        return "use one of " + ", ".join(head.suffix for head in self.heads)
 
     def head_width(self, config: Config) -> int:
         """Channels of one attention head.
@@ -247,9 +259,9 @@ class Family:
         hidden, heads = number(config, self.hidden_size), number(config, self.num_heads)
         if hidden % heads:
             raise BadInputError(
-                f"{self.hidden_size} {hidden} is no multiple of {self.num_heads} {heads}",
+                f"{self.hidden_size} must be a multiple of {self.num_heads}, got {hidden} and {heads}",
                 where="config.json",
-                hint="fetch the file again",
+                hint="correct config.json, or download it again",
             )
         return hidden // heads
 
@@ -319,7 +331,11 @@ def number(config: Config, name: str, most: int = 1 << 31) -> int:
         labels = config.get("id2label")
         value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
     if type(value) is not int or not 1 <= value <= most:
-        raise BadInputError(f"{name} is {value!r}, not a size", where="config.json", hint="fetch the file again")
+        raise BadInputError(
+            f"{name} must be a positive integer of at most {most}, got {value!r}",
+            where="config.json",
+            hint="correct config.json, or download it again",
+        )
     return value
 
 

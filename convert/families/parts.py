@@ -14,7 +14,7 @@ DM = "d_model"  # BART's hidden size
 
 
 def body(text: str) -> tuple[str, ...]:
-    """The lines of a rendered class's body, from an indented text; it may name `Tensor` and `Module`."""
+    """The lines of a rendered class's body, from an indented text; it may name `Tensor`, `Module` and `ModuleList`."""
     return tuple(dedent(text).strip().splitlines())
 
 

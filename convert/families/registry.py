@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from .albert import ALBERT
 from .bart import BART, MBART, PEGASUS
@@ -20,7 +20,10 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 
-# Families whose model is one encoder: what replaces attention alone takes them all.
-ENCODERS = tuple(name for name, family in FAMILIES.items() if not family.code.encoder)
 # Families with an encoder and a decoder that is left as it is.
 ENCODER_DECODERS = tuple(name for name, family in FAMILIES.items() if family.code.encoder)
+
+
+def families_for(abilities: Collection[str]) -> tuple[str, ...]:
+    """Names of the families that a target with these abilities can take."""
+    return tuple(name for name, family in FAMILIES.items() if family.requirements <= set(abilities))

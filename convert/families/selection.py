@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..repo.modelcode import LSG_CODE
-from .converted import converted
-from .grammar import Config, Family, Head
+from .converted import LSG, converted
+from .grammar import NEEDS, Config, Family, Head
 from .refused import REFUSED, require_stock_code
 from .registry import FAMILIES
 
@@ -18,6 +17,7 @@ def family_of(
     *,
     again: str = "",
     brought: Family | None = None,
+    abilities: Collection[str] | None = None,
     own_code: bool = False,
 ) -> Family:
     """The family of a checkpoint from its config's model_type.
@@ -25,6 +25,7 @@ def family_of(
     Args:
         supported: names of families; all where None.
         again: the target whose own repos are taken, as the family that they were made from.
+        abilities: what the target can do, of `NEEDS`; None where that is not known.
         brought: a family that only the target reads, whose `read_config` knows what its configs can say.
         own_code: whether a source with modeling code of its own is taken for what its model_type says.
 
@@ -35,9 +36,9 @@ def family_of(
     names = sorted(FAMILIES if supported is None else supported)
     before = converted(config)
     if before is not None and before.target != again:
-        mend = "; effconv lsg upgrades and resizes it as it is" if before.target == LSG_CODE.name else ""
+        mend = ", or upgrade or resize this model with effconv lsg" if before.target == LSG else ""
         raise UnsupportedError(
-            f"the source was converted before: it is {before.target} already",
+            f"the source is already converted (to {before.target})",
             where="config.json",
             hint=f"convert the dense checkpoint that it was made from{mend}",
         )
@@ -46,14 +47,22 @@ def family_of(
         if model_type in brought.model_types:
             return brought
         names = sorted({*names, *brought.model_types} - {brought.name})
+    if model_type in FAMILIES and model_type not in names and abilities is not None:
+        missing = sorted(FAMILIES[str(model_type)].requirements - set(abilities))
+        raise UnsupportedError(
+            f"this target does not take {model_type}"
+            + (f": {', and '.join(NEEDS[name] for name in missing)}" if missing else ""),
+            where="config.json: model_type",
+            hint=f"effconv targets lists the targets that take {model_type}; this one takes {', '.join(names)}",
+        )
     if model_type not in names:
         reason, instead = REFUSED.get(str(model_type), ("", ""))
         raise UnsupportedError(
             (f"{model_type} is not supported: {reason}" if reason else f"the family {model_type!r} is not supported")
             if model_type
-            else "config.json names no model_type",
+            else "config.json has no model_type",
             where="config.json: model_type",
-            hint=(f"instead: {instead}; " if instead else "") + "supported: " + ", ".join(names),
+            hint=(f"instead, {instead}. " if instead else "") + "Supported: " + ", ".join(names),
         )
     if before is None and not own_code:
         require_stock_code(config)
@@ -65,9 +74,9 @@ def family_of(
         )
     if config.get("add_cross_attention") and not config.get("is_decoder"):
         raise BadInputError(
-            "the config has cross-attention but is no decoder, which no model can be built from",
+            "add_cross_attention is true but is_decoder is not: such a model cannot be built",
             where="config.json: add_cross_attention",
-            hint="set is_decoder to true, or add_cross_attention to false and drop its tensors",
+            hint="set is_decoder to true, or set add_cross_attention to false and remove its tensors",
         )
     return FAMILIES[str(model_type)]
 
@@ -87,25 +96,28 @@ def asked_config(config: Config, family: Family, head: Head, architecture: str |
         return {**config, "is_decoder": True}
     if config.get("is_decoder") and head.suffix != "Model" and head != head_of(config, family)[0]:
         raise UsageError(
-            f"the source is a decoder, whose tokens see no later ones, and {head.suffix} reads whole texts",
+            f"the source is a decoder (causal attention), but {head.suffix} needs attention in both directions",
             where="--architecture, config.json: is_decoder",
-            hint="set is_decoder to false in config.json to let all tokens see each other, or name the class in "
-            "config.json: architectures to keep it causal",
+            hint="set is_decoder to false in config.json for attention in both directions, or name the class in "
+            "config.json: architectures to keep causal attention",
         )
     return config
 
 
-def head_of(config: Config, family: Family, architecture: str | None = None) -> tuple[Head, str | None]:
+def head_of(
+    config: Config, family: Family, architecture: str | None = None, target: str = ""
+) -> tuple[Head, str | None]:
     """The head to emit, and the source's own class name where it is not one of the family's.
 
-    `architecture` may be a suffix (ForMaskedLM) or a class name (BertForMaskedLM, LSGBertForMaskedLM).
+    `architecture` may be a suffix (ForMaskedLM) or a class name (BertForMaskedLM, or LSGBertForMaskedLM of lsg).
     """
     if architecture is not None:
-        return family.head_asked_for(architecture), None
+        return family.head_asked_for(architecture, target), None
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return family.head(family.default_head), None
-    suffix = family.suffix_of(named[0])
+    before = converted(config)
+    suffix = family.suffix_of(named[0], before.target if before else "")
     if any(head.suffix == suffix for head in family.heads):
         return family.head(suffix), None
     return family.head("Model"), named[0]

@@ -14,6 +14,7 @@ from .source import Source
 from .system import read_into
 
 CHUNK = 1 << 20  # bytes; a cast holds a chunk in several forms at once
+Ranges = tuple[tuple[int, int], ...]  # (first byte, bytes) of each run of a tensor's bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,11 @@ class Checkpoint:
         if tensor.nbytes == 0:
             return from_bytes(b"", tensor.dtype, tensor.shape)
         if os.fstat(descriptor).st_size < tensor.start + tensor.nbytes:
-            raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
+            raise BadInputError(
+                f"{tensor.file} is truncated: it ends inside tensor {name}",
+                where=tensor.file,
+                hint="download the file again",
+            )
         begin = tensor.start - tensor.start % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(descriptor, tensor.start + tensor.nbytes - begin, access=mmap.ACCESS_READ, offset=begin)
         return from_bytes(memoryview(mapped)[tensor.start - begin :], tensor.dtype, tensor.shape)
@@ -63,14 +68,23 @@ class Checkpoint:
         """The tensor's bytes in order, at most a chunk at a time; a chunk is valid until the next one is asked for."""
         tensor = self.tensors[name]
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, max(tensor.nbytes, 1))))
-        done = 0
-        while done < tensor.nbytes:
-            part = view[: min(len(view), tensor.nbytes - done)]
-            got = read_into(self.descriptor(tensor.file), part, tensor.start + done)
-            if got == 0:
-                raise BadInputError(f"{tensor.file} ends inside {name}", where=tensor.file, hint="fetch the file again")
-            yield part[:got]
-            done += got
+        for start, count in self.ranges(name):
+            done = 0
+            while done < count:
+                part = view[: min(len(view), count - done)]
+                got = read_into(self.descriptor(tensor.file), part, start + done)
+                if got == 0:
+                    raise BadInputError(
+                        f"{tensor.file} is truncated: it ends inside tensor {name}",
+                        where=tensor.file,
+                        hint="download the file again",
+                    )
+                yield part[:got]
+                done += got
+
+    def ranges(self, name: str) -> Ranges:
+        """Where the tensor's bytes are in its file, in order."""
+        return ((self.tensors[name].start, self.tensors[name].nbytes),)
 
     def close(self) -> None:
         for descriptor in self._files.values():
@@ -87,10 +101,12 @@ class Checkpoint:
 def damaged(name: str, faults: list[str]) -> BadInputError:
     """The error for a weight file that cannot be what was saved."""
     return BadInputError(
-        f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="fetch or save the file again"
+        f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="download or save the file again"
     )
 
 
 def stored_twice(tensor: str, one: str, other: str) -> BadInputError:
     """The error for shards that both hold a tensor."""
-    return BadInputError(f"{tensor} is stored in {one} and in {other}", where=other, hint="fetch the shards again")
+    return BadInputError(
+        f"tensor {tensor} is stored twice, in {one} and in {other}", where=other, hint="download the shards again"
+    )

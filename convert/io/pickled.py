@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, UnsupportedError, listing
 from .checkpoint import CHUNK, Checkpoint, Tensor, damaged, stored_twice
-from .dtypes import Array, from_bytes
+from .dtypes import BY_NAME, Array, from_bytes
 from .source import Source
 
 if TYPE_CHECKING:
     import torch
 
 MAGIC = (b"PK\x03\x04", b"\x80")  # a zip, and a bare pickle as torch wrote before 1.6
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 
 class PickledCheckpoint(Checkpoint):
@@ -33,7 +29,7 @@ class PickledCheckpoint(Checkpoint):
     def __init__(self, loaded: Mapping[str, tuple[str, torch.Tensor]], source: Source) -> None:
         self._loaded = {name: value for name, (_, value) in loaded.items()}
         super().__init__(
-            (Tensor(name, DTYPES[_dtype(value)], tuple(value.shape), file) for name, (file, value) in loaded.items()),
+            (Tensor(name, BY_NAME[_dtype(value)], tuple(value.shape), file) for name, (file, value) in loaded.items()),
             source,
         )
 
@@ -72,10 +68,10 @@ def open_pickled(source: Source, names: list[str], *, allow_pickle: bool) -> Pic
             if key in loaded:
                 raise stored_twice(key, loaded[key][0], name)
             loaded[key] = (name, value)
-    odd = [f"{key}: {_dtype(value)}" for key, (_, value) in loaded.items() if _dtype(value) not in DTYPES]
+    odd = [f"{key}: {_dtype(value)}" for key, (_, value) in loaded.items() if _dtype(value) not in BY_NAME]
     if odd:
         raise UnsupportedError(
-            f"tensors of a kind that cannot be converted:\n{listing(odd)}",
+            f"these tensors have a type that cannot be converted:\n{listing(odd)}",
             where=source.where(),
             hint="save the checkpoint with dense tensors in float32, float16 or bfloat16",
         )
@@ -87,17 +83,17 @@ def _state_dict(path: Path, name: str, allow_pickle: bool) -> Mapping[str, torch
 
     with path.open("rb") as file:
         if not file.read(4).startswith(MAGIC):
-            raise damaged(name, ["it is no file that torch.save wrote"])
+            raise damaged(name, ["the file was not written by torch.save"])
     try:
         state = _load(path, weights_only=True)
     except pickle.UnpicklingError as error:
         if not allow_pickle:
             asked = re.search(r"GLOBAL \S+|Unsupported operand \d+", str(error))
             raise BadInputError(
-                f"{name} holds more than plain tensors ({asked[0] if asked else 'damaged, or another format'}), "
-                "and loading that can run code",
+                f"{name} contains more than plain tensors ({asked[0] if asked else 'damaged, or another format'}), "
+                "so loading it can run code",
                 where=name,
-                hint="if you trust the file, pass --allow-pickle; better: ask for safetensors",
+                hint="use safetensors weights if there are any. If you trust the file, pass --allow-pickle",
             ) from None
         state = _load_trusted(path, name)
     except Exception as error:
@@ -107,7 +103,7 @@ def _state_dict(path: Path, name: str, allow_pickle: bool) -> Mapping[str, torch
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and key.isprintable() and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
-        raise BadInputError(f"{name} is not a state dict", where=name, hint="save model.state_dict(), nothing else")
+        raise BadInputError(f"{name} is not a state dict", where=name, hint="save only model.state_dict()")
     return state
 
 
@@ -118,7 +114,7 @@ def _load_trusted(path: Path, name: str) -> Any:
         raise BadInputError(
             f"{name} could not be unpickled ({_said(error)})",
             where=name,
-            hint="install the packages that it was saved with, or ask for safetensors",
+            hint="install the packages it was saved with, or use safetensors weights",
         ) from None
 
 
@@ -136,7 +132,7 @@ def _load(path: Path, *, weights_only: bool) -> Any:
 def _dtype(value: torch.Tensor) -> str:
     """Torch's name of the type; of a tensor without plain elements, what it is instead."""
     if value.is_meta:
-        return "no data (meta)"
+        return "no data (meta tensor)"
     layout, dtype = str(value.layout).removeprefix("torch."), str(value.dtype).removeprefix("torch.")
     return dtype if layout == "strided" else layout
 

@@ -61,8 +61,8 @@ def open_checkpoint(
         )
     stored = [name for name in source.files if name.endswith((".msgpack", ".h5", ".onnx", ".gguf"))]
     raise BadInputError(
-        f"no weights that can be read: need {' or '.join(FILES[name] for name in formats)}, or the index of shards",
-        where=source.where() + (f" (it holds {', '.join(stored[:4])})" if stored else ""),
+        f"no readable weights: expected {' or '.join(FILES[name] for name in formats)}, or an index of shards",
+        where=source.where() + (f" (found {', '.join(stored[:4])})" if stored else ""),
         hint="save the model with save_pretrained first",
     )
 
@@ -92,7 +92,7 @@ def _tensors(header: Mapping[str, Any], file: str, base: int, file_size: int | N
     for key, entry in header.items():
         if key == "__metadata__":
             continue
-        fault = _entry_fault(entry) if key.isprintable() else "no name for a tensor"
+        fault = _entry_fault(entry) if key.isprintable() else "not a valid tensor name"
         if fault:
             faults.append(f"{ascii(key)[1:-1][:200]}: {fault}")
             continue
@@ -122,13 +122,13 @@ def _entry_fault(entry: object) -> str:
         return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
 
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        return "no dtype, shape and data_offsets"
+        return "dtype, shape or data_offsets is missing"
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in SIZES:
-        return f"unknown dtype {entry['dtype'][:40]!r}" if isinstance(entry["dtype"], str) else "its dtype is no name"
+        return f"unknown dtype {entry['dtype'][:40]!r}" if isinstance(entry["dtype"], str) else "dtype is not a string"
     if not sizes(entry["shape"]) or len(entry["shape"]) > 8:
-        return "its shape is not a list of sizes"
+        return "shape is not a list of sizes"
     if not sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
-        return "its data_offsets are not two sizes"
+        return "data_offsets are not two sizes"
     return "" if entry["data_offsets"][0] <= entry["data_offsets"][1] else "its data ends before it starts"
 
 
@@ -158,7 +158,7 @@ def _weight_map(source: Source, index: str) -> dict[str, str]:
     parsed = read_json(source.path(index), index)
     weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInputError(f"{index} has no weight_map", where=index, hint="fetch the file again")
+        raise BadInputError(f"{index} has no weight_map", where=index, hint="download the file again")
     weight_map = {tensor: checked_name(name, index) for tensor, name in weight_map.items()}
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not source.has(name)]
@@ -166,7 +166,7 @@ def _weight_map(source: Source, index: str) -> dict[str, str]:
         raise BadInputError(
             f"{len(missing)} of {len(names)} shards are missing:\n{listing(missing)}",
             where=index,
-            hint="fetch them, or give a complete checkpoint",
+            hint="download them, or use a complete checkpoint",
         )
     return weight_map
 
@@ -179,5 +179,5 @@ def _check_index(weight_map: Mapping[str, str], checkpoint: Checkpoint, index: s
         raise BadInputError(
             f"{index} and the shards do not agree:\n{listing(wrong)}",
             where=index,
-            hint="fetch index and shards again, all of one commit",
+            hint="download the index and the shards again, all from one commit",
         )

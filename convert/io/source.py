@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import BadInputError, HubError, UnsupportedError, UsageError
 
+HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HOSTILE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a file name: what a system or a terminal may obey
 
@@ -70,7 +71,7 @@ class Source:
         """A JSON file that holds an object."""
         parsed = read_json(self.path(name), name)
         if not isinstance(parsed, dict):
-            raise BadInputError(f"{name} is not a JSON object", where=name, hint="fetch the file again")
+            raise BadInputError(f"{name} is not a JSON object", where=name, hint="download the file again")
         return parsed
 
     def where(self) -> str:
@@ -101,11 +102,13 @@ def resolve(
     folder = Path(os.path.expanduser(text))
     if text and os.path.isdir(folder):
         if revision is not None:
-            raise UsageError("--revision is for Hub sources", where=text, hint="leave it out for a folder")
+            raise UsageError(
+                "--revision applies only to Hub sources", where=text, hint="leave out --revision for a local folder"
+            )
         found = _local(folder)
     elif text and os.path.exists(folder):
         raise BadInputError(
-            "the source is a file", where=text, hint="give the folder that holds it and its config.json"
+            "the source is a file", where=text, hint="give the folder that contains this file and config.json"
         )
     elif HUB_ID.fullmatch(text) and len(text) <= 96 and not text.endswith((".safetensors", ".bin", ".json")):
         found = _hub(text, revision, token, offline)
@@ -127,7 +130,9 @@ def read_json(path: Path, name: str) -> Any:
             json.dumps(parsed, ensure_ascii=False).encode()
         return parsed
     except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{name} is not readable JSON ({error})", where=name, hint="fetch the file again") from None
+        raise BadInputError(
+            f"{name} is not readable JSON ({error})", where=name, hint="download the file again"
+        ) from None
 
 
 def checked_name(name: object, where: str) -> str:
@@ -146,7 +151,9 @@ def sentence_modules(source: Source) -> list[dict[str, Any]]:
         return []
     modules = read_json(source.fetch("modules.json"), "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise BadInputError("modules.json is not a list of modules", where="modules.json", hint="fetch the file again")
+        raise BadInputError(
+            "modules.json is not a list of modules", where="modules.json", hint="download the file again"
+        )
     return [
         {**module, "path": checked_name(module["path"], "modules.json") if module.get("path") else ""}
         for module in modules
@@ -160,13 +167,15 @@ def _local(folder: Path) -> Source:
 
     def fetch(name: str) -> Path:
         if not os.access(folder / name, os.R_OK):
-            raise BadInputError("a file of the source cannot be read", where=name, hint="check its mode")
+            raise BadInputError("a file of the source cannot be read", where=name, hint="check its permissions")
         return folder / name
 
     try:
         files = tuple(sorted(_walk(folder)))
     except PermissionError as error:
-        raise BadInputError("the source is not readable", where=str(error.filename), hint="check its mode") from None
+        raise BadInputError(
+            "the source is not readable", where=str(error.filename), hint="check its permissions"
+        ) from None
     return Source(name=name, files=files, fetch=fetch, folder=folder)
 
 
@@ -231,9 +240,9 @@ def _cached(hub_id: str, revision: str | None, offline: str) -> Source:
         snapshot = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise HubError(
-            f"the Hub's cache on this machine does not hold {hub_id}{at}, and offline mode is on ({offline})",
+            f"{hub_id}{at} is not in the Hub cache of this machine, and offline mode is on ({offline})",
             where=hub_id,
-            hint=f"run it once without {offline}, or `hf download {hub_id}{at}` with a network, or give a folder",
+            hint=f"run once without {offline}, or run `hf download {hub_id}{at}` first, or give a local folder",
         ) from None
     return replace(
         _local(snapshot), name=hub_id.rsplit("/", 1)[-1], hub_id=hub_id, revision=revision, commit=snapshot.name
@@ -245,13 +254,24 @@ def hub_errors(hub_id: str) -> Iterator[None]:
     """Turns what the client raises (its own errors, and plain connection errors) into a HubError with advice."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise _hub_error(error, hub_id) from None
-    except Exception as error:
-        # A dropped connection surfaces as an error of the client's HTTP library, which is not an OSError.
-        if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
+    except Exception as raised:
+        error = client_error(raised)
+        if error is None:
             raise
         raise _hub_error(error, hub_id) from None
+
+
+def client_error(raised: Exception) -> Exception | None:
+    """The error of the Hub or of the network that the client raised; None for an error of another kind.
+
+    An error that ended an upload is the cause of a RuntimeError. A dropped connection is an error of the client's HTTP
+    library, which is not an OSError, or a RuntimeError of its Xet library.
+    """
+    cause = raised.__cause__ if isinstance(raised, RuntimeError) else None
+    error = cause if isinstance(cause, Exception) else raised
+    library = type(error).__module__.partition(".")[0]
+    known = library in HTTP_LIBRARIES or isinstance(error, (OSError, ValueError, RuntimeError))
+    return error if known else None
 
 
 def _hub_error(error: Exception, hub_id: str) -> HubError:
@@ -259,18 +279,20 @@ def _hub_error(error: Exception, hub_id: str) -> HubError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     hints = {
         "GatedRepoError": "accept its conditions on the Hub, then pass --token or set HF_TOKEN",
-        "RepositoryNotFoundError": "check the spelling; a private repo needs --token or HF_TOKEN; a folder needs ./",
+        "RepositoryNotFoundError": (
+            "check the spelling. A private repo needs --token or HF_TOKEN. Write a local folder with ./ in front"
+        ),
         "RevisionNotFoundError": "check --revision: a branch, a tag or a full commit",
-        "LocalEntryNotFoundError": "it is not in the cache either: check the network and HF_ENDPOINT, then run again",
+        "LocalEntryNotFoundError": "it is not in the cache: check the network and HF_ENDPOINT, then run again",
         "OfflineModeIsEnabled": "offline mode is on: run once without it so that the cache holds the source",
-        "HFValidationError": "a Hub id is user/name; a folder needs ./ in front",
+        "HFValidationError": "a Hub id is user/name. Write a local folder with ./ in front",
     }
     hint = hints.get(kind) or (
         "check the token" if status in (401, 403) else "check the network and HF_ENDPOINT, then run the command again"
     )
     reason = str(error).strip().splitlines()
     return HubError(
-        f"the Hub could not give {hub_id}: {kind}: {reason[0] if reason else 'no reply'}", where=hub_id, hint=hint
+        f"cannot get {hub_id} from the Hub: {kind}: {reason[0] if reason else 'no reply'}", where=hub_id, hint=hint
     )
 
 
@@ -293,7 +315,7 @@ def _with_config(source: Source) -> Source:
         )
     if source.has("adapter_config.json"):  # transformers applies it whenever it loads the folder
         raise UnsupportedError(
-            "an adapter lies beside the model, and is a part of it when transformers loads the two",
+            "the folder also has an adapter, which transformers would load with the model",
             where=f"{source.where()}: adapter_config.json",
             hint="merge it into the model first (peft: merge_and_unload, then save_pretrained), or move the adapter's "
             "files out of the folder",

@@ -109,13 +109,13 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     _check_above(output)
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(
-            "the output exists and is not a folder", where=str(output), hint="choose another with --output"
+            "the output exists and is not a folder", where=str(output), hint="choose another path with --output"
         )
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise OutputError(
             "the output folder is not empty",
             where=str(output),
-            hint="pass --overwrite, or choose another with --output",
+            hint="pass --overwrite, or choose another path with --output",
         )
 
 
@@ -128,9 +128,9 @@ def check_replaceable(output: Path) -> None:
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if names and not names & {"effconv.json", "config.json"}:
         raise OutputError(
-            "the output folder holds other files and no model, so --overwrite does not replace it",
+            "the output folder has other files and no model, so --overwrite does not replace it",
             where=str(output),
-            hint="choose another with --output, or remove that folder yourself",
+            hint="choose another path with --output, or remove the folder yourself",
         )
 
 
@@ -138,7 +138,7 @@ def _check_above(output: Path) -> None:
     above = next(folder for folder in output.parents if os.path.lexists(folder))
     if not above.is_dir():
         raise OutputError(
-            "a part of the output's path is not a folder", where=str(above), hint="choose another with --output"
+            "part of the output path is not a folder", where=str(above), hint="choose another path with --output"
         )
 
 
@@ -150,9 +150,9 @@ def check_apart(source: Path | None, output: Path) -> None:
     around = [(here, folder) for folder in (there, *there.parents)] + [(folder, there) for folder in here.parents]
     if any(system.same_place(one, other) for one, other in around):
         raise UsageError(
-            "the output and the source overlap, and the source is never touched",
+            "the output folder must not be inside the source folder or contain it",
             where=str(output),
-            hint="choose a folder elsewhere with --output",
+            hint="choose another folder with --output",
         )
 
 
@@ -163,9 +163,9 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            f"the disk is too full: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free",
+            f"not enough disk space: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free",
             where=str(folder),
-            hint="make room, or choose another disk with --output",
+            hint="free some space, or choose another disk with --output",
         )
 
 
@@ -173,22 +173,22 @@ def check_room(folder: Path, needed: int) -> None:
 def output_errors(output: Path) -> Iterator[None]:
     """Turns the system's errors about the output into ones with advice."""
     hints: Mapping[int | None, tuple[str, str]] = {
-        errno.ENOSPC: ("the disk is full", "make room, or choose another disk with --output"),
-        errno.EDQUOT: ("the disk quota is used up", "make room, or choose another disk with --output"),
+        errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with --output"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with --output"),
         errno.EACCES: ("no permission to write the output", "choose another folder with --output"),
         errno.EPERM: ("no permission to write the output", "choose another folder with --output"),
         errno.EROFS: ("the output is on a read-only disk", "choose another folder with --output"),
-        errno.EFBIG: ("the disk does not take files of this size", "pass --max-shard-size 2GB"),
-        errno.ENAMETOOLONG: ("the output's name is too long", "choose a shorter one with --output"),
+        errno.EFBIG: ("the disk does not support files of this size", "pass --max-shard-size 2GB"),
+        errno.ENAMETOOLONG: ("the output path is too long", "choose a shorter one with --output"),
         errno.ENOTEMPTY: (
-            "the output appeared while this run made it",
-            "pass --overwrite, or choose another with --output",
+            "another process created the output folder during this run",
+            "pass --overwrite, or choose another path with --output",
         ),
         errno.EEXIST: (
-            "the output appeared while this run made it",
-            "pass --overwrite, or choose another with --output",
+            "another process created the output folder during this run",
+            "pass --overwrite, or choose another path with --output",
         ),
-        errno.EIO: ("the disk failed", "choose another disk with --output"),
+        errno.EIO: ("the disk reported an error", "choose another disk with --output"),
     }
     try:
         yield

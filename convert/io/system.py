@@ -30,7 +30,7 @@ def require_supported_system() -> None:
     """Raises UnsupportedError on Windows."""
     if sys.platform == "win32":
         raise UnsupportedError(
-            "effconv does not run on Windows itself; it runs in WSL: `wsl --install`, then install it there"
+            "effconv does not run on Windows directly. Use WSL: run `wsl --install`, then install effconv in it"
         )
 
 

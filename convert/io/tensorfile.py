@@ -200,8 +200,5 @@ class TensorFile(StreamedFile):
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), bytearray(FOLLOW_STEP)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

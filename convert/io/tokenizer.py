@@ -40,7 +40,7 @@ def require_tokenizer(repo: Path) -> None:
     """Raises BadInputError for a repo without a tokenizer."""
     if not has_tokenizer(repo):
         raise BadInputError(
-            "the repo has no tokenizer", where=str(repo), hint="convert a source that has its tokenizer"
+            "the repo has no tokenizer", where=str(repo), hint="convert a source that includes its tokenizer"
         )
 
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import templates
 from ..errors import BadInputError
@@ -20,8 +20,11 @@ from ..io.source import Source, sentence_modules
 from ..io.tensorfile import file_sha256
 from ..options import Settings, changed
 from ..target import Target
-from .card_blocks import Result, with_block, with_results
+from .card_blocks import with_block, with_results
 from .manifest import read_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 PIPELINES = {
     "AutoModelForMaskedLM": "fill-mask",
@@ -49,7 +52,7 @@ def add_to_card(
     content: str,
     *,
     heading: str = "",
-    results: Sequence[Result] = (),
+    results: Sequence[EvalResult] = (),
     model: str = "",
 ) -> None:
     """Writes a generated block, and results into `model-index`, into a repo's card; all else in it stays.
@@ -72,7 +75,7 @@ def add_to_card(
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"the card cannot be read ({error})", where="README.md", hint="restore it") from None
+        raise BadInputError(f"the card cannot be read ({error})", where="README.md", hint="restore README.md") from None
     untouched = file_sha256(path) == manifest["files"].get("README.md")
     text = with_block(text, name, content, heading=heading)
     text = with_results(text, model or folder.absolute().name, results) if results else text
@@ -98,9 +101,8 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
     import jinja2
     import yaml
 
-    cards = resources.files(templates) / "cards"
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (cards / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: _part(name, target.code.package)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -124,6 +126,12 @@ def card_text(target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, 
     )
 
 
+def _part(name: str, package: str) -> str:
+    """A part of the card: one of effconv's, or of a target's own package."""
+    shared = resources.files(templates) / "cards" / name
+    return (shared if shared.is_file() else resources.files(package) / name).read_text(encoding="utf-8")
+
+
 def front_matter(
     target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, Any], sentence: bool
 ) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def front_matter(
     front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
     if manifest["source"].get("hub_id"):
         front |= {"base_model": manifest["source"]["hub_id"], "base_model_relation": "finetune"}
-    front["library_name"] = "sentence-transformers" if sentence else target.form.library
+    front["library_name"] = "sentence-transformers" if sentence else target.weights_format.library
     front["pipeline_tag"] = (
         "sentence-similarity" if sentence else PIPELINES.get(own_auto(manifest), "feature-extraction")
     )
@@ -140,7 +148,7 @@ def front_matter(
     front["tags"] = ["effconv", manifest["target"], "long-context"]
     if not manifest.get("dense_source", True):
         front["tags"] += [manifest["family"]]
-    if target.form.library == "transformers":
+    if target.weights_format.library == "transformers":
         front["tags"] += ["custom_code"]
     if sentence:
         front["tags"] += ["sentence-transformers"]

@@ -8,34 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 MARKER = re.compile(r"<!-- (/?)effconv:([a-z][a-z0-9_-]*) -->")
 VARIABLES = {"repo_id": "repo", "revision": "revision"}  # in the block that loads the model
 FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One number of a card's `model-index`.
-
-    Attributes:
-        task: as the Hub names it, such as `fill-mask`. dataset: its Hub id, or a short name of its own.
-        metric: its type, such as `accuracy`. value: what was measured.
-        dataset_name, config, split, metric_name: shown beside it; they tell results of one dataset and metric apart.
-    """
-
-    task: str
-    dataset: str
-    metric: str
-    value: float
-    dataset_name: str = ""
-    config: str = ""
-    split: str = ""
-    metric_name: str = ""
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -145,7 +127,7 @@ def with_field(text: str, key: str, value: object) -> str:
     return result
 
 
-def with_results(text: str, model: str, results: Sequence[Result]) -> str:
+def with_results(text: str, model: str, results: Sequence[EvalResult]) -> str:
     """The card with these results in its `model-index`.
 
     Others stay; one of the same task, dataset and metric is replaced.
@@ -155,34 +137,24 @@ def with_results(text: str, model: str, results: Sequence[Result]) -> str:
         model: the model's name, where the card has no `model-index` yet.
         results: what was measured.
     """
+    from huggingface_hub import ModelCardData
+
     index = front_matter(text).get("model-index") or [{"name": model, "results": []}]
     if not isinstance(index, list) or not all(isinstance(entry, dict) for entry in index):
         raise BadInputError(
             "the card's model-index is no list of models", where="README.md: model-index", hint="mend or remove it"
         )
     entries = [dict(entry) for entry in index[0].get("results") or () if isinstance(entry, dict)]
-    for result in results:
-        dataset = _filled(
-            type=result.dataset, name=result.dataset_name or result.dataset, config=result.config, split=result.split
-        )
-        metric = _filled(type=result.metric, value=result.value, name=result.metric_name)
-        place = next(
-            (e for e in entries if e.get("task", {}).get("type") == result.task and e.get("dataset") == dataset), None
-        )
-        if place is None:
-            place = {"task": {"type": result.task}, "dataset": dataset, "metrics": []}
-            entries.append(place)
-        others = [m for m in place.get("metrics") or () if _identity(m) != _identity(metric)]
-        place["metrics"] = [*others, metric]
+    written: Any = ModelCardData(model_name=model, eval_results=list(results))
+    for entry in written.to_dict()["model-index"][0]["results"]:
+        same = [e for e in entries if (e.get("task"), e.get("dataset")) == (entry["task"], entry["dataset"])]
+        new = [(metric["type"], metric.get("name")) for metric in entry["metrics"]]
+        if same:
+            others = [m for m in same[0].get("metrics") or () if (m.get("type"), m.get("name")) not in new]
+            same[0]["metrics"] = [*others, *entry["metrics"]]
+        else:
+            entries.append(entry)
     return with_field(text, "model-index", [{**index[0], "results": entries}, *index[1:]])
-
-
-def _identity(metric: Mapping[str, Any]) -> tuple[object, object]:
-    return metric.get("type"), metric.get("name")
-
-
-def _filled(**values: object) -> dict[str, object]:
-    return {key: value for key, value in values.items() if value != ""}
 
 
 def _spans(text: str) -> dict[str, tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BadInputError
 from ..execute import Written
 from ..families.grammar import Family, Head
+from ..io.dtypes import FLOATS, NAMES
 from ..io.portable import copy_portable, portable
 from ..io.source import TOKENIZER_FILES, Source, sentence_modules
 from ..io.tokenizer import class_to_load, edited
@@ -17,10 +18,14 @@ from ..plan import Plan
 from ..target import Context, Target
 from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
 
+# Fields that repos of an older effconv have and that no code reads any more.
+REMOVED_FIELDS = ("mkldnn_fp32_precision",)
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
-STALE_FIELDS = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix")
+STALE_FIELDS = (
+    *("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix"),
+    *REMOVED_FIELDS,
+)
 CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
@@ -55,12 +60,12 @@ def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
 
 def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
     """Writes the files that make the weights in `folder` a repo."""
-    types = [row.dtype for row in plan.rows if row.target and row.dtype in DTYPES]
-    dtype = DTYPES[max(set(types), key=types.count)] if types else "float32"
+    types = [row.dtype for row in plan.rows if row.target and row.dtype in FLOATS]
+    dtype = NAMES[max(set(types), key=types.count)] if types else "float32"
     _write(folder / "config.json", {"dtype": dtype, **context.emitted})
     if len(written.files) > 1:
         _write(
-            folder / target.form.index,
+            folder / target.weights_format.index,
             {"metadata": {"total_size": plan.bytes_out}, "weight_map": dict(sorted(written.weight_map.items()))},
         )
     for name, text in code_files(target, context.emits, context.emitted_head).items():
@@ -101,7 +106,9 @@ def _sentence_transformers(folder: Path, source: Source, max_length: int) -> Non
         path = module["path"]
         if (folder / path).is_file():
             raise BadInputError(
-                f"a module's folder is called {path}, as a file of the repo", where="modules.json", hint="rename it"
+                f"a sentence-transformers module has the folder {path}, which is also a file of the repo",
+                where="modules.json",
+                hint="rename the folder",
             )
         (folder / path).mkdir(parents=True, exist_ok=True)
         for name in source.files:

@@ -94,22 +94,26 @@ def read_manifest(repo: Path) -> dict[str, Any]:
         raise _kept_to_be_looked_at(repo)
     if not path.is_file():
         raise BadInputError(
-            f"no {NAME} in the folder: not a repo that effconv made", where=str(repo), hint="convert a source first"
+            f"the folder has no {NAME}, so it was not made by effconv",
+            where=str(repo),
+            hint="give the folder of a converted repo",
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{NAME} is not readable JSON ({error})", where=str(path), hint="convert again") from None
+        raise BadInputError(
+            f"{NAME} is not readable JSON ({error})", where=str(path), hint="convert the source again"
+        ) from None
     odd = [
         key for key, kind in FIELDS.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
     ]
     if odd:
-        raise BadInputError(f"{NAME} lacks {', '.join(odd)}", where=str(path), hint="convert again")
+        raise BadInputError(f"{NAME} has no {', '.join(odd)}", where=str(path), hint="convert the source again")
     if "failed" in manifest:
         raise _kept_to_be_looked_at(repo)
     if manifest["format"] > FORMAT:
         raise BadInputError(
-            f"{NAME} has format {manifest['format']}, newer than this effconv reads",
+            f"{NAME} has format {manifest['format']}, which is newer than this effconv can read",
             where=str(path),
             hint="upgrade effconv",
         )
@@ -118,9 +122,9 @@ def read_manifest(repo: Path) -> dict[str, Any]:
 
 def _kept_to_be_looked_at(repo: Path) -> CheckFailedError:
     return CheckFailedError(
-        "the folder is a conversion that failed its checks, kept to be looked at (--keep-failed)",
+        "this folder is a conversion that failed its checks (kept by --keep-failed)",
         where=str(repo),
-        hint=f"{FAILED} says what failed; convert the source again",
+        hint=f"see {FAILED} for the failed checks, then convert the source again",
     )
 
 
@@ -154,7 +158,7 @@ def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),
         *(
-            f"{name}: its bytes differ from the manifest"
+            f"{name}: its content differs from the manifest"
             for name in stated.keys() & found.keys()
             if stated[name] != found[name]
         ),
@@ -166,7 +170,7 @@ def check_hashes(repo: Path, manifest: Mapping[str, Any]) -> None:
     changed = sorted(line for line in changed_files(repo, manifest) if not line.startswith("README.md:"))
     if changed:
         raise CheckFailedError(
-            f"the repo is not what its manifest says:\n{listing(changed)}",
+            f"the files of the repo differ from its manifest:\n{listing(changed)}",
             where=str(repo),
-            hint="restore the files, or convert again",
+            hint="restore the files, or convert the source again",
         )

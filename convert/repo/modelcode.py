@@ -12,13 +12,8 @@ from importlib import resources
 from ... import templates
 from ..families.code import FamilyCode
 
-CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
-# What every repo needs beside these, each with a name to import from it.
-CORE_OTHERS = (
-    ("efficient_configuration", "EfficientConfigMixin"),
-    ("fp32_precision", "fp32_precision"),
-    ("unpadding", "Unpadded"),
-)
+TEMPLATES = templates.__name__
+CORE = "efficient_encoder"  # what every target's encoder is built on
 BASE_SUFFIX = "Model"
 
 
@@ -27,13 +22,10 @@ class Seq2SeqCode:
     """A target's parts for models of an encoder and a decoder.
 
     Args:
-        encoder_mixin: of the encoder. model_mixin: of the base model. decoder_mixin: of classes that are the decoder
-            alone. config_mixin: of the config.
+        template: of the classes of the encoder and the base model. config_mixin: of the config.
     """
 
-    encoder_mixin: tuple[str, str]
-    model_mixin: tuple[str, str]
-    decoder_mixin: tuple[str, str]
+    template: str
     config_mixin: tuple[str, str]
 
 
@@ -44,37 +36,34 @@ class TargetCode:
     Args:
         name: in file names and model types, such as `lsg`.
         class_prefix: of the emitted classes, such as `LSG`.
-        mix: the module that mixes q, k and v.
+        attention: the module that takes the place of a layer's attention, between its projections.
         encoder_mixin: the target's `EncoderMixin`.
         config_mixin: the target's fields of the config.
         others: further modules that the repo needs, each with a name to import from it.
+        package: where its own files are, among them card_NAME.md.jinja, the part of the card on its attention.
         seq2seq: what takes the place of some of these in models of an encoder and a decoder, where it takes them.
     """
 
     name: str
     class_prefix: str
-    mix: tuple[str, str]
+    attention: tuple[str, str]
     encoder_mixin: tuple[str, str]
     config_mixin: tuple[str, str]
     others: tuple[tuple[str, str], ...] = ()
+    package: str = TEMPLATES
     seq2seq: Seq2SeqCode | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
-        parts = (self.mix, self.encoder_mixin, self.config_mixin, *CORE_OTHERS, *self.others)
-        return tuple(f"{module}.py" for module in sorted({CORE_MODULE, *(module for module, _ in parts)}))
+        parts = (self.attention, self.encoder_mixin, self.config_mixin, *self.others)
+        return tuple(f"{module}.py" for module in sorted({CORE, *(module for module, _ in parts)}))
 
     def for_family(self, family: FamilyCode) -> TargetCode:
         """The parts that a family needs."""
         if not family.encoder or self.seq2seq is None:
             return self
-        return replace(
-            self,
-            encoder_mixin=self.seq2seq.encoder_mixin,
-            config_mixin=self.seq2seq.config_mixin,
-            others=(*self.others, self.encoder_mixin),
-        )
+        return replace(self, config_mixin=self.seq2seq.config_mixin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,55 +83,7 @@ class StandaloneCode:
     files: tuple[str, ...]
     class_prefix: str = ""
     auto: bool = True
-
-
-LAMBDA_PUBLISHED_CODE = StandaloneCode(
-    model_type="lambda-published",
-    module="lambda_published",
-    config="lambda_published.LambdaBertConfig",
-    files=("lambda_attention.py", "lambda_published.py"),
-)
-LINFORMER_CODE = TargetCode(
-    name="linformer",
-    class_prefix="Linformer",
-    mix=("linformer_attention", "LinformerMix"),
-    encoder_mixin=("linformer_encoder", "LinformerEncoderMixin"),
-    config_mixin=("linformer_configuration", "LinformerConfigMixin"),
-    others=(("linformer_projection", "peaked_segments"),),
-)
-TRANSNORMER_CODE = TargetCode(
-    name="transnormer",
-    class_prefix="TransNormer",
-    mix=("transnormer_attention", "TransNormerMix"),
-    encoder_mixin=("transnormer_encoder", "TransNormerEncoderMixin"),
-    config_mixin=("transnormer_configuration", "TransNormerConfigMixin"),
-    others=(("transnormer_feed_forward", "add_gate"),),
-)
-LAMBDA_CODE = TargetCode(
-    name="lambda",
-    class_prefix="Lambda",
-    mix=("lambda_attention", "LambdaMix"),
-    encoder_mixin=("lambda_encoder", "LambdaEncoderMixin"),
-    config_mixin=("lambda_configuration", "LambdaConfigMixin"),
-)
-LSG_CODE = TargetCode(
-    name="lsg",
-    class_prefix="LSG",
-    mix=("lsg_attention", "LSGMix"),
-    encoder_mixin=("lsg_encoder", "LSGEncoderMixin"),
-    config_mixin=("lsg_configuration", "LSGConfigMixin"),
-    others=(
-        ("lsg_kernel_cpu", "cpu_attention"),
-        ("lsg_kernel_flex", "flex_rows"),
-        ("lsg_kernel_triton", "triton_attention"),
-    ),
-    seq2seq=Seq2SeqCode(
-        encoder_mixin=("lsg_seq2seq", "LSGSeq2SeqEncoderMixin"),
-        model_mixin=("lsg_seq2seq", "Seq2SeqModelMixin"),
-        decoder_mixin=("lsg_seq2seq", "DecoderMixin"),
-        config_mixin=("lsg_configuration", "LSGSeq2SeqConfigMixin"),
-    ),
-)
+    package: str = TEMPLATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +107,7 @@ def names(family: FamilyCode, target: TargetCode) -> Names:
         modeling_module=f"modeling_{target.name}_{family.module}",
         model_type=f"{target.name}-{family.model_type}",
         config=f"{prefix}Config",
-        attention=f"{prefix}Attention",
+        attention=f"{prefix}SelfAttention",
         model=f"{prefix}{BASE_SUFFIX}",
         encoder=f"{prefix}Encoder",
     )
@@ -200,6 +141,12 @@ def auto_map(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Map
     }
 
 
+def read_template(file: str, package: str) -> str:
+    """A file that repos are made of: one of a target's own package, or one that all targets share."""
+    own = resources.files(package) / file
+    return (own if own.is_file() else resources.files(templates) / file).read_text(encoding="utf-8")
+
+
 def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mapping[str, str]) -> dict[str, str]:
     """All code files of an emitted repo as {name: text}.
 
@@ -208,25 +155,34 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         target: what it becomes.
         heads: suffix of the stock class ("Model", "ForMaskedLM") to its Auto class.
     """
-    package = resources.files(templates)
     if isinstance(target, TargetCode):
         target = target.for_family(family)
-    copied = {file: (package / file).read_text(encoding="utf-8") for file in target.files}
+    copied = {file: read_template(file, target.package) for file in target.files}
     if isinstance(target, StandaloneCode):
         return copied
     import jinja2
 
     of = names(family, target)
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FunctionLoader(lambda name: read_template(name, target.package)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    used, others = _imports(family, target)
+    classes = {of.model, *(class_name(family, target, suffix) for suffix in heads)}
     values = {
         "family": family,
         "target": target,
         "names": of,
-        "core": {"attention": CORE_ATTENTION, "head": CORE_HEAD},
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
-        "imports": _imports(family, target),
+        "imports": [
+            (module, ", ".join(sorted(name for other, name in used + others if other == module)))
+            for module in sorted({module for module, _ in used + others})
+        ],
+        # Classes before functions, as the linter sorts them.
+        "exported": sorted(classes | {name for _, name in others}, key=lambda name: (name[0].islower(), name)),
         "heads": [
             (family.class_prefix + suffix, class_name(family, target, suffix), suffix in family.decoder_heads)
             for suffix in heads
@@ -235,7 +191,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         "quoted": lambda words: ", ".join(f'"{word}"' for word in words),
     }
     rendered = {
-        f"{module}.py": environment.from_string((package / template).read_text(encoding="utf-8")).render(values)
+        f"{module}.py": environment.get_template(template).render(values)
         for module, template in (
             (of.configuration_module, "configuration.py.jinja"),
             (of.modeling_module, "modeling.py.jinja"),
@@ -244,21 +200,15 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
     return {**copied, **rendered}
 
 
-def _imports(family: FamilyCode, target: TargetCode) -> list[tuple[str, str, bool]]:
-    """What the modeling file imports: module, names, and whether it does so only to have the file copied."""
+def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
+    core = ["EfficientSelfAttention", "HeadMixin", *(("AdaptedModel", "visible_tokens") if family.encoder else ())]
     used = [
         (of.configuration_module, of.config),
-        (CORE_MODULE, CORE_ATTENTION),
-        (CORE_MODULE, CORE_HEAD),
-        target.mix,
+        *((CORE, name) for name in core),
+        target.attention,
         target.encoder_mixin,
-        *((target.seq2seq.model_mixin, target.seq2seq.decoder_mixin) if family.encoder and target.seq2seq else ()),
     ]
-    found: dict[str, list[str]] = {}
-    for module, name in used:
-        found.setdefault(module, []).append(name)
-    others = (target.config_mixin, *CORE_OTHERS, *target.others)
-    copied = [(module, name, True) for module, name in others if module not in found]
-    rows = [(module, ", ".join(sorted(imported)), False) for module, imported in found.items()]
-    return sorted(rows + copied)
+    named = {module for module, _ in used}
+    return used, [(module, name) for module, name in (target.config_mixin, *target.others) if module not in named]

@@ -110,7 +110,9 @@ def compare_with_source(
         if in_float32:
             rounding[auto] = in_float32
         if not calls and not loaded.manifest.get("part"):
-            raise AssertionError("the emitted attention was never called: the model is still the dense one")
+            raise AssertionError(
+                "the efficient attention was never called: the model still uses the source's attention"
+            )
     details = {"heads": heads, "tokens": longest}
     return worst_of(heads.values()), details | ({"in_float32": rounding} if rounding else {})
 

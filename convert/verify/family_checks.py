@@ -141,10 +141,10 @@ def runs_at_full_length(loaded: Loaded) -> tuple[None, dict[str, Any]]:
         result = outputs(base, "AutoModel", ids, None)
     except (IndexError, RuntimeError) as error:
         raise AssertionError(
-            f"an input of {loaded.max_length:,} tokens, the promised length, does not run: {error}"
+            f"an input of {loaded.max_length:,} tokens, the maximum length, does not run: {error}"
         ) from None
     if not all(bool(torch.isfinite(value).all()) for value in result.values()):
-        raise AssertionError(f"an input of {loaded.max_length:,} tokens gives values that are not finite")
+        raise AssertionError(f"an input of {loaded.max_length:,} tokens gives NaN or infinite values")
     return None, {"tokens": loaded.max_length}
 
 
@@ -247,7 +247,7 @@ def _stored_name(name: str, prefix: str, stored: Mapping[str, Any]) -> str:
 def _reason(name: str, exempt: Mapping[str, str], without_code: set[str]) -> str:
     """Why nothing needs to read a tensor; "" where it must be read."""
     if name in without_code:
-        return "carried over for a class that this repo has no code for"
+        return "kept for a class that this repo has no code for"
     return next((why for end, why in exempt.items() if name.endswith(end)), "")
 
 

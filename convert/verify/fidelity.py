@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..text import joined, measuring_text, six_digits
+from ..text import joined, measuring_text, six_digits, special_ends
+from ..windows import spread_windows
 from .loaded import Loaded, decoder_inputs
 
 BUILTIN_LENGTHS = (128, 256, 512)
@@ -63,20 +64,7 @@ def fidelity(loaded: Loaded, text: str, lengths: Iterable[int], texts: int) -> l
 def cut(tokenizer: Any, text: str, length: int, count: int) -> Tensor | None:
     """Up to `count` windows of `length` tokens (count, length), evenly spread; None for a text too short."""
     body = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    size = length - tokenizer.num_special_tokens_to_add()
-    available = len(body) // size if size > 0 else 0
-    if not available:
-        return None
-    chosen = sorted({round(i * (available - 1) / max(count - 1, 1)) for i in range(min(count, available))})
-    first, last = _ends(tokenizer)
-    return torch.tensor([[*first, *body[i * size : (i + 1) * size], *last] for i in chosen])
-
-
-def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text, as the tokenizer itself puts them."""
-    body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
-    return whole[:lead], whole[lead + len(body) :]
+    return spread_windows(body, length, count, *special_ends(tokenizer))
 
 
 def compare(source: nn.Module, emitted: nn.Module, ids: Tensor, tokenizer: Any) -> dict[str, Any]:

@@ -62,10 +62,11 @@ class Loaded:
             folder or self.repo, trust_remote_code=True, output_loading_info=True, dtype=torch.float32, **overrides
         )
         if info["missing_keys"] or info["mismatched_keys"]:
-            raise ValueError(f"not loaded: {sorted(info['missing_keys'])[:4]} {list(info['mismatched_keys'])[:4]}")
+            missing, mismatched = sorted(info["missing_keys"])[:4], list(info["mismatched_keys"])[:4]
+            raise ValueError(f"tensors not loaded: missing {missing}, of another shape {mismatched}")
         unexpected = set(info["unexpected_keys"]) - set(self.manifest.get("carried", ()))
         if unexpected and (auto or self.auto) == self.auto:
-            raise ValueError(f"tensors that no part of the model takes: {sorted(unexpected)[:4]}")
+            raise ValueError(f"tensors that the model does not use: {sorted(unexpected)[:4]}")
         evaluating: PreTrainedModel = model.eval()
         return evaluating
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..execute import Progress
 from ..families.converted import converted
 from ..io.reader import DENSE_FORMATS, open_checkpoint
 from ..io.source import resolve
 from ..io.tokenizer import require_tokenizer
-from ..options import Settings, default_of
+from ..options import Progress, Settings, default_of
 from ..repo.manifest import Measured, check_hashes, read_manifest
 from ..run import source_folder
 from ..target import Target
@@ -44,7 +43,7 @@ def verify_repo(
     target = targets.get(manifest["target"])
     if target is None:
         raise UnsupportedError(
-            f"the repo's target {manifest['target']!r} is unknown to this effconv",
+            f"this version of effconv does not know the repo's target {manifest['target']!r}",
             where=str(folder),
             hint="upgrade effconv",
         )
@@ -60,7 +59,7 @@ def verify_repo(
         progress=lambda name: progress(f"verify: {name}", 0, 0),
         trust_remote_code=trust_remote_code,
     )
-    require_passed(measured, target, "do not use this repo as it is: convert its source again", folder)
+    require_passed(measured, target, "do not use this repo; convert its source again", folder)
     return measured
 
 
@@ -94,18 +93,20 @@ def fidelity_of(
     require_readable(files, "--data")
     wanted = _token_lengths(lengths)
     if texts < 1:
-        raise UsageError(f"texts are {texts}", where="--texts", hint="give at least one text a length")
+        raise UsageError(
+            f"--texts must be at least 1, got {texts}", where="--texts", hint="give the number of texts per length"
+        )
     if not manifest.get("dense_source", True):
         raise UnsupportedError(
-            f"a {manifest['target']} repo has its source's weights and approximates nothing",
+            f"a {manifest['target']} repo computes the same as its source: there is no approximation to measure",
             where=str(folder),
-            hint="compare the two with effconv verify --against",
+            hint="compare their outputs with effconv verify --against SOURCE",
         )
     if manifest.get("part"):
         raise UnsupportedError(
-            f"the repo is the {manifest['part']} alone, which keeps its source's attention and approximates nothing",
+            f"the repo has only the {manifest['part']}, whose attention is the source's: there is no approximation",
             where=str(folder),
-            hint="compare the two with effconv verify --against",
+            hint="compare their outputs with effconv verify --against SOURCE",
         )
     require_tokenizer(folder)
     reach = min(int(manifest["max_length"]), int(manifest["source_max_length"]))
@@ -114,12 +115,12 @@ def fidelity_of(
     takes = f"the source takes {manifest['source_max_length']} tokens, the repo {manifest['max_length']}"
     if not reached:
         raise UsageError(
-            f"no length that both models reach: {takes}",
+            f"no length fits both models: {takes}",
             where=f"--lengths {','.join(beyond)}",
             hint=f"give lengths of at most {reach} tokens (for longer texts: effconv retrieval)",
         )
     if beyond:
-        progress(f"left out {','.join(beyond)} tokens: {takes}", 0, 0)
+        progress(f"skipped texts of {','.join(beyond)} tokens: {takes}", 0, 0)
     check_hashes(folder, manifest)
     rows = measure_fidelity(
         folder.resolve(),
@@ -140,7 +141,7 @@ def fidelity_of(
     filled = {row["tokens"] for row in rows}
     for length in reached:
         if length not in filled:
-            progress(f"left out {length} tokens: the text is shorter", 0, 0)
+            progress(f"skipped texts of {length} tokens: the text is shorter", 0, 0)
     return rows
 
 
@@ -154,7 +155,9 @@ def _token_lengths(lengths: str | int | Sequence[int]) -> list[int]:
     found = sorted({int(part) if str(part).strip().isdigit() else 0 for part in parts})
     if not found or found[0] < 3:
         raise UsageError(
-            f"lengths are {lengths!r}", where="--lengths", hint="numbers of tokens, at least 3, such as 128,512"
+            f"--lengths must be numbers of tokens, at least 3, got {lengths!r}",
+            where="--lengths",
+            hint="separate lengths by commas, such as 128,512",
         )
     return found
 
@@ -189,7 +192,7 @@ def source_of(
     family = before.family if before else found.config.get("model_type")
     if family not in (brought.model_types if brought else (manifest["family"],)):
         raise UsageError(
-            f"the source is a {family}, the repo was made from a {manifest['family']}",
+            f"the source is a {family}, but the repo was made from a {manifest['family']}",
             where=str(against),
             hint="give the checkpoint that the repo was made from",
         )

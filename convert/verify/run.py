@@ -44,7 +44,7 @@ def run_checks(
     applying: list[tuple[Check, str]] = []
     left_out: list[tuple[Check, str]] = []
     for check in target.checks:
-        why = check.applies(manifest)
+        why = check.left_out(manifest)
         if not why and source is None and check.needs_source:
             why = "no source was given to compare with"
         (left_out if why else applying).append((check, why))
@@ -94,7 +94,7 @@ def require_passed(measured: Sequence[Measured], target: Target, hint: str, repo
         return
     lines = [
         f"{result.name}: {result.why}"
-        + (f"; it may mean that {means[result.name]}" if _compared(result) and means.get(result.name) else "")
+        + (f". Possible cause: {means[result.name]}" if _compared(result) and means.get(result.name) else "")
         for result in failed
     ]
     short = MEMORY if any(memory_ran_out(result.why) for result in failed) else ""
@@ -115,11 +115,11 @@ def _compared(result: Measured) -> bool:
 def _died(returncode: int, said: str, repo: str) -> CheckFailedError:
     """The error for a process that ended before all was said."""
     tail = "\n".join(f"    {line}" for line in said.strip().splitlines()[-6:])
-    ended = f"it ended with {returncode}"
-    hint = "the lines above say why: install or upgrade the package that they name"
+    ended = f"exit status {returncode}"
+    hint = "read the lines above, and install or upgrade the package that they name"
     if returncode < 0:
-        ended = f"signal {-returncode} ended it"
-        hint = "a package that does not fit this machine does that: install torch and transformers anew"
+        ended = f"ended by signal {-returncode}"
+        hint = "a package may not fit this machine: reinstall torch and transformers"
     if returncode == -9 or memory_ran_out(said):
         hint = MEMORY
     what = f"the repo could not be loaded in a fresh process ({ended}):\n{tail}"

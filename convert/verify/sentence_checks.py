@@ -49,7 +49,7 @@ def same_embedding(
     if root is None:
         raise DoesNotApply("not a sentence encoder")
     if not (loaded.repo / MODULES).is_file():
-        raise AssertionError("the source is a sentence encoder, and the repo has no modules.json")
+        raise AssertionError("the source is a sentence encoder, but the repo has no modules.json")
     if importlib.util.find_spec("sentence_transformers") is None:
         compared = _require_same_files(loaded.repo, root)
         return 0.0, {"sentence_transformers": "not installed: files were compared", "files": compared}
@@ -57,9 +57,9 @@ def same_embedding(
     for name in SHARED:
         one, other = getattr(ours, name, None), getattr(theirs, name, None)
         if one != other:
-            raise AssertionError(f"{name} is {one!r}, the source's {other!r}")
+            raise AssertionError(f"{name} is {one!r}, but {other!r} in the source")
     if ours.max_seq_length != loaded.max_length:
-        raise AssertionError(f"max_seq_length is {ours.max_seq_length}, the model takes {loaded.max_length}")
+        raise AssertionError(f"max_seq_length is {ours.max_seq_length}, but the model takes {loaded.max_length} tokens")
     encoders = (ours[0].auto_model, theirs[0].auto_model)
     put_back(*encoders) if put_back is not None else put_back_attention(loaded, *encoders)
     reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))

@@ -41,7 +41,7 @@ def run_check(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
     if check["tolerance"] is None:
         return {**result, "passed": True, "value": None, "why": "", "details": details}
     passed = value <= check["tolerance"]  # False for NaN
-    why = "" if passed else f"differs by {value:.3g}, at most {check['tolerance']:g} is promised"
+    why = "" if passed else f"differs by {value:.3g}, the tolerance is {check['tolerance']:g}"
     return {**result, "passed": passed, "value": value, "why": why, "details": details}
 
 

@@ -56,7 +56,7 @@ def same_tokens(loaded: Loaded) -> tuple[None, dict[str, Any]]:
     if not has_tokenizer(loaded.repo):
         if expected is None:
             raise DoesNotApply("the repo has no tokenizer")
-        raise AssertionError("the source has a tokenizer and the repo has none of its files")
+        raise AssertionError("the source has a tokenizer, but the repo has none of its files")
     ours = encodings(loaded.tokenizer, _left_out(loaded.repo))
     record = {"texts": VERSION, "sha256": digest(ours), "versions": _versions()}
     if expected is not None:
@@ -65,7 +65,7 @@ def same_tokens(loaded: Loaded) -> tuple[None, dict[str, Any]]:
         record = _compared_with_record(record, loaded.manifest)
     length = int(loaded.tokenizer.model_max_length)
     if length != loaded.max_length:
-        raise AssertionError(f"the tokenizer cuts at {length:,} tokens, and the model takes {loaded.max_length:,}")
+        raise AssertionError(f"the tokenizer truncates at {length:,} tokens, but the model takes {loaded.max_length:,}")
     return None, {"record": record, "encodings": len(ours), "without_trust_remote_code": _untrusted(loaded.repo, ours)}
 
 
@@ -145,10 +145,10 @@ def _compared_with_record(record: dict[str, Any], manifest: Mapping[str, Any]) -
         return dict(stated)
     if stated.get("versions") != record["versions"]:
         raise DoesNotApply(
-            f"the source's ids were recorded with {_named(stated.get('versions'))}, and {_named(record['versions'])} "
-            "makes others of the repo's tokenizer: give the source to compare both here"
+            f"the source's ids were recorded with {_named(stated.get('versions'))}, but {_named(record['versions'])} "
+            "gives other ids: pass --against SOURCE to compare both tokenizers here"
         )
-    raise AssertionError("the ids are not those that the manifest records of the source")
+    raise AssertionError("the ids differ from those of the source in the manifest")
 
 
 def _untrusted(repo: Path, ours: Mapping[str, Any]) -> str:
@@ -166,7 +166,9 @@ def _untrusted(repo: Path, ours: Mapping[str, Any]) -> str:
     try:
         require_same(encodings(tokenizer, _left_out(repo)), ours)
     except AssertionError as error:
-        raise AssertionError(f"without trust_remote_code, {error}".replace("the source", "the repo with it")) from None
+        raise AssertionError(
+            f"without trust_remote_code, {error}".replace("the source", "the repo with trust_remote_code")
+        ) from None
     return "the same"
 
 
@@ -191,8 +193,8 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], most: 
     key = next(key for key in (*theirs, *ours) if ours.get(key) != theirs.get(key))
     one, other = ours.get(key), theirs.get(key)
     if not (isinstance(one, list) and isinstance(other, list)):
-        return f"{key} is {one} where the source gives {other}"
+        return f"{key} is {one}, but the source gives {other}"
     pairs = enumerate(zip(one, other, strict=False))
     at = next((i for i, (x, y) in pairs if x != y), min(len(one), len(other)))
     one, other = (json.dumps(values[at : at + most]) for values in (one, other))
-    return f"{key} from {at} on are {one} where the source gives {other}"
+    return f"{key} from {at} on are {one}, but the source gives {other}"

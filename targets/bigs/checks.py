@@ -74,7 +74,7 @@ def frameworks_agree(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         other = _run_jax(model, inputs)
     else:
         other = _run_jax(_jax_model(config, params, architecture), inputs)
-    details = {"tokens": [length], "jax": "run" if jax else "not installed: the float64 formula instead"}
+    details = {"tokens": [length], "jax": "run" if jax else "not installed: compared with the float64 implementation"}
     return worst_of(_differences(torch_side, other)), details
 
 

@@ -13,22 +13,28 @@ from ...convert.options import option
 class BiGSOptions:
     """What a conversion of BiGS takes."""
 
-    max_length: int | None = option(None, "Tokens that the result takes. [default: the source's]", flag="--max-len")
-    positions: Literal["repeat", "interpolate"] = option("repeat", "How a longer position table is filled.")
+    max_length: int | None = option(None, "Maximum input length in tokens. [default: the source's]", flag="--max-len")
+    positions: Literal["repeat", "interpolate"] = option(
+        "repeat", "How position embeddings are extended to a new length."
+    )
     layer_gelu: Literal["tanh", "erf"] | None = option(
         None,
-        "GELU of the layers: tanh as in JAX, erf for weights trained with the published torch port. "
+        "GELU variant: tanh as in JAX, erf for weights trained with the published PyTorch port. "
         "[default: the source's, else tanh]",
     )
     mask_mode: Literal["pooler", "inert"] | None = option(
         None,
-        "inert: padding changes no real token's output; pooler: as published. [default: the source's, else pooler]",
+        "Padding. inert: it changes no real token's output. pooler: as published. [default: the source's, else pooler]",
     )
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that mean nothing."""
         if self.max_length is not None and not 1 <= self.max_length <= 1 << 20:
-            raise UsageError(f"a length of {self.max_length} tokens", where="--max-len", hint="give 1 to 1048576")
+            raise UsageError(
+                f"max_length must be an integer from 1 to 1,048,576, got {self.max_length}",
+                where="--max-len",
+                hint="such as 1024",
+            )
         for name, value, choices in (
             ("--positions", self.positions, ("repeat", "interpolate")),
             ("--layer-gelu", self.layer_gelu, ("tanh", "erf", None)),
@@ -36,5 +42,5 @@ class BiGSOptions:
         ):
             if value not in choices:
                 raise UsageError(
-                    f"unknown value {value!r}", where=name, hint="one of " + ", ".join(filter(None, choices))
+                    f"unknown value {value!r}", where=name, hint="use one of " + ", ".join(filter(None, choices))
                 )

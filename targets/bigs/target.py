@@ -227,14 +227,14 @@ def read_bigs_config(config: Config) -> Config:
     return whole
 
 
-def complete(options: BiGSOptions, config: Config) -> BiGSOptions:
+def resolve_options(options: BiGSOptions, config: Config) -> BiGSOptions:
     """The options with the source's own values for those that were left open."""
     stored = number(config, "max_position_embeddings")
     if options.positions != "repeat" and options.max_length in (None, stored):
         raise UsageError(
-            f"the source takes {stored} tokens, as the result: no position table is {options.positions}d",
+            f"the source and the result both take {stored} tokens: the position table does not change",
             where="--positions",
-            hint="leave it out, or give another --max-len",
+            hint="leave out --positions, or give another --max-len",
         )
     return replace(
         options,
@@ -261,22 +261,26 @@ def check_bigs_config(config: Config) -> None:
         "tie_word_embeddings": (True, False),
     }  # fmt: skip
     faults = [
-        f"{name}: {config[name]!r} is none of {', '.join(map(str, values))}"
+        f"{name} must be one of {', '.join(map(str, values))}, got {config[name]!r}"
         for name, values in choices.items()
         if not any(config[name] is value or config[name] == value for value in values)
     ]
     if config.get(HEADS) is not None and number(config, H) % number(config, HEADS):
-        faults.append(f"{HEADS}: {config[HEADS]} does not divide hidden_size {config[H]}")
+        faults.append(f"{HEADS} must divide hidden_size {config[H]}, got {config[HEADS]}")
     if faults:
         raise BadInputError(
-            f"the config cannot be that of a BiGS encoder:\n{listing(faults)}",
+            f"this is not the config of a BiGS encoder:\n{listing(faults)}",
             where="config.json",
-            hint="check it against the published models' configs",
+            hint="compare it with the config of a published BiGS model",
         )
 
 
 def _padding(manifest: Mapping[str, Any]) -> str:
-    return "" if manifest["options"]["mask_mode"] == "inert" else "padding flows through the layers, as published"
+    return (
+        ""
+        if manifest["options"]["mask_mode"] == "inert"
+        else "padding affects the outputs, as published (mask_mode pooler)"
+    )
 
 
 def _cast(manifest: Mapping[str, Any]) -> str:
@@ -287,39 +291,39 @@ CHECKS = "effconv.targets.bigs.checks"
 EQUAL_TO_SOURCE = Check(
     "equal_to_source",
     f"{CHECKS}:equal_to_source",
-    "the outputs of the source's weights, by a float64 form of the published formula",
+    "the outputs equal those of the source's weights in a float64 implementation of BiGS",
     5e-5,
     _cast,
     needs_source=True,
-    means="a tensor was copied to the wrong place, or config.json does not say what the weights were trained with",
+    means="a tensor was copied to the wrong place, or config.json does not match the training of the weights",
 )
 TORCH_EQUALS_FORMULA = Check(
     "equal_to_formula",
     f"{CHECKS}:torch_equals_formula",
-    "the model gives the outputs of a float64 form of the published formula",
+    "the model gives the outputs of a float64 implementation of BiGS",
     5e-5,
-    means="the model does not compute its formula on this machine, with this version of torch",
+    means="the model computes wrong results on this machine or with this version of torch",
 )
 FRAMEWORKS_AGREE = Check(
     "jax_and_torch_agree",
     f"{CHECKS}:frameworks_agree",
-    "the same weights give the same outputs in JAX and in torch (in a float64 form of the formula without JAX)",
+    "the same weights give the same outputs in JAX and in PyTorch (without JAX: in a float64 implementation)",
     5e-5,
-    means="one of the two frameworks does not compute the formula on this machine",
+    means="JAX or PyTorch computes wrong results on this machine",
 )
 
 
-def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
+def _target(name: str, summary: str, folder_suffix: str, **fields: Any) -> Target:
     return Target(
         name=name,
-        says=says,
-        families=(BIGS.name,),
+        summary=summary,
+        only=(BIGS.name,),
         emits=BIGS,
         options=BiGSOptions,
-        ending=ending,
+        folder_suffix=folder_suffix,
         weights=lambda context: (),
         rules=_rules,
-        complete=complete,
+        resolve_options=resolve_options,
         whole_config=True,
         new_last=True,
         **fields,
@@ -328,7 +332,7 @@ def _target(name: str, says: str, ending: str, **fields: Any) -> Target:
 
 _TORCH: Mapping[str, Any] = {
     "config": to_torch_config,
-    "form": SAFETENSORS,
+    "weights_format": SAFETENSORS,
     "code": TORCH_CODE,
     "checks": (
         EQUAL_TO_SOURCE,
@@ -341,14 +345,14 @@ _TORCH: Mapping[str, Any] = {
         SAME_TOKENS,
     ),
 }
-JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to torch", "torch", reads=("msgpack",), **_TORCH)
-RESIZED = _target("bigs", "BiGS (arXiv 2212.10544), torch to torch, to another length", "torch", **_TORCH)
+JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to PyTorch", "torch", reads=("msgpack",), **_TORCH)
+RESIZED = _target("bigs", "BiGS (arXiv 2212.10544) in PyTorch, with another maximum length", "torch", **_TORCH)
 TORCH2JAX = _target(
     "torch2jax",
-    "BiGS (arXiv 2212.10544) from torch to JAX",
+    "BiGS (arXiv 2212.10544) from PyTorch to JAX",
     "jax",
     config=to_jax_config,
-    form=FLAX,
+    weights_format=FLAX,
     code=JAX_CODE,
     checks=(EQUAL_TO_SOURCE, FRAMEWORKS_AGREE, EVERY_TENSOR_READ.by(f"{CHECKS}:every_jax_tensor_read"), SAME_TOKENS),
 )

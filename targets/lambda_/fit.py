@@ -1,8 +1,8 @@
 """Fit the Lambda target to a pretrained encoder: landmarks by k-means, query side and local term by least squares.
 
 Contract: a stock encoder, its attention sites and batches of token ids in; one dictionary of float32 arrays a site out,
-named as the parameters of `LambdaMix`. Nothing is trained and the encoder is left as it came. The same inputs, options
-and number of threads give the same bits.
+named as the parameters of `LambdaAttention`. Nothing is trained and the encoder is left as it came. The same inputs,
+options and number of threads give the same bits.
 
 A head of the converted layer is linear in θ, f = d + 1 by s = c + r of them (see `lambda_attention`):
 
@@ -26,11 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...convert.errors import BadInputError
+from ...convert.options import Progress
 from ...convert.target import Calibration, Context
-from ..teacher import AttentionSite, attention_sites, load_teacher, watch_all
+from ..teacher import AttentionRun, AttentionSite, attention_sites, load_teacher, watch
 from ..text_batches import read_text, text_batches
-
-Progress = Callable[[str, int, int], None]
 
 LENGTHS = (512, 256, 128, 64, 32)  # of the calibration texts: a fit on one length alone loses on the others
 # Positions handled at once: the packed pairs of 12 heads of width 64 then take 50 MB.
@@ -57,15 +56,15 @@ class LambdaFit:
 
     def __post_init__(self) -> None:
         if self.key_depth < 1 or self.intra_depth < 1:
-            raise ValueError(f"key_depth {self.key_depth} and intra_depth {self.intra_depth} must be at least 1")
-        if self.local_context < 0 or (self.local_context and self.local_context % 2 == 0):
             raise ValueError(
-                f"local_context {self.local_context} is no odd number: it needs a centre (0 leaves the local term out)"
+                f"key_depth and intra_depth must be at least 1, got {self.key_depth} and {self.intra_depth}"
             )
+        if self.local_context < 0 or (self.local_context and self.local_context % 2 == 0):
+            raise ValueError(f"local_context must be odd, or 0 for no local term, got {self.local_context}")
 
 
 def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Calibration:
-    """The parameters of every layer's `LambdaMix`, fitted on the options' calibration text."""
+    """The parameters of every layer's `LambdaAttention`, fitted on the options' calibration text."""
     options = context.options
     fit = LambdaFit(
         key_depth=options.key_depth,
@@ -78,7 +77,7 @@ def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Cali
     reach = model.config.max_position_embeddings - context.family.special_positions
     lengths = [length for length in LENGTHS if length <= reach] or [reach]
     batches = text_batches(text.tokens, text.prefix, text.suffix, lengths)
-    sites = attention_sites(model, context)
+    sites = attention_sites(model, context.family, context.config)
     found = fit_lambda(
         model, sites, batches, fit, lambda stage, done, total: progress(f"calibrate: {stage}", done, total)
     )
@@ -109,7 +108,7 @@ def fit_lambda(
     needed = 4 * fit.key_depth * fit.intra_depth
     if positions < needed:
         raise BadInputError(
-            f"{positions} calibration tokens are too few for {needed // 4} landmarks",
+            f"the calibration text has {positions} tokens, too few for {needed // 4} landmarks",
             where="--calibrate",
             hint="give a longer text",
         )
@@ -130,13 +129,13 @@ def _find_landmarks(
     stride = max(1, sum(x.numel() for x in batches) // fit.landmark_samples)
     drawn: list[list[Tensor]] = [[] for _ in sites]
 
-    def keep(rows: list[Tensor]) -> Callable[..., None]:
-        def receive(q: Tensor) -> None:
-            rows.append(q.transpose(0, 1).flatten(1, 2)[:, ::stride].clone())
+    def keep(rows: list[Tensor]) -> Callable[[AttentionRun], None]:
+        def receive(run: AttentionRun) -> None:
+            rows.append(run.by_head()[0].transpose(0, 1).flatten(1, 2)[:, ::stride].clone())
 
         return receive
 
-    with watch_all([(site, ("q",), keep(rows)) for site, rows in zip(sites, drawn, strict=True)]):
+    with watch([(site, keep(rows)) for site, rows in zip(sites, drawn, strict=True)]):
         for i, batch in enumerate(batches):
             model(input_ids=batch)
             report("queries", i + 1, len(batches))
@@ -194,8 +193,9 @@ class _NormalEquations:
             for shape in ((h, p, c * c), (h, p, c * r), (h, p, r * (r + 1) // 2), (h, f, c + r))
         )
 
-    def add(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
-        """Texts without padding, q, k, v and the attention's output y (b, h, t, d)."""
+    def add(self, run: AttentionRun) -> None:
+        """Texts without padding."""
+        q, k, v, y = run.by_head()
         t = q.shape[2]
         for s in range(0, q.shape[0], max(1, CHUNK // t)):
             part = slice(s, s + max(1, CHUNK // t))
@@ -280,7 +280,7 @@ def _fit_sites(
         equations = [
             _NormalEquations(landmarks[i], r, _output_root(sites[i]) if fit.output_metric else None) for i in part
         ]
-        with watch_all([(sites[i], "qkvy", e.add) for i, e in zip(part, equations, strict=True)]):
+        with watch([(sites[i], e.add) for i, e in zip(part, equations, strict=True)]):
             for n, batch in enumerate(batches):
                 model(input_ids=batch)
                 report("statistics", start // group * len(batches) + n + 1, passes * len(batches))

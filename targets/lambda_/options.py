@@ -16,11 +16,11 @@ class LambdaOptions:
     """What `effconv lambda` takes beside the common options."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
-    local_context: int = option(15, "Positions around a token that the local term reads; odd, 0 for none.")
-    key_depth: int = option(16, "Landmarks a head: more is closer to the source, and slower.")
-    intra_depth: int = option(1, "Multiplies the landmarks.")
+    local_context: int = option(15, "Window of the local term in tokens: odd, or 0 for none.")
+    key_depth: int = option(16, "Landmarks per head. More is closer to the source and slower.")
+    intra_depth: int = option(1, "Multiplier of the number of landmarks.")
     groups: Literal["heads", "1"] = option(
-        "heads", "heads: a λ a head, fitted; 1: the published layer, one λ for all heads, to be trained."
+        "heads", "heads: one λ per head, fitted. 1: the published layer with one λ for all heads, needs training."
     )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
 
@@ -35,9 +35,9 @@ class LambdaOptions:
             )
         )
         if self.groups not in ("heads", "1"):
-            faults.append(f"groups is {self.groups!r}: give heads or 1")
+            faults.append(f"groups must be heads or 1, got {self.groups!r}")
         if self.groups == "1" and self.calibrate:
-            faults.append("calibrate is for groups=heads: the published layer is not fitted but trained")
+            faults.append("calibrate applies only to groups=heads: the published layer is not fitted")
         if self.max_length < 1:
-            faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
+            faults.append(f"max_length must be a positive integer, got {self.max_length}")
         require_sound("lambda", faults)

@@ -14,7 +14,8 @@ from ...convert.families.bert import BERT, BERT_NSP, BERT_PREDICTIONS, BERT_TIED
 from ...convert.families.code import FamilyCode
 from ...convert.families.grammar import Config, Family, Head, Weight, linear, norm, number
 from ...convert.positions import position_rules
-from ...convert.repo.modelcode import LAMBDA_PUBLISHED_CODE
+from ...convert.recipe import Recipe
+from ...convert.repo.modelcode import StandaloneCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import LambdaOptions
 
@@ -131,7 +132,7 @@ def _predictions(context: Context) -> list[Rule]:
 
 
 def _drops(context: Context) -> Mapping[str, str]:
-    why = "a λ shared by all heads has no keys of their own to take it"
+    why = "not used: all heads share one λ"
     return {
         f"{path}.attention.self.{name}.{kind}": why
         for path in context.family.layer_paths(context.config)
@@ -142,10 +143,16 @@ def _drops(context: Context) -> Mapping[str, str]:
 
 LAMBDA_PUBLISHED = Target(
     name="lambda-published",
-    says="the published LambdaBERT, one λ for all heads, to be trained (effconv lambda --groups 1; arXiv 2102.08602)",
-    families=("bert",),
+    summary="published LambdaBERT, one λ for all heads, needs training (effconv lambda --groups 1; arXiv 2102.08602)",
+    only=("bert",),
+    recipe=Recipe("hidden", train="all", end_to_end=1.0),
     options=LambdaOptions,
-    code=LAMBDA_PUBLISHED_CODE,
+    code=StandaloneCode(
+        model_type="lambda-published",
+        module="lambda_published",
+        config="lambda_published.LambdaBertConfig",
+        files=("lambda_attention.py", "lambda_published.py"),
+    ),
     config=_config,
     weights=lambda context: (),
     rules=_rules,
@@ -153,9 +160,9 @@ LAMBDA_PUBLISHED = Target(
         Check(
             "equal_to_formula",
             "effconv.targets.lambda_.checks:published_equal_to_formula",
-            "the first layer gives what a float64 form of its formula gives",
+            "the first layer gives the outputs of a float64 implementation",
             1e-5,
-            means="the attention does not compute its formula on this machine, with this version of torch",
+            means="the attention computes wrong results on this machine or with this version of torch",
         ),
         *common_checks(
             stock_attention_equals_source="effconv.targets.lambda_.checks:published_stock_attention",

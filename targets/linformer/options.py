@@ -9,7 +9,7 @@ from typing import Literal
 from ...convert.options import MAX_LENGTH_HELP, option, require_sound
 
 Init = Literal["segment", "mean", "strided", "gaussian", "truncated-normal", "xavier"]
-PUBLISHED = "For weights of published Linformers"
+PUBLISHED = "Compatibility with published Linformer weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +17,20 @@ class LinformerOptions:
     """What `effconv linformer` takes beside the common options."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
-    proj_dim: int = option(256, "Rows of E and F: keys a token sees. Up to that many tokens attention is exact.")
+    proj_dim: int = option(256, "Keys per token: rows of the projections E and F. Inputs up to this length are exact.")
     sharing: Literal["heads", "kv", "layers", "none"] = option(
-        "kv", "heads: E and F a layer; kv: E = F; layers: one for all; none: E and F a head."
+        "kv", "heads: E and F per layer. kv: E = F per layer. layers: one for all layers. none: E and F per head."
     )
-    init: Init = option("segment", "How E and F start: averages of neighbours that favour one, plain means, or random.")
-    weighting: Literal["none", "salience"] = option("none", "Let rows weigh tokens by how much queries ask for them.")
+    init: Init = option(
+        "segment", "Initial E and F: weighted means of neighbours (segment), means, single tokens (strided), or random."
+    )
+    weighting: Literal["none", "salience"] = option(
+        "none", "Weigh tokens by how much the queries attend to them (salience)."
+    )
     mask_mode: Literal["masked", "published"] = option(
-        "masked", "published: fixed E and F, padded rows zeroed and not masked.", panel=PUBLISHED
+        "masked", "published: fixed E and F, with padding set to zero instead of masked.", panel=PUBLISHED
     )
-    projection_bias: bool = option(False, "Give E and F biases (published mode).", panel=PUBLISHED)
+    projection_bias: bool = option(False, "Add biases to E and F (only with --mask-mode published).", panel=PUBLISHED)
 
     def __post_init__(self) -> None:
         """Raises UsageError with every option that makes no sense."""
@@ -43,5 +47,5 @@ class LinformerOptions:
             )
         )
         if self.init not in Init.__args__:  # type: ignore[attr-defined]
-            faults.append(f"init is {self.init!r}: give one of {', '.join(Init.__args__)}")  # type: ignore[attr-defined]
+            faults.append(f"init must be one of {', '.join(Init.__args__)}, got {self.init!r}")  # type: ignore[attr-defined]
         require_sound("linformer", faults)

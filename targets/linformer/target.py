@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from ...convert.families.grammar import Weight, number, shape_of
-from ...convert.families.registry import ENCODERS
 from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Shape, generator
 from ...convert.positions import equal_positions, position_rules
-from ...convert.repo.modelcode import LINFORMER_CODE
+from ...convert.recipe import Recipe
+from ...convert.repo.modelcode import TargetCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from ...templates.linformer_projection import default_peak, draw, peaked_segments
 from .options import LinformerOptions
 
 WHY = {
-    "segment": "averages of neighbouring tokens that favour one of them, another one in each layer",
-    "mean": "averages of neighbouring tokens",
-    "strided": "single tokens at equal distances, others in each layer",
+    "segment": "weighted means of neighbouring tokens, centred on another token in each layer",
+    "mean": "means of neighbouring tokens",
+    "strided": "single tokens at equal distances, shifted in each layer",
 }
 
 
@@ -104,20 +104,29 @@ def _rules(context: Context) -> Sequence[Rule]:
 
 def _exact(manifest: Mapping[str, Any]) -> str:
     if manifest["options"]["mask_mode"] == "published":
-        return "the published form projects inputs of every length"
+        return "mask_mode published projects inputs of every length"
     return equal_positions(manifest)
 
 
 def _masked(manifest: Mapping[str, Any]) -> str:
-    return "the published form lets padding in" if manifest["options"]["mask_mode"] == "published" else ""
+    return "mask_mode published does not mask padding" if manifest["options"]["mask_mode"] == "published" else ""
 
 
 LINFORMER = Target(
     name="linformer",
-    says="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
-    families=ENCODERS,
+    summary="keys and values projected to a fixed number of rows, linear in the length (arXiv 2006.04768)",
+    recipe=Recipe("attention:.5,hidden:.5"),
+    exact=lambda options: 0 if options.get("mask_mode", "masked") == "published" else int(options.get("proj_dim", 0)),
+    label=lambda options: f"linformer, {options['proj_dim']} rows",
     options=LinformerOptions,
-    code=LINFORMER_CODE,
+    code=TargetCode(
+        name="linformer",
+        class_prefix="Linformer",
+        attention=("linformer_attention", "LinformerAttention"),
+        encoder_mixin=("linformer_attention", "LinformerEncoderMixin"),
+        config_mixin=("linformer_configuration", "LinformerConfigMixin"),
+        others=(("linformer_projection", "peaked_segments"),),
+    ),
     config=_config,
     weights=_weights,
     rules=_rules,
@@ -129,14 +138,14 @@ LINFORMER = Target(
             1e-5,
             _exact,
             needs_source=True,
-            means="a tensor was copied to the wrong place, or the source's code does not do what its config.json says",
+            means="a tensor was copied to the wrong place, or config.json does not describe the source's code",
         ),
         Check(
             "equal_to_formula",
             "effconv.targets.linformer.checks:equal_to_formula",
-            "longer inputs give what a float64 form of the attention formula gives",
+            "longer inputs give the outputs of a float64 implementation of the attention",
             1e-5,
-            means="the attention does not compute its formula on this machine, with this version of torch",
+            means="the attention computes wrong results on this machine or with this version of torch",
         ),
         *common_checks(
             _masked,

@@ -32,10 +32,21 @@ from torch import Tensor, nn
 
 from ...convert.errors import BadInputError
 from ...convert.families.grammar import number
+from ...convert.options import Progress
 from ...convert.target import Calibration, Context
-from ...templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerMix
-from ..layer_runs import AttentionPaths, Counter, Entry, LayerCall, LayerProgress, TextSample, entry_of
-from ..teacher import load_teacher
+from ...convert.windows import windows
+from ...templates.transnormer_attention import LINEAR_ACTIVATIONS, TransNormerAttention
+from ..teacher import (
+    AttentionRun,
+    AttentionSite,
+    Counter,
+    Entry,
+    TextSample,
+    attention_sites,
+    entry_of,
+    load_teacher,
+    run_layer,
+)
 from ..text_batches import CalibrationText, read_text
 
 Mix = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -63,7 +74,7 @@ class FittedLayer:
     explained: float
 
 
-def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[str, int, int], None]) -> Calibration:
+def calibrate_transnormer(context: Context, folder: Path, progress: Progress) -> Calibration:
     """New weights of every layer's projections, fitted on the options' calibration text."""
     family, config = context.family, context.config
     model, tokenizer = load_teacher(folder, context.config)
@@ -75,21 +86,21 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Callable[[st
         num_attention_heads=number(config, family.num_heads),
         **{name: value for name, value in context.emitted.items() if name in TRANSNORMER_FIELDS},
     )
-    mixes = {path: TransNormerMix(emitted, index).eval() for index, path in enumerate(stored)}
+    mixes = {path: TransNormerAttention(emitted, index).eval() for index, path in enumerate(stored)}
     runs = family.run_paths(config)
-    query, key, value = (f"{family.code.attention_path}.{name}" for name in family.code.projections)
+    sites = {site.name: site for site in attention_sites(model, family, config)}
     fitted = fit_transnormer(
         model,
         [model.get_submodule(path) for path in runs],
+        [sites[path] for path in runs],
         [mixes[path] for path in runs],
         [not mixes[path].diag for path in runs],
         samples,
-        heads=emitted.num_attention_heads,
         activation=LINEAR_ACTIVATIONS["1+elu"] if context.options.variant == "t2" else None,
-        paths=AttentionPaths(query, key, value, family.output_projection),
-        progress=lambda done, total, what: progress("calibrate", done, total),
+        progress=lambda step, done, total: progress("calibrate", done, total),
     )
-    names = {"query": query, "key": key, "value": value, "output": family.output_projection}
+    projections = (f"{family.code.attention_path}.{name}" for name in family.code.projections)
+    names = dict(zip(("query", "key", "value", "output"), (*projections, family.output_projection), strict=True))
     values = {
         f"{path}.{names[module]}.{kind}": tensor.numpy()
         for path, layer in dict(zip(runs, fitted, strict=True)).items()
@@ -116,24 +127,22 @@ def _samples(text: CalibrationText, reach: int, seed: int) -> list[TextSample]:
     """Windows of several lengths, chosen by seed, with the special tokens around each."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.tensor(text.tokens, dtype=torch.long)
-    first, last = torch.tensor(text.prefix, dtype=torch.long), torch.tensor(text.suffix, dtype=torch.long)
     samples, windows_of = [], dict.fromkeys((min(length, reach) for length in WINDOWS), 0)
     for length, most in WINDOWS.items():
         windows_of[min(length, reach)] += most
     for length, most in windows_of.items():
-        body = length - len(first) - len(last)
-        windows = len(tokens) // body if body > 0 else 0
-        if windows:
-            chosen = torch.randperm(windows, generator=generator)[:most].sort().values.tolist()
-            samples.append(
-                TextSample(torch.stack([torch.cat([first, tokens[i * body : (i + 1) * body], last]) for i in chosen]))
-            )
+        body = length - len(text.prefix) - len(text.suffix)
+        available = len(tokens) // body if body > 0 else 0
+        if available:
+            chosen = torch.randperm(available, generator=generator)[:most].sort().values.tolist()
+            starts = [i * body for i in chosen]
+            samples.append(TextSample(windows(tokens, starts, length, text.prefix, text.suffix)))
     used = sum(sample.input_ids.numel() for sample in samples)
     if used < 1024:
         raise BadInputError(
-            f"{len(tokens)} calibration tokens are too few to fit {reach} positions",
+            f"the calibration text has {len(tokens)} tokens, too few to fit {reach} positions",
             where="--calibrate",
-            hint="give a text of some thousand words",
+            hint="give a text of several thousand words",
         )
     return samples
 
@@ -142,17 +151,16 @@ def _samples(text: CalibrationText, reach: int, seed: int) -> list[TextSample]:
 def fit_transnormer(
     teacher: nn.Module,
     layers: Sequence[nn.Module],
+    sites: Sequence[AttentionSite],
     mixes: Sequence[Mix],
     linear: Sequence[bool],
     samples: Sequence[TextSample],
     *,
-    heads: int,
     activation: Callable[[Tensor], Tensor] | None,
-    paths: AttentionPaths | None = None,
     features: Features | None = None,
     ridge: float = 3.0,
     batch_size: int = 8,
-    progress: LayerProgress | None = None,
+    progress: Progress | None = None,
 ) -> list[FittedLayer]:
     """Fit every layer of a TransNormer to its teacher.
 
@@ -160,22 +168,21 @@ def fit_transnormer(
         teacher: the stock base model in eval mode; it is left as it was.
         layers: its layers in the order they run. A module that occurs more than once (ALBERT) gets one fit for all its
             occurrences, on the teacher's own hidden states (there is no sequence of fits when the weights are shared).
+        sites: their attentions.
         mixes: for every layer the converted attention, (q, k, v, mask) -> y, as it runs in the emitted model.
         linear: for every layer whether it is NormAttention (its q, k, v may be refitted) or DiagAttention.
         samples: calibration text.
-        heads: attention heads.
         activation: φ of the linear layers where features are to be made (1 + elu), None to keep q, k, v as they are
             (T1).
-        paths: module paths inside a layer.
         features: how features are made.
         ridge: relative to each channel's own variance.
         batch_size: texts run at once.
-        progress: called with (done, total, what).
+        progress: called with each step.
 
     Returns one FittedLayer per layer; shared layers return the same object. The same inputs give the same bits on one
     machine and torch version.
     """
-    features, paths = features or Features(), paths or AttentionPaths()
+    features = features or Features()
     batches = [
         TextSample(s.input_ids[i : i + batch_size], None if s.mask is None else s.mask[i : i + batch_size])
         for s in samples
@@ -192,38 +199,37 @@ def fit_transnormer(
     for index, layer in enumerate(layers):
         key = id(layer) if shared else index
         order.append(key)
-        seen = collected.setdefault(key, _Observations(layer, mixes[index], linear[index]))
+        seen = collected.setdefault(key, _Observations(layer, sites[index], mixes[index], linear[index]))
         for i, (batch, start) in enumerate(zip(batches, starts, strict=True)):
-            call = LayerCall(layer, paths, heads)
-            teacher_states[i] = call.run(teacher_states[i], start)
-            target = call.attention_output
+            teacher_states[i], run = run_layer(layer, sites[index], teacher_states[i], start)
+            target = run.attended
             if not shared:
-                call.run(student_states[i], start)
-            seen.add(call, target, batch.mask)
+                _, run = run_layer(layer, sites[index], student_states[i], start)
+            seen.add(run, target, batch.mask)
             report.step(f"layer {index + 1} of {len(layers)}")
         if shared:
             continue
-        fitted[key] = _fit(seen, paths, activation, features, ridge)
+        fitted[key] = _fit(seen, activation, features, ridge)
         for i, start in enumerate(starts):
-            student_states[i] = seen.advance(i, student_states[i], start, paths, heads, fitted[key])
+            student_states[i] = seen.advance(i, student_states[i], start, fitted[key])
         del collected[key]
     for key, seen in collected.items():
-        fitted[key] = _fit(seen, paths, activation, features, ridge)
+        fitted[key] = _fit(seen, activation, features, ridge)
     return [fitted[key] for key in order]
 
 
 class _Observations:
     """q, k, v that the student computes, and the teacher's attention output, batch after batch."""
 
-    def __init__(self, layer: nn.Module, mix: Mix, linear: bool) -> None:
-        self.layer, self.mix, self.linear = layer, mix, linear
-        self.qkv: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, layer: nn.Module, site: AttentionSite, mix: Mix, linear: bool) -> None:
+        self.layer, self.site, self.mix, self.linear = layer, site, mix, linear
+        self.qkv: list[tuple[Tensor, ...]] = []
         self.targets: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self.outputs: list[Tensor] = []
 
-    def add(self, call: LayerCall, target: Tensor, mask: Tensor | None) -> None:
-        self.qkv.append(call.qkv())
+    def add(self, run: AttentionRun, target: Tensor, mask: Tensor | None) -> None:
+        self.qkv.append(run.by_head()[:3])
         self.targets.append(target)
         self.masks.append(mask)
 
@@ -236,15 +242,12 @@ class _Observations:
         """Samples of q (0), k (1) or v (2) as (h, tokens, d)."""
         return self.real([x[which].transpose(1, 2) for x in self.qkv]).transpose(0, 1)
 
-    def advance(
-        self, i: int, hidden: Tensor, start: Entry, paths: AttentionPaths, heads: int, fit: FittedLayer
-    ) -> Tensor:
-        return LayerCall(self.layer, paths, heads).run(hidden, start, F.linear(self.outputs[i], *fit.weights["output"]))
+    def advance(self, i: int, hidden: Tensor, start: Entry, fit: FittedLayer) -> Tensor:
+        return run_layer(self.layer, self.site, hidden, start, F.linear(self.outputs[i], *fit.weights["output"]))[0]
 
 
 def _fit(
     seen: _Observations,
-    paths: AttentionPaths,
     activation: Callable[[Tensor], Tensor] | None,
     features: Features,
     ridge: float,
@@ -255,14 +258,13 @@ def _fit(
         maps = _feature_maps(seen.by_head(0), seen.by_head(1), features)
         maps.append(_value_map(seen, maps, activation))
         for name, (scale, shift) in zip(("query", "key", "value"), maps, strict=True):
-            weights[name] = _folded(seen.layer.get_submodule(getattr(paths, name)), scale, shift)
+            weights[name] = _folded(getattr(seen.site, name), scale, shift)
         to_query, to_key, to_value = maps
         inputs = [(_apply(to_query, q), _apply(to_key, k), _apply(to_value, v)) for q, k, v in seen.qkv]
     mixed = (seen.mix(q, k, v, mask) for (q, k, v), mask in zip(inputs, seen.masks, strict=True))
     seen.outputs = [y.transpose(1, 2).flatten(2) for y in mixed]
-    output = seen.layer.get_submodule(paths.output)
     x, target = seen.real(seen.outputs), seen.real(seen.targets)
-    weights["output"], explained = _output_projection(x, target, output, ridge)
+    weights["output"], explained = _output_projection(x, target, seen.site.output, ridge)
     return FittedLayer(weights, explained)
 
 

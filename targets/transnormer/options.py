@@ -19,21 +19,25 @@ class TransNormerOptions:
     """What `effconv transnormer` takes beside the common options."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
-    variant: Literal["t1", "t2"] = option("t2", "t1: relu in blocks, φ = elu; t2: softmax in blocks, φ = 1 + elu.")
-    block_size: int = option(64, "Tokens of a block in the layers with DiagAttention.")
+    variant: Literal["t1", "t2"] = option(
+        "t2", "t1: ReLU attention in blocks, φ = elu. t2: softmax in blocks, φ = 1 + elu."
+    )
+    block_size: int = option(64, "Tokens per block in layers with DiagAttention (block attention).")
     diag_layers: str = option(
-        FIRST_HALF, "Layers with DiagAttention: first-half, the first N, or indices such as 0,2,4."
+        FIRST_HALF, "Layers with DiagAttention: first-half, a number N (the first N), or indices such as 0,2,4."
     )
     norm: Literal["simplermsnorm", "rmsnorm", "gatedrmsnorm", "layernorm"] = option(
         "simplermsnorm", "Norm after linear attention."
     )
-    ffn: Literal["dense", "glu"] = option("dense", "glu: add a gate to every feed-forward, which starts as 1.")
+    ffn: Literal["dense", "glu"] = option("dense", "glu: add a gate to every feed-forward layer, initially 1.")
     position_encoding: Literal["none", "lrpe", "rotary"] = option(
-        "none", "Positions inside attention beside the source's own; lrpe starts as the identity."
+        "none", "Extra position encoding inside attention. lrpe starts as the identity."
     )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
     mask_mode: Literal["masked", "published"] = option(
-        "masked", "published: padding counts, as in the authors' code.", panel="For weights of published TransNormers"
+        "masked",
+        "published: padding is not masked, as in the authors' code.",
+        panel="Compatibility with published TransNormer weights",
     )
 
     def __post_init__(self) -> None:
@@ -53,9 +57,11 @@ class TransNormerOptions:
             )
         )
         if self.max_length < 1:
-            faults.append(f"max_length is {self.max_length}: give a positive number of tokens")
+            faults.append(f"max_length must be a positive integer, got {self.max_length}")
         if self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
-            faults.append(f"diag_layers is {self.diag_layers!r}: give first-half, a number, or indices such as 0,2,4")
+            faults.append(
+                f"diag_layers must be first-half, a number, or indices such as 0,2,4, got {self.diag_layers!r}"
+            )
         require_sound("transnormer", faults)
 
     def idle(self, layers: int) -> list[str]:
@@ -63,9 +69,9 @@ class TransNormerOptions:
         blocks, usual = len(self.diag_indices(layers)), {field.name: field.default for field in fields(self)}
         faults = []
         if not blocks and self.block_size != usual["block_size"]:
-            faults.append("block_size is for layers with DiagAttention, and diag_layers leaves none")
+            faults.append("block_size has no effect: with this diag_layers no layer has DiagAttention")
         if blocks == layers and self.variant == "t2" and self.norm != usual["norm"]:
-            faults.append("norm is for linear attention (and for blocks of variant t1), and diag_layers leaves none")
+            faults.append("norm has no effect: with this diag_layers no layer has linear attention")
         return faults
 
     def diag_indices(self, layers: int) -> list[int]:
@@ -79,10 +85,14 @@ class TransNormerOptions:
         parts = [int(part) for part in self.diag_layers.split(",")]
         if len(parts) == 1 and parts[0] > layers:
             raise UsageError(
-                f"{parts[0]} layers of {layers}", where="--diag-layers", hint=f"give a number from 0 to {layers}"
+                f"the model has only {layers} layers, got {parts[0]}",
+                where="--diag-layers",
+                hint=f"give a number from 0 to {layers}",
             )
         if len(parts) > 1 and max(parts) >= layers:
             raise UsageError(
-                f"layer {max(parts)} of {layers}", where="--diag-layers", hint=f"layers are 0 to {layers - 1}"
+                f"the model has no layer {max(parts)}",
+                where="--diag-layers",
+                hint=f"give indices from 0 to {layers - 1}",
             )
         return list(range(parts[0])) if len(parts) == 1 else sorted(set(parts))

@@ -10,12 +10,12 @@ import numpy as np
 
 from ...convert.errors import UsageError
 from ...convert.families.grammar import Config, Family, Weight, number
-from ...convert.families.registry import ENCODERS
 from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Calibrated, Shape
 from ...convert.options import require_sound
 from ...convert.positions import position_rules
-from ...convert.repo.modelcode import TRANSNORMER_CODE
+from ...convert.recipe import Recipe
+from ...convert.repo.modelcode import TargetCode
 from ...convert.target import Check, Context, Rule, Target, common_checks
 from .options import TransNormerOptions
 
@@ -47,9 +47,9 @@ def _config(context: Context) -> dict[str, Any]:
     options, width = context.options, context.family.head_width(context.config)
     if options.position_encoding != "none" and width % 2:
         raise UsageError(
-            f"{options.position_encoding} positions turn pairs of channels, and a head of this source has {width}",
+            f"{options.position_encoding} needs an even head size, and the heads of this source have {width} channels",
             where="--position-encoding",
-            hint="leave it out",
+            hint="leave out --position-encoding",
         )
     layers = len(context.family.layer_paths(context.config))
     require_sound("transnormer", options.idle(layers))
@@ -126,15 +126,21 @@ def fitted_names(family: Family, config: Config, diag_layers: Collection[int], v
 
 
 def _masked(manifest: Mapping[str, Any]) -> str:
-    return "the published form lets padding in" if manifest["options"]["mask_mode"] == "published" else ""
+    return "mask_mode published does not mask padding" if manifest["options"]["mask_mode"] == "published" else ""
 
 
 TRANSNORMER = Target(
     name="transnormer",
-    says="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
-    families=ENCODERS,
+    summary="attention in blocks, then linear attention with a norm (arXiv 2210.10340)",
+    recipe=Recipe("attention:.5,hidden:.5"),
     options=TransNormerOptions,
-    code=TRANSNORMER_CODE,
+    code=TargetCode(
+        name="transnormer",
+        class_prefix="TransNormer",
+        attention=("transnormer_attention", "TransNormerAttention"),
+        encoder_mixin=("transnormer_attention", "TransNormerEncoderMixin"),
+        config_mixin=("transnormer_configuration", "TransNormerConfigMixin"),
+    ),
     config=_config,
     weights=_weights,
     rules=_rules,
@@ -142,9 +148,9 @@ TRANSNORMER = Target(
         Check(
             "equal_to_formula",
             "effconv.targets.transnormer.checks:equal_to_formula",
-            "each kind of layer gives what a float64 form of its attention formula gives",
+            "each kind of layer gives the outputs of a float64 implementation of its attention",
             1e-5,
-            means="the attention does not compute its formula on this machine, with this version of torch",
+            means="the attention computes wrong results on this machine or with this version of torch",
         ),
         *common_checks(
             _masked,

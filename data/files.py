@@ -1,0 +1,35 @@
+"""Files and datasets as they are named: what can only be a file, what has columns, and what is refused for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..convert.errors import BadInputError, UsageError
+from ..convert.text import require_readable
+
+TABULAR = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # and their names in datasets
+
+
+TEXTS = (".txt", ".text", ".md")
+
+
+PATHS = ("/", "./", "../", "~")  # what no dataset's name begins with
+
+
+def require_files(names: Sequence[str], where: str) -> None:
+    """Raises for folders, for text files that cannot be read, and for what can only be a file and is not there.
+
+    Args:
+        names: of files or datasets. where: the option that has them.
+    """
+    for name in names:
+        if Path(name).is_dir():
+            raise UsageError(f"{name} is a folder", where=where, hint="give the files in it, such as folder/*.txt")
+        if not Path(name).exists() and (name.startswith(PATHS) or Path(name).suffix in (*TABULAR, *TEXTS)):
+            raise BadInputError(f"no such file: {name}", where=where, hint="check the name, and where you stand")
+    require_readable([Path(name) for name in names if Path(name).exists() and not has_columns(name)], where)
+
+
+def has_columns(name: str) -> bool:
+    return Path(name).suffix in TABULAR or not Path(name).exists()

@@ -1,0 +1,48 @@
+"""What a family needs and what a target can do decide together which target takes which family."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import effconv
+from effconv.convert.errors import UnsupportedError
+from effconv.convert.families.bert import BERT
+from effconv.convert.families.grammar import DECODER, NEEDS, SCORE_BIAS
+from effconv.convert.families.registry import FAMILIES, families_for
+from effconv.targets.registry import TARGETS
+from tiny import save_tiny
+
+BIASED = replace(BERT, name="biased", code=replace(BERT.code, model_type="biased"), needs=frozenset({SCORE_BIAS}))
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A BERT that says of itself that its scores have a bias."""
+    monkeypatch.setitem(FAMILIES, "biased", BIASED)
+    source = save_tiny(tmp_path / "source", "bert", "Model")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "biased"}))
+    return source
+
+
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.only])
+def test_a_target_refuses_by_name_what_it_cannot_do(target, source):
+    assert "biased" not in TARGETS[target].families
+    with pytest.raises(UnsupportedError, match=f"biased: {NEEDS[SCORE_BIAS]}"):
+        effconv.plan(source, target, max_length=512)
+
+
+@pytest.mark.parametrize("target", ["lsg", "linformer"])
+def test_a_target_that_can_do_it_takes_it(target, source, monkeypatch):
+    able = replace(TARGETS[target], can=(*TARGETS[target].can, SCORE_BIAS))
+    monkeypatch.setitem(TARGETS, target, able)
+    assert "biased" in able.families
+    assert effconv.plan(source, target, max_length=512).family == "biased"
+
+
+def test_a_decoder_beside_the_encoder_is_a_need():
+    assert {"bart", "mbart", "pegasus"} == set(families_for({DECODER})) - set(families_for(()))
+    assert "bart" not in TARGETS["linformer"].families
