@@ -4,15 +4,17 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 VENV := .venv
 COMPAT := .venv-compat
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
+DOCS_COMMAND ?= build
 RUN_TESTS = EFFCONV_COMPAT_PYTHON="$(CURDIR)/$(COMPAT)/bin/python" $(BIN)/python -m pytest
 MACHINES ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat demo quick test nightly compat machines lint format matrix bench wheel clean
+.PHONY: help venv venv-compat demo quick test nightly compat machines lint format matrix bench docs wheel clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,18 +51,24 @@ format: venv  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-matrix: venv  ## run every family with every head on tiny models, and write the table of the README
+matrix: venv  ## run every family with every head on tiny models, and write the table in docs/reference/families.md
 	$(BIN)/python tests/matrix.py
 
 bench: venv  ## every bar of the project in one table, on one thread and on all (BENCH="--quick", "--only lsg", ...)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The installed package, not the checkout: the reference then shows what users import.
+docs: $(DOCS)/.installed  ## build the docs site in site/, without a warning (DOCS_COMMAND=serve shows it while you write)
+	rm -rf build/lib build/bdist.*
+	$(DOCS)/bin/python -m pip install -q --no-deps --force-reinstall .
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs $(DOCS_COMMAND) --strict
 
 wheel: venv  ## build dist/effconv-*.whl
 	rm -rf build/lib build/bdist.*
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:  ## remove what the other commands made, the environments included
-	rm -rf $(VENV) $(COMPAT) build dist effconv.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) $(DOCS) site build dist effconv.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone, so that the resolver never meets a second candidate for the largest download.
@@ -74,6 +82,13 @@ $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install -q $(TORCH)
 	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt -e '.[sentence]' accelerate psutil pytest
+	touch $@
+
+# pip 25.1 is the first that installs dependency groups.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q 'pip>=25.1'
+	$(DOCS)/bin/python -m pip install -q -c constraints.txt --group docs
 	touch $@
 
 # mypy names modules by folder: the link gives the checkout's root, whatever it is called, the package's name.

@@ -38,15 +38,22 @@ def retrieval(
     """Builds the task from text files and measures it: the source's three ways, and each repo.
 
     Args:
-        repos: folders of converted models, all of the same source; one or several. against: the source.
+        repos: folder of a converted model, or several of one source.
+        against: the dense source.
         data: a UTF-8 text file, or several, which are joined.
-        documents, tokens, queries, query_tokens: see `make_task`; without a number of queries 16 of each document, or
-            as many as fit.
+        documents: number of documents, at most.
+        tokens: length of a document.
+        queries: queries from each document; by default 16, or as many as fit.
+        query_tokens: length of a query.
+        token: Hub token; by default HF_TOKEN, else the stored login.
+        offline: open no socket; read a Hub id from the cache.
+        trust_remote_code: let the source's own code run.
+        progress: called with each step.
 
     Returns:
-        "task" (documents, tokens, queries, query_tokens) and "rows": documents (how they were embedded), r@1, mrr,
-        over_chunk_average (by how much r@1 is larger than that of the chunk average) and over_chunk_average_error (the
-        standard error of that, documents being what varies).
+        "task" (documents, tokens, queries, query_tokens) and "rows", one for each way to embed documents: "documents"
+        (its name), "r@1", "mrr", "over_chunk_average" (by how much r@1 exceeds that of the chunk average) and
+        "over_chunk_average_error" (the standard error of that difference over documents).
 
     Raises:
         EffconvError: a repo, a source or a text that cannot be used.

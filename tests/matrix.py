@@ -2,7 +2,8 @@
 
     python tests/matrix.py    (make matrix)
 
-makes tiny sources, runs all of it and writes the table into the README. The tests of the families run the same cells.
+makes tiny sources, runs all of it and writes the table into docs/reference/families.md. The tests of the families run
+the same cells.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from effconv.lsgify.target import LSG
 from tiny import save_tiny
 
 WORKER = Path(__file__).parent / "verify_worker.py"
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
 LENGTH = 4096
 BLOCKS = {"block_size": 16, "sparse_block_size": 16}
 COLUMNS = {
@@ -86,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         jobs = [make_job(Path(name), *cell) for cell in CELLS]
         made = table(run_jobs(jobs, Path(name)))
-    README.write_text(with_block(README.read_text(encoding="utf-8"), "matrix", made), encoding="utf-8")
+    PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8"), "matrix", made), encoding="utf-8")
     print(made)
 
 

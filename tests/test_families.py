@@ -199,8 +199,8 @@ def test_every_promise_holds(family, head, variant, verified):
 
 @together
 @pytest.mark.nightly
-def test_the_readme_has_the_matrix_of_these_results(verified):
-    assert blocks(matrix.README.read_text(encoding="utf-8"))["matrix"] == matrix.table(verified), "run `make matrix`"
+def test_the_docs_have_the_matrix_of_these_results(verified):
+    assert blocks(matrix.PAGE.read_text(encoding="utf-8"))["matrix"] == matrix.table(verified), "run `make matrix`"
 
 
 @together

@@ -15,6 +15,7 @@ import pytest
 QUICK = frozenset(
     {
         "test_declared.py",
+        "test_docs.py",
         "test_dtypes.py",
         "test_execute.py",
         "test_needs.py",
