@@ -1,4 +1,4 @@
-"""Lets a subpackage be called: `effconv.convert(...)` is a function of the API, and `effconv/convert/` a folder."""
+"""Makes a subpackage callable: `effconv.convert(...)` is an API function although `effconv/convert/` is a package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class CallablePackage(ModuleType):
-    """A package whose call is the API function named in its `__api__`, as `module:function`."""
+    """A package that can be called: it calls the API function named in its `__api__` as `module:function`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module, _, function = str(self.__api__).partition(":")
@@ -17,5 +17,5 @@ class CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """Turns the package of that name, which has an `__api__`, into a `CallablePackage`."""
+    """Makes the package of that name, which has an `__api__`, a `CallablePackage`."""
     sys.modules[package].__class__ = CallablePackage

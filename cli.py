@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 CONVERTING = {  # command: its target's options and its help
     "lsg": (
         "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention (arXiv 2210.15497). Also upgrades existing LSG models.",
+        "Convert to LSG: local, sparse and global attention (arXiv 2210.15497).",
     ),
     "linformer": (
         "targets.linformer.options:LinformerOptions",
-        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
+        "Convert to Linformer: projected keys and values (arXiv 2006.04768).",
     ),
     "lambda": (
         "targets.lambda_.options:LambdaOptions",
@@ -40,11 +40,11 @@ CONVERTING = {  # command: its target's options and its help
     ),
     "transnormer": (
         "targets.transnormer.options:TransNormerOptions",
-        "Convert to TransNormer: block attention, then linear attention, fitted on text (arXiv 2210.10340).",
+        "Convert to TransNormer: block, then linear attention, fitted on text (arXiv 2210.10340).",
     ),
     "jax2torch": (
         "targets.bigs.options:BiGSOptions",
-        "Convert a BiGS checkpoint from JAX to PyTorch (arXiv 2212.10544).",
+        "Convert a BiGS checkpoint (gated state-space encoder, arXiv 2212.10544) from JAX to PyTorch.",
     ),
     "torch2jax": ("targets.bigs.options:BiGSOptions", "Convert a BiGS checkpoint from PyTorch to JAX."),
     "bigs": (
@@ -52,9 +52,7 @@ CONVERTING = {  # command: its target's options and its help
         "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
     ),
 }
-MEASURING = {
-    "bench": "Compare speed and memory of models. With --data: recommend length, block size, sparsity and batch size."
-}
+MEASURING = {"bench": "Compare speed and memory of models, or recommend LSG options for your texts (--data)."}
 TRAINING = {"adapt": "Train a converted repo to match its source. Writes a new repo."}
 
 
@@ -86,7 +84,7 @@ class Commands(PlainGroup):
 app = typer.Typer(
     name="effconv",
     cls=Commands,
-    help="Convert pretrained text encoders into efficient ones for long inputs, checked against their source.",
+    help="Convert pretrained text encoders into efficient ones, checked against their source.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -96,7 +94,10 @@ REPORT = "internal error in effconv. Please report it with the command and the l
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Source = Annotated[
-    str, typer.Argument(help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False
+    ),
 ]
 Token = Annotated[
     str | None, typer.Option(help="Hub access token. [default: HF_TOKEN, else the stored login]", show_default=False)
@@ -271,7 +272,9 @@ def _training_command(name: str) -> Command:
             show_adapted(adapted, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    repo = Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)]
+    repo = Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
     parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
     parameters += _parameters(AdaptOptions)
@@ -375,7 +378,9 @@ def inspect_command(
 
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def verify(
-    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    repo: Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ],
     against: Annotated[
         str | None, typer.Option(help="Source model (folder or Hub id) to compare outputs with.", show_default=False)
     ] = None,
@@ -386,7 +391,7 @@ def verify(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check a converted repo: file hashes, then the checks of its target in a fresh process."""
+    """Check a converted repo: file hashes and the checks of its target. Runs in a fresh process."""
     from .api import verify as verify_repo
     from .report.console import Progress
     from .report.conversion import show_checks
@@ -400,7 +405,9 @@ def verify(
 
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def fidelity(
-    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    repo: Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ],
     against: Annotated[str, typer.Option(help="Source model (folder or Hub id).", show_default=False)],
     data: Annotated[
         list[Path] | None,
@@ -420,7 +427,7 @@ def fidelity(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure the similarity of a converted model's outputs to its source's, on the same text."""
+    """Measure how similar a converted model's outputs are to its source's."""
     from .api import fidelity as measure
     from .report.console import Progress
     from .report.conversion import show_fidelity
@@ -463,7 +470,7 @@ def retrieval(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure retrieval of long documents by passages from them, with the source and with converted repos."""
+    """Measure retrieval of long documents by passages, with the source and converted repos."""
     from .adapt.retrieval import retrieval as measure
     from .report.console import Progress
     from .report.training import show_retrieval
@@ -508,7 +515,9 @@ def families(json: Json = False) -> None:
 
 @app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share on the Hub")
 def push_to_hub(
-    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    repo: Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ],
     repo_id: Annotated[
         str | None,
         typer.Argument(
@@ -543,7 +552,7 @@ def push_to_hub(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Upload a converted repo to the Hub: verified, in one commit, only changed files. Safe to run again."""
+    """Upload a converted repo to the Hub. Checks it first, sends changed files in one commit. Safe to run again."""
     from .hub.push import push
     from .report.hub import show_push
 

@@ -39,7 +39,7 @@ class AdaptOptions:
         panel=TRAINING,
     )
     train: Trained | None = option(
-        None, "Weights to train: new, globals, attention or all. [default: from the target]", panel=TRAINING
+        None, "Weights to train: new ones, global tokens, attention or all. [default: from the target]", panel=TRAINING
     )
     steps: int | None = option(None, "Total number of steps. [default: 300 without --budget]", panel=TRAINING)
     budget: str | None = option(None, "Training time instead of steps, such as 90s, 10m or 2h.", panel=TRAINING)

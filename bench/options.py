@@ -24,12 +24,14 @@ class BenchOptions:
     """What `effconv bench` takes beside the models."""
 
     plot: tuple[Path, ...] = option((), "Plot to FILE.png or FILE.html, can be repeated.")
-    lengths: str | None = option(None, "Input lengths in tokens. [default: 512,1024,2048,4096]", panel=RUN)
+    lengths: str | None = option(
+        None, "Input lengths in tokens. [default: 512,1024,2048,4096, up to the longest that a model takes]", panel=RUN
+    )
     batch: str = option("1", "Batch sizes, such as 1,8.", panel=RUN)
     dtype: str = option("float32", "Data types, such as float32,bfloat16.", panel=RUN)
     train: bool = option(False, "Measure a training step (forward, backward, AdamW) instead of a forward.", panel=RUN)
     mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s counts real tokens.", panel=RUN)
-    threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured.", panel=RUN)
+    threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured instead of wall time.", panel=RUN)
     device: str = option("cpu", "Device: cpu, cuda or cuda:1.", panel=RUN)
     rounds: int = option(3, "Measurement rounds. Models run in turn in each round.", panel=RUN)
     with_: str | None = option(
@@ -39,9 +41,11 @@ class BenchOptions:
         panel=BESIDE,
     )
     source: bool = option(True, "Also measure the dense source, with extended positions.", panel=BESIDE)
-    conversion: bool = option(True, "Also measure the conversion, if the source is on this machine.", panel=BESIDE)
+    conversion: bool = option(
+        True, "Also measure time and memory of the conversion, if the source is on this machine.", panel=BESIDE
+    )
     against: str | None = option(
-        None, "Folder of the source, to measure the conversion. [default: searched]", panel=BESIDE
+        None, "Folder of the source, to measure the conversion. [default: Hub cache, or next to the repo]", panel=BESIDE
     )
     data: tuple[str, ...] = option(
         (), "Your texts: text, .jsonl, .csv or .parquet files. Prints advice instead of a comparison.", panel=ADVICE
