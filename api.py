@@ -116,7 +116,7 @@ def adapt(
         repo: folder of the repo, which is not changed.
         progress: called with the name of each step before and after training.
         watch: called with an `effconv.adapt.trainer.Tick` after each step of the training.
-        options: the flags of the command as keyword arguments, with underscores (`teacher`, `data`, `output`, `steps`, ...).
+        options: the command's flags as keyword arguments, with underscores (`teacher`, `data`, `output`, `steps`, ...).
 
     Returns:
         An `effconv.adapt.results.Adapted`: the output folder, the measurements before and after, the checks. None on
@@ -145,8 +145,8 @@ def bench(
     Args:
         models: folders or Hub ids. Exactly one with `data`.
         progress: called with each step.
-        options: the flags of the command as keyword arguments, with underscores (`lengths=[512, 4096]`, `batch`, `dtype`, `train`,
-            `with_`, `threads`, `plot`, `data`, `memory`, ...).
+        options: the command's flags as keyword arguments, with underscores (`lengths=[512, 4096]`, `batch`, `dtype`,
+            `train`, `with_`, `threads`, `plot`, `data`, `memory`, ...).
 
     Returns:
         An `effconv.bench.run.BenchReport` or, with `data`, an `effconv.bench.advice.Advice`. `described()` gives JSON

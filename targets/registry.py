@@ -1,4 +1,4 @@
-"""Every target by name. Adding one: a `Target` in its own file, its templates, and a line here."""
+"""All targets by name. A new target needs a `Target` in its own folder, its templates, and a line here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def target_named(name: str, options: object = None) -> Target:
     """The target of that name, or the one that takes over for these options.
 
     Raises:
-        UnsupportedError: with the names there are.
+        UnsupportedError: the name is unknown; the message lists all names.
     """
     if name not in TARGETS:
         raise UnsupportedError(f"unknown target {name!r}", where="target", hint="use one of " + ", ".join(TARGETS))
