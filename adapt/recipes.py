@@ -1,7 +1,7 @@
-"""What is trained, and for how long: the phases of a run, from `--objective` or by target. No heavy imports.
+"""The phases of a training run, from `--objective` or from the target's defaults. No heavy imports.
 
 docs/adapt.md says what was measured with them. End to end, a rate four times lower than that of attention transfer: at
-the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (.928 to .881 within 50 steps).
+the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (0.928 to 0.881 within 50 steps).
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "linformer": Recipe("attention:.5,hidden:.5"),
-    # End to end at a quarter of the rate the held-out cosine fell (.961 to .953) and rose again only as the rate went
-    # down; at a tenth it rose from the first look on (.962 to .965).
+    # End to end at a quarter of the rate the held-out cosine fell (0.961 to 0.953) and rose again only as the rate went
+    # down; at a tenth it rose from the first look on (0.962 to 0.965).
     "lambda": Recipe("attention:.5,hidden:.5", end_to_end=0.1),
     "transnormer": Recipe("attention:.5,hidden:.5"),
-    # Its global tokens have no teacher in any layer. At 1e-4 the held-out sentence cosine fell first (.957 to .919 at
-    # 512 tokens in 40 steps) and came back only as the rate went down; at 3e-5, with sentence, it rose to .977 in 30.
+    # Its global tokens have no teacher in any layer. At 1e-4 the held-out sentence cosine fell first (0.957 to 0.919 at
+    # 512 tokens in 40 steps) and came back only as the rate went down; at 3e-5, with sentence, it rose to 0.977 in 30.
     "lsg": Recipe("hidden", train="all", learning_rate=3e-5, new_learning_rate=3e-5, end_to_end=1.0),
     "lambda-published": Recipe("hidden", train="all", end_to_end=1.0),
     "bigs": Recipe("mlm", train="all", learning_rate=1e-4, end_to_end=1.0),
@@ -82,7 +82,7 @@ def recipe_of(target: str, options: AdaptOptions) -> Recipe:
 
 
 def phases_of(objective: str) -> tuple[Phase, ...]:
-    """The phases that a text such as `attention:.4,hidden+mlm` names; those without a share divide what is left.
+    """The phases that a text such as `attention:0.4,hidden+mlm` names; those without a share divide what is left.
 
     Raises:
         UsageError: an unknown objective, or shares that do not add up to 1.

@@ -1,4 +1,4 @@
-"""What an adaptation is refused for before torch is imported: manifest, config.json and file names tell."""
+"""Checks before a training run, from manifest, config.json and file names, before torch is imported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATHS = ("/", "./", "../", "~")  # what no dataset's name begins with
 
 
 def require_data(options: AdaptOptions) -> None:
-    """Raises UsageError or BadInputError where there is no text, or one of its files cannot be read."""
+    """Raises UsageError or BadInputError if there is no text, or a file cannot be read."""
     if not options.data:
         raise UsageError("no text to train on", where="--data", hint="give text, JSONL or parquet files, or a dataset")
     require_files(options.data, "--data")
@@ -39,10 +39,10 @@ def require_data(options: AdaptOptions) -> None:
 
 
 def require_files(names: Sequence[str], where: str) -> None:
-    """Raises for folders, for text files that cannot be read, and for what can only be a file and is not there.
+    """Raises for folders, unreadable text files and missing files.
 
     Args:
-        names: of files or datasets. where: the option that has them.
+        names: files or datasets. where: the option that lists them.
     """
     for name in names:
         if Path(name).is_dir():
@@ -110,7 +110,7 @@ def require_objectives(
 
 
 def require_effect(options: AdaptOptions, phases: Sequence[Phase]) -> None:
-    """Raises UsageError for options that nothing in these phases reads."""
+    """Raises UsageError for options without effect in these phases."""
     objectives = {objective for phase in phases for objective in phase.objectives}
     usual = {field.name: field.default for field in fields(options)}
     faults = [

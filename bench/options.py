@@ -1,4 +1,4 @@
-"""Options of `effconv bench`: their flags, their help, and what they may be. Imports nothing heavy."""
+"""Options of `effconv bench`: flags, help and valid values. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What `effconv bench` takes beside the models."""
+    """Options of `effconv bench`."""
 
     plot: tuple[Path, ...] = option((), "Plot to FILE.png or FILE.html, can be repeated.")
     lengths: str | None = option(
@@ -62,7 +62,7 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError with all values that mean nothing."""
+        """Raises UsageError with all invalid values."""
         faults = []
         for flag, text, least in (("--lengths", self.lengths, SHORTEST), ("--batch", self.batch, 1)):
             if text is not None and not _numbers(text, least):
@@ -98,7 +98,7 @@ class BenchOptions:
         self.memory_bytes()
 
     def token_lengths(self) -> list[int] | None:
-        """The lengths asked for, ascending, or None."""
+        """The requested lengths, ascending, or None."""
         return None if self.lengths is None else sorted(set(_numbers(self.lengths, SHORTEST)))
 
     def batches(self) -> list[int]:
@@ -117,16 +117,16 @@ class BenchOptions:
         return cores() if self.threads == "all" else int(self.threads)
 
     def memory_bytes(self) -> int | None:
-        """The memory asked for, in bytes, or None.
+        """The requested memory in bytes, or None.
 
         Raises:
-            UsageError: it is no size.
+            UsageError: it is not a size.
         """
         return None if self.memory is None else parse_size(self.memory, "--memory", "16G or 500MB")
 
 
 def bench_options(values: dict[str, Any]) -> BenchOptions:
-    """Options by the names of the flags, as Python callers and the command line give them: lists or text."""
+    """Options from keyword arguments, whose values may be lists or text."""
     for name in ("lengths", "batch", "dtype", "with_", "threads"):
         value = values.get(name)
         if value is not None and not isinstance(value, str):
@@ -143,7 +143,7 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str, least: int, *, one: bool = False) -> list[int]:
-    """The numbers, [] where one of them is none."""
+    """The numbers, or [] if one of them is not a number."""
     words = text.split(",")
     if not all(word.strip().isdecimal() and int(word) >= least for word in words) or (one and len(words) > 1):
         return []

@@ -41,9 +41,9 @@ def lsgify(
             set to the new length; pass `copy.deepcopy(tokenizer)` to keep the original unchanged. Without a tokenizer,
             set `tokenizer.model_max_length` yourself.
         seed: random seed for new tensors.
-        in_place: change the model itself and return it. Unchanged parameters remain the same objects, so an
-            optimizer that holds them stays valid. The base model inside it and its layers are new objects, without hooks.
-        options: options of `effconv lsg`: max_length=4096, block_size=128, sparsity_type="norm", num_global_tokens=1, ...
+        in_place: change the model itself and return it. Unchanged parameters stay the same objects, so an
+            optimizer that holds them stays valid. The base model and its layers are new objects, without hooks.
+        options: as for `effconv lsg`: max_length=4096, block_size=128, sparsity_type="norm", num_global_tokens=1, ...
 
     Returns:
         The model of the emitted class (LSGBertForMaskedLM and so on), on the same device, in the same dtype and mode.
