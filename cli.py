@@ -64,7 +64,7 @@ class Commands(PlainGroup):
 app = typer.Typer(
     name="effconv",
     cls=Commands,
-    help="Convert pretrained text encoders into efficient ones for long inputs, checked against their source.",
+    help="Convert pretrained text encoders into efficient ones, checked against their source.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -156,7 +156,9 @@ def inspect_command(
 
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def verify(
-    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    repo: Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ],
     against: Annotated[
         str | None, typer.Option(help="Source model (folder or Hub id) to compare outputs with.", show_default=False)
     ] = None,
@@ -167,7 +169,7 @@ def verify(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check a converted repo: file hashes, then the checks of its target in a fresh process."""
+    """Check a converted repo: file hashes and the checks of its target. Runs in a fresh process."""
     from .api import verify as verify_repo
     from .report.console import Progress
     from .report.conversion import show_checks
@@ -181,7 +183,9 @@ def verify(
 
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def fidelity(
-    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    repo: Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ],
     against: Annotated[str, typer.Option(help="Source model (folder or Hub id).", show_default=False)],
     data: Annotated[
         list[Path] | None,
@@ -201,7 +205,7 @@ def fidelity(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure the similarity of a converted model's outputs to its source's, on the same text."""
+    """Measure how similar a converted model's outputs are to its source's."""
     from .api import fidelity as measure
     from .report.console import Progress
     from .report.conversion import show_fidelity
@@ -244,7 +248,7 @@ def retrieval(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure retrieval of long documents by passages from them, with the source and with converted repos."""
+    """Measure retrieval of long documents by passages, with the source and converted repos."""
     from .api import retrieval as measure
     from .report.console import Progress
     from .report.training import show_retrieval
@@ -289,7 +293,9 @@ def families(json: Json = False) -> None:
 
 @app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share on the Hub")
 def push_to_hub(
-    repo: Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)],
+    repo: Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ],
     repo_id: Annotated[
         str | None,
         typer.Argument(
@@ -324,7 +330,7 @@ def push_to_hub(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Upload a converted repo to the Hub: verified, in one commit, only changed files. Safe to run again."""
+    """Upload a converted repo to the Hub. Checks it first, sends changed files in one commit. Safe to run again."""
     from .hub.push import push
     from .report.hub import show_push
 

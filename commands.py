@@ -27,9 +27,7 @@ CONVERTING = {name: row for name, row in ROWS.items() if row.options}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-MEASURING = {
-    "bench": "Compare speed and memory of models. With --data: recommend length, block size, sparsity and batch size."
-}
+MEASURING = {"bench": "Compare speed and memory of models, or recommend LSG options for your texts (--data)."}
 
 
 TRAINING = {"adapt": "Train a converted repo to match its source. Writes a new repo."}
@@ -39,7 +37,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 Source = Annotated[
-    str, typer.Argument(help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False
+    ),
 ]
 
 
@@ -113,7 +114,9 @@ def training_command(name: str) -> Command:
             show_adapted(adapted, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    repo = Annotated[Path, typer.Argument(help="Folder of a converted repo (made by effconv).", show_default=False)]
+    repo = Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
     parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
     parameters += _parameters(AdaptOptions)

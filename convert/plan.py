@@ -1,6 +1,6 @@
 """The plan: what happens to every tensor, decided from headers and configs before a byte is written.
 
-Every stored tensor is used or dropped with a reason, and every tensor of the emitted model is made exactly once, in the
+Every stored tensor is used or dropped with a reason. Every tensor of the new model is produced exactly once, in the
 right shape. All faults are collected and raised together.
 """
 
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All rows, in the order in which they are written, and what they cost."""
+    """All rows in writing order, and their cost."""
 
     target: str
     family: str

@@ -21,9 +21,9 @@ from .target import Context, Rule, Target
 def choose_head(
     checkpoint: Checkpoint, config: Mapping[str, Any], family: Family, architecture: str | None, target: str = ""
 ) -> tuple[Head, str | None]:
-    """The head to emit: the one asked for, the one the config names, or the richest one whose tensors are all stored.
+    """Chooses the head to emit: the requested one, the one in the config, or the largest one whose tensors are stored.
 
-    The second value is the source's class name where it is unknown to the family (its extra tensors are then carried).
+    The second value is the source's class name if the family does not know it (its extra tensors are copied unchanged).
 
     Args:
         target: whose classes `architecture` may name.
@@ -48,15 +48,15 @@ def make_plan(
     asked: bool = False,
     dtype: str | None = None,
 ) -> Plan:
-    """Matches every stored tensor and every tensor of the emitted model.
+    """Matches every stored tensor with the tensors of the new model.
 
     Args:
-        unknown_class: the source's class, where it is none of the family's: tensors beyond the base are carried over.
-        asked: whether somebody asked for this head: then tensors of heads that the family has not are left behind.
+        unknown_class: the source's class, if the family does not know it: tensors beyond the base are copied unchanged.
+        asked: whether the user requested this head: tensors of heads that the family lacks are then dropped.
         dtype: safetensors name of the type that float tensors are cast to.
 
     Raises:
-        BadInputError: unmatched, missing or misshapen tensors, all of them listed.
+        BadInputError: lists all unmatched, missing or misshapen tensors.
     """
     return _Planner(checkpoint, target, context, unknown_class, asked, dtype).plan()
 
@@ -124,7 +124,7 @@ class _Planner:
     def _ordered(self) -> list[Row]:
         """Rows in the order of the source, as far as the form allows: wide types first, or a tree in one walk.
 
-        Neighbours in the source are then copied in one go, and the way to JAX and back gives the file it began with.
+        Adjacent tensors are then copied together, and converting to JAX and back reproduces the file.
         """
         order = {name: i for i, name in enumerate(self.checkpoint.tensors)}
         new = len(order) if self.target.new_last else -1
@@ -144,7 +144,7 @@ class _Planner:
         }
 
     def _untied(self) -> dict[str, Weight]:
-        """Parameters of this head that the config does not tie: they are tensors of their own."""
+        """Parameters of this head that the config does not tie: they are separate tensors."""
         if self.context.config.get("tie_word_embeddings", True):
             return {}
         shapes = {weight.name: weight.shape for weight in self.emits.weights(self.context.emitted, self.emitted_head)}
@@ -199,7 +199,7 @@ class _Planner:
         return flax.operation(made if self.flax else source)
 
     def _misshapen(self, name: str, shape: Shape) -> str:
-        """What is wrong with a stored tensor's shape, judged by the source's own config: a recipe may hide it."""
+        """What is wrong with a stored tensor's shape according to the source's config, which a recipe may hide."""
         weight = self.declared.get(name)
         expected = shape_of(weight, self.context.config) if weight else shape
         return "" if shape == expected else f"{name}: shape {shape}, but config.json requires {expected}"
@@ -227,7 +227,7 @@ class _Planner:
         return Rule((), weight.name, op, f"not in the source, needs training ({weight.init})")
 
     def _stored_name(self, name: str) -> str:
-        """The name, or one that it is tied to where the source stores only that."""
+        """The name, or the name of a tied tensor if the source stores only that one."""
         return name if name in self.stored else next((twin for twin in self._twins(name) if twin in self.stored), name)
 
     def _twins(self, name: str) -> list[str]:
@@ -286,7 +286,7 @@ class _Planner:
         self._add(Rule((name,), name, op, why), [tensor], self._emitted_name(name) if base else name, shape)
 
     def _is_foreign_head(self, name: str) -> bool:
-        """Whether a tensor stands beside the base model, where heads are, and not inside of it."""
+        """Whether a tensor belongs to a head, outside the base model."""
         inside = {part.partition(".")[0] for part in (*self.whole, *(weight.name for weight in self.family.pooler))}
         prefixed = self.stored[name].name.startswith(f"{self.family.prefix}.")
         return not prefixed and name.partition(".")[0] not in inside
@@ -326,7 +326,7 @@ class _Planner:
 
 
 def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor], list[str]]:
-    """Stored tensors by canonical name, and a fault for each name that is none or that two stored tensors claim."""
+    """Stored tensors by canonical name, with a fault for each unknown or duplicate name."""
     found: dict[str, Tensor] = {}
     faults = []
     for stored, tensor in checkpoint.tensors.items():
@@ -341,7 +341,7 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor
 
 
 def check_floats(tensors: Iterable[Tensor]) -> None:
-    """Refuses integer and 8-bit weights, which are quantised whatever the config says."""
+    """Refuses integer and 8-bit weights: they are quantised, even if the config does not say so."""
     odd = [
         f"{tensor.name}: {tensor.dtype}"
         for tensor in tensors

@@ -25,11 +25,11 @@ from .text import require_readable
 
 @dataclass(frozen=True)
 class Asked:
-    """A source and what it shall become: options settled, nothing opened yet.
+    """A source and the requested conversion: options resolved, weights not opened yet.
 
     Attributes:
-        family: as which the source is read. config: the source's, with what it leaves out.
-        options: with a value for each that was left open.
+        family: the source's family. config: the source's config, with defaults filled in.
+        options: with a value for each option.
     """
 
     source: Source
@@ -42,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source opened and planned, nothing written yet. The settled options are the context's."""
+    """A source opened and planned, nothing written yet. The context has the resolved options."""
 
     source: Source
     target: Target
@@ -53,10 +53,10 @@ class Prepared:
 
 
 def ask(source: Source, target: Target, options: object, settings: Settings) -> Asked:
-    """Settles what a resolved source shall become.
+    """Resolves the options of a conversion.
 
     Raises:
-        EffconvError: the target does not take the source, an option makes no sense for it, a text cannot be read.
+        EffconvError: the target does not accept the source, an option is invalid for it, or a text cannot be read.
     """
     if target.calibration:
         require_readable(getattr(options, "calibrate", ()), "--calibrate")
@@ -67,10 +67,10 @@ def ask(source: Source, target: Target, options: object, settings: Settings) -> 
 def settle(
     target: Target, options: object, config: Mapping[str, Any], *, own_code: bool
 ) -> tuple[Family, Mapping[str, Any], Any]:
-    """Family, config and options with a value for whatever was left open; a model in memory shares it.
+    """Family, config and options with a value for each option. Shared with conversions in memory.
 
     Args:
-        own_code: whether a source with modeling code of its own is taken for what its model_type says.
+        own_code: whether to accept a source with its own modeling code as a standard model of its model_type.
     """
     again = target.name if target.accepts_converted else ""
     family = family_of(
@@ -86,17 +86,17 @@ def prepare(
     """Resolves and plans.
 
     Args:
-        remote: of a Hub source, read only the headers of its weights.
+        remote: read only the headers of a Hub source's weights.
 
     Raises:
-        EffconvError: for any fault of the source or of the options.
+        EffconvError: the source or an option cannot be used.
     """
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
     return planned(ask(found, target, options, settings), remote=remote)
 
 
 def planned(asked: Asked, *, remote: bool) -> Prepared:
-    """Opens the weights and plans; the same for a source that is resolved already."""
+    """Opens the weights of a resolved source and plans."""
     source, target, settings = asked.source, asked.target, asked.settings
     family, config = asked.family, asked.config
     checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.reads)
@@ -122,7 +122,7 @@ def plan_tensors(
     settings: Settings,
     unknown_class: str | None = None,
 ) -> tuple[Context, Plan]:
-    """Context and plan from what has been read; the part that a model in memory shares."""
+    """Context and plan. Shared with conversions in memory."""
     if family.num_heads:
         family.head_width(config)
     if unknown_class and target.brings:  # the emitted model has no place for what such a class adds

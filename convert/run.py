@@ -1,4 +1,4 @@
-"""One conversion from end to end: resolve, plan, write, emit, verify, publish. All or nothing."""
+"""Runs a conversion from end to end: resolve, plan, write, emit, verify, publish. All or nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Result:
     """A finished conversion.
 
     Attributes:
-        output: the folder. bytes: of its weights. seconds: wall time of the whole conversion and of verify alone.
-        measured: one entry a check, None where verify was off. findings: what was found in the source.
-        pushed: the `effconv.hub.push.Pushed`, where it was shared on the Hub too.
+        output: the folder. bytes: size of its weights. seconds: wall time of the whole conversion and of verify alone.
+        measured: one entry per check, None if verify was off. findings: remarks about the source.
+        pushed: the `effconv.hub.push.Pushed`, if it was pushed to the Hub.
     """
 
     output: Path
@@ -70,11 +70,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Weights:
-    """What `write_weights` made and found.
+    """Result of `write_weights`.
 
     Attributes:
         written: files, their hashes, tensors that are not finite. calibration: record and findings of the fit.
-        source_sha256: of a local source's weight files, by name.
+        source_sha256: hashes of a local source's weight files, by name.
     """
 
     written: Written
@@ -88,11 +88,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check_repo` found.
+    """Result of `check_repo`.
 
     Attributes:
-        manifest: as it was given, with what was measured on the source. measured: one entry a check, None where verify
-            is off. others: further measurements, by name.
+        manifest: the given one with the measurements on the source. measured: one entry per check, None if verify is
+            off. others: further measurements, by name.
     """
 
     manifest: Mapping[str, Any]
@@ -110,10 +110,10 @@ def convert_source(
     """Converts a source into a repo.
 
     Args:
-        progress: called with the step, and bytes done and in all where the step counts them.
+        progress: called with the name of the step, the bytes done and the bytes in total.
 
     Returns:
-        The result; the output folder is complete when this returns, and does not exist where it raises.
+        The result. When this returns, the output folder is complete. If it raises, there is no output folder.
     """
     begin = time.monotonic()
     progress("source", 0, 0)
@@ -125,7 +125,7 @@ def convert_source(
         check_output(output, overwrite=settings.overwrite)
         check_replaceable(output)
     progress("plan", 0, 0)
-    if found.remote_header:  # faults show before gigabytes are fetched
+    if found.remote_header:  # report faults before downloading gigabytes
         planned(asked, remote=True)
         progress("download", 0, 0)
     ready = planned(asked, remote=False)
@@ -151,10 +151,10 @@ def convert_source(
 
 
 def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
-    """Calibrates where the target does, and streams every tensor of the plan into files; closes the source's.
+    """Calibrates if the target needs it, and streams every tensor of the plan into files. Closes the source's files.
 
     Returns:
-        The files' hashes and what was found on the way.
+        The files' hashes and the findings.
     """
     calibration = _calibrate(ready, progress)
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
@@ -175,10 +175,10 @@ def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
 
 
 def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progress) -> dict[str, Any]:
-    """Writes config, code and tokenizer beside the weights.
+    """Writes config, code and tokenizer next to the weights.
 
     Returns:
-        The manifest, but for measurements and hashes of files: what checks and card need to know.
+        The manifest without measurements and file hashes, as needed by checks and card.
     """
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
@@ -205,11 +205,11 @@ def check_repo(
 ) -> Checked:
     """Runs the target's checks on the repo in a fresh process, unless verify is off.
 
-    What a check compares with and is measured on the source, so that `effconv verify` can do without the source, is
-    measured here, before the checks and with verify off too: it enters the manifest that is returned.
+    References that some checks compare with are measured on the source here, even with verify off, and stored in the
+    returned manifest, so that `effconv verify` does not need the source.
 
     Raises:
-        CheckFailedError: weights that are not sound, or a check that fails.
+        CheckFailedError: weights with NaN or infinite values, or a failed check.
     """
     settings = ready.settings
     if not settings.verify:
@@ -243,7 +243,7 @@ def check_repo(
 def write_record(
     folder: Path, ready: Prepared, weights: Weights, checked: Checked, progress: Progress
 ) -> dict[str, Any]:
-    """Writes the card and, last of all, the manifest with every file's hash; returns the manifest."""
+    """Writes the card and then the manifest with every file's hash. Returns the manifest."""
     progress("manifest", 0, 0)
     complete = with_measurements(checked.manifest, checked.measured, **checked.others)
     write_card(folder, ready.target, complete, ready.source)
@@ -253,7 +253,7 @@ def write_record(
 
 
 def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
-    """Runs the target's calibration, if it has one, on the source's own model."""
+    """Runs the target's calibration, if it has one, on the source model."""
     if not ready.target.calibration:
         return Calibration({}, {})
     import importlib
@@ -266,7 +266,7 @@ def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
 
 
 def _facts(ready: Prepared) -> dict[str, Any]:
-    """What checks and card need to know of the repo, beside the options."""
+    """Facts about the repo for checks and card, in addition to the options."""
     target, context, settings = ready.target, ready.context, ready.settings
     upgraded = target.upgraded(context)
     new = [row.target for row in ready.plan.rows if row.action == "new"]
@@ -292,7 +292,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
         "part": part,
-        # One that the repo approximates, so that fidelity means something.
+        # a head that the repo approximates, so that fidelity is meaningful
         "dense_source": target.brings is None and not upgraded,
         "heads": heads,
         "new": new,
@@ -305,7 +305,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
 
 
 def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """A Hub source by id and commit, a local one by name and content: never a path."""
+    """Identifies a Hub source by id and commit, a local one by name and content, never by path."""
     if source.hub_id:
         closed = {"gated": source.gated, "private": source.private}
         known = {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
@@ -314,14 +314,14 @@ def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, An
 
 
 def _portable(value: object) -> object:
-    """An option as the manifest writes it: files by name, never by path."""
+    """An option as written to the manifest: files by name, never by path."""
     if isinstance(value, Path):
         return value.name
     return [_portable(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def source_folder(source: Source) -> Path:
-    """The folder with config and weights, all of it local by now."""
+    """The local folder with config and weights."""
     return source.path("config.json").parent
 
 

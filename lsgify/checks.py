@@ -1,4 +1,4 @@
-"""What LSG promises, measured on a loaded repo. Each check returns the largest difference found, and details."""
+"""The checks of LSG on a loaded repo. Each returns the largest difference and details."""
 
 from __future__ import annotations
 

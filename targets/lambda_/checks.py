@@ -1,4 +1,4 @@
-"""What Lambda promises, measured on a loaded repo."""
+"""The checks of Lambda on a loaded repo."""
 
 from __future__ import annotations
 

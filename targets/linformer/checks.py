@@ -1,4 +1,4 @@
-"""What Linformer promises, measured on a loaded repo."""
+"""The checks of Linformer on a loaded repo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TransNormer promises, measured on a loaded repo."""
+"""The checks of TransNormer on a loaded repo."""
 
 from __future__ import annotations
 
