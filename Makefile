@@ -27,7 +27,7 @@ demo: venv  ## convert a real sentence encoder to 4,096 tokens, verify it, encod
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
 quick: venv  ## run the unit tests, in under two minutes on two cores
-	$(BIN)/python -m pytest -m quick $(TESTS)
+	$(BIN)/python -m pytest -m quick tests/unit $(TESTS)
 
 test: venv venv-compat  ## run the tests of every change (TESTS="tests/hub -k word" for some)
 	$(RUN_TESTS) -m "not nightly" $(TESTS)
