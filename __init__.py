@@ -1,10 +1,10 @@
-"""effconv turns pretrained encoders into efficient ones: repos that load anywhere, with a proof of what stayed equal.
+"""effconv converts pretrained text encoders into efficient ones and checks the result against the source.
 
     import effconv
     result = effconv.convert("bert-base-uncased", "lsg", max_length=4096, output="lsg-bert")
     effconv.verify("lsg-bert", against="bert-base-uncased")
 
-Names are imported when they are first used, so that `import effconv` is instant.
+Names are imported on first use, which keeps `import effconv` fast.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HOMES = {
     "retrieval": "api",
     "verify": "api",
 }
-_MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them can be called as well: see callable_package
+_MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them are also callable: see callable_package
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,9 @@ from .adapt.retrieval import retrieval
 from .convert.errors import EffconvError, UsageError
 from .convert.options import Progress, Settings
 from .convert.plan import Plan
+from .convert.prepare import prepare
 from .convert.repo.manifest import Measured, check_hashes, read_manifest
-from .convert.run import Result, convert_source, prepare
+from .convert.run import Result, convert_source
 from .convert.target import Target
 from .convert.text import one_or_several
 from .convert.verify.recheck import fidelity_of as fidelity
@@ -30,25 +31,25 @@ __all__ = ["adapt", "bench", "convert", "fidelity", "inspect", "load", "plan", "
 
 
 def _quiet(step: str, done: int, total: int) -> None:
-    """Shows no progress."""
+    """Default progress callback, which prints nothing."""
 
 
 def convert(source: str | os.PathLike[str], target: str, *, progress: Progress = _quiet, **options: Any) -> Result:
     """Converts a checkpoint into a repo that loads with `trust_remote_code=True`.
 
     Args:
-        source: a folder or a Hub id.
-        target: name of a target, such as `lsg`; `effconv targets` lists them.
-        progress: called with the step, and with bytes done and in all where the step counts them.
-        options: the target's options and the common ones, by the names of the command's flags with underscores
+        source: a local folder or a Hub id.
+        target: name of a target, such as `lsg` (`effconv targets` lists them).
+        progress: called with the name of the step, the bytes done and the bytes in total (0 if not counted).
+        options: the flags of the command as keyword arguments, with underscores
             (`max_length`, `block_size`, `output`, `overwrite`, `verify`, `push_to_hub`, `private`, ...).
 
     Returns:
-        What was made: the folder, the plan, the manifest, one entry a check, and what was pushed.
+        A `Result`: the output folder, the plan, the manifest, one entry per check, and the push if there was one.
 
     Raises:
-        EffconvError: each kind with its exit code; nothing is left behind. Where only the push failed, the folder
-            stands, and the error's `made` is the result.
+        EffconvError: the conversion failed, and no output was written. If only the push failed, the output folder
+            is complete and the error's `made` is the result.
     """
     from .hub.sharing import check_sharing, push_converted
 
@@ -67,7 +68,7 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
 
 
 def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:
-    """What `convert` would do to every tensor, from headers and config alone; nothing is written.
+    """Plans a conversion: what `convert` would do to every tensor. Reads only headers and config, writes nothing.
 
     Raises:
         EffconvError: as `convert`.
@@ -87,13 +88,13 @@ def verify(
     trust_remote_code: bool = False,
     progress: Progress = _quiet,
 ) -> list[Measured]:
-    """Checks an emitted repo again: hashes, then the target's checks in a fresh process.
+    """Checks a converted repo: file hashes, then the target's checks in a fresh process.
 
     Args:
-        against: the dense source; what compares with it is left out where this is None.
+        against: the source model. Without it, checks that compare with the source are skipped.
 
     Raises:
-        CheckFailedError: with everything that differs.
+        CheckFailedError: files or outputs differ; the message lists all of them.
     """
     return verify_repo(
         repo,
@@ -113,20 +114,20 @@ def adapt(
     watch: Callable[[Any], None] = lambda tick: None,
     **options: Any,
 ) -> Any:
-    """Trains a repo against the source that it was made from, and writes the result as a new one.
+    """Trains a converted repo to match its source, and writes a new repo.
 
     Args:
-        repo: folder of the repo; it stays as it is.
-        progress: called with each step of the work around the training.
+        repo: folder of the repo, which is not changed.
+        progress: called with the name of each step before and after training.
         watch: called with an `effconv.adapt.trainer.Tick` after each step of the training.
-        options: by the names of the command's flags with underscores (`teacher`, `data`, `output`, `steps`, ...).
+        options: the command's flags as keyword arguments, with underscores (`teacher`, `data`, `output`, `steps`, ...).
 
     Returns:
-        An `effconv.adapt.results.Adapted`: the folder, what was measured before and after, the checks. None in
-        processes other than the first.
+        An `effconv.adapt.results.Adapted`: the output folder, the measurements before and after, the checks. None on
+        all ranks but rank 0.
 
     Raises:
-        EffconvError: each kind with its exit code; there is no output then.
+        EffconvError: the training failed, and no output was written.
     """
     from .adapt.options import AdaptOptions
     from .adapt.run import adapt_repo
@@ -143,21 +144,21 @@ def adapt(
 def bench(
     models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, progress: Progress = _quiet, **options: Any
 ) -> Any:
-    """Measures time and memory of models side by side; with `data`, advises on a conversion for these texts.
+    """Compares speed and memory of models or, with `data`, recommends LSG options for these texts.
 
     Args:
-        models: folders or Hub ids; one of them for advice.
+        models: folders or Hub ids. Exactly one with `data`.
         progress: called with each step.
-        options: by the names of the command's flags with underscores (`lengths=[512, 4096]`, `batch`, `dtype`, `train`,
-            `with_`, `threads`, `plot`, `data`, `memory`, ...).
+        options: the command's flags as keyword arguments, with underscores (`lengths=[512, 4096]`, `batch`, `dtype`,
+            `train`, `with_`, `threads`, `plot`, `data`, `memory`, ...).
 
     Returns:
-        An `effconv.bench.run.BenchReport`, or with `data` an `effconv.bench.advice.Advice`; `described()` gives JSON
-        values, and an Advice's `advised` is None where no conversion is needed. Ctrl-C ends the measurement, not the
-        call: `interrupted` says so.
+        An `effconv.bench.run.BenchReport` or, with `data`, an `effconv.bench.advice.Advice`. `described()` gives JSON
+        values. `Advice.advised` is None if no conversion is needed. After Ctrl-C the report has the results measured so
+        far, and its `interrupted` is True.
 
     Raises:
-        EffconvError: each kind with its exit code.
+        EffconvError: an option, a model or a text cannot be used.
     """
     from .bench.options import BenchOptions, bench_options
 
@@ -180,15 +181,15 @@ def bench(
 
 
 def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:
-    """Loads an emitted repo's model after comparing every file with the manifest.
+    """Loads the model of a converted repo after comparing every file with the manifest.
 
     Args:
         repo: folder of the repo.
-        auto: Auto class to load with; by default that of the repo's own architecture.
-        overrides: what `from_pretrained` takes: config fields (block_size=64), dtype, device_map.
+        auto: Auto class to load with. By default that of the repo's architecture.
+        overrides: arguments of `from_pretrained`: config fields (block_size=64), dtype, device_map.
 
     Raises:
-        CheckFailedError: a file is not what the manifest says; its code is then not run.
+        CheckFailedError: a file differs from the manifest. The repo's code is not run.
     """
     folder = Path(repo)
     manifest = read_manifest(folder)
@@ -209,7 +210,7 @@ def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> Non
 
 
 def _split(name: str, options: dict[str, Any]) -> tuple[Target, Any, Settings]:
-    """The target, its own options and the common ones, from one flat set of keywords."""
+    """Splits keyword arguments into the target, its own options and the common options."""
     target = target_named(name)
     own = {field.name for field in dataclasses.fields(target.options)}
     common = {field.name for field in dataclasses.fields(Settings)}

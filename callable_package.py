@@ -37,5 +37,5 @@ def _function(package: ModuleType) -> Callable[..., Any]:
 
 
 def make_callable(package: str) -> None:
-    """Turns the package of that name, which has an `__api__`, into a `CallablePackage`."""
+    """Makes the package of that name, which has an `__api__`, a `CallablePackage`."""
     sys.modules[package].__class__ = CallablePackage

@@ -1,4 +1,4 @@
-"""What a source is and what it can become, from its config and headers alone: no payload is read."""
+"""Inspects a source: what it is and which targets accept it. Reads config and headers, no tensor data."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .convert.families.selection import family_of
 from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.io.source import Source, resolve, sentence_modules
 from .convert.options import Settings
-from .convert.plan import check_floats, choose_head
-from .convert.run import ask, planned
+from .convert.planner import check_floats, choose_head
+from .convert.prepare import ask, planned
 from .convert.target import Target
 from .targets.registry import TARGETS
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `effconv inspect` says of a source.
+    """Result of `effconv inspect`.
 
     Attributes:
-        parameters: elements of all stored tensors. bytes: of their payload.
-        max_length: tokens that it takes.
-        becomes: targets that take its family and head.
-        why_not: why it cannot be converted, where it cannot.
+        parameters: number of elements of all stored tensors. bytes: size of their data.
+        max_length: maximum input length in tokens.
+        becomes: targets that accept its family and head.
+        why_not: why no target accepts it, if none does.
     """
 
     name: str

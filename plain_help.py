@@ -1,4 +1,4 @@
-"""Help pages as plain text, in sections: what Typer's own ones show, without the third of a second that rich takes."""
+"""Plain-text help pages with sections, like Typer's own but without importing rich, which takes 0.3 s."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class PlainCommand(TyperCommand):
-    """A command whose options stand under the names of their panels."""
+    """A command with its options grouped by panel."""
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write(formatter, _parameters(self, ctx))
 
 
 class PlainGroup(TyperGroup):
-    """A group whose options and commands stand under the names of their panels."""
+    """A group with its options and commands grouped by panel."""
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write(formatter, _parameters(self, ctx))
         _write(formatter, self.listed())
 
     def listed(self) -> Rows:
-        """Panel, name and help of every command that has been made."""
+        """Panel, name and help of every registered command."""
         for name, command in self.commands.items():
             if not command.hidden:
                 panel = getattr(command, "rich_help_panel", None)
@@ -46,7 +46,7 @@ def _parameters(command: AnyCommand, ctx: Context) -> Rows:
         if row is not None:
             panel, (name, help) = getattr(parameter, "rich_help_panel", None), row
             argument = parameter.param_type_name == "argument"
-            name = parameter.metavar or name if argument else name  # without the type of what has a name of its own
+            name = parameter.metavar or name if argument else name  # a metavar is shown without the type
             yield panel or (_("Arguments") if argument else _("Options")), name, help
 
 
@@ -55,6 +55,8 @@ def _write(formatter: HelpFormatter, rows: Rows) -> None:
     for panel, name, help in rows:
         panels.setdefault(panel, []).append((name, help))
     for panel, lines in panels.items():
-        heading = panel if "NO_COLOR" in os.environ else typer.style(panel, bold=True)  # taken out where no terminal is
+        heading = (
+            panel if "NO_COLOR" in os.environ else typer.style(panel, bold=True)
+        )  # removed if stdout is not a terminal
         with formatter.section(heading):
             formatter.write_dl(lines)

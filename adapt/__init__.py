@@ -1,10 +1,10 @@
-"""Win back what a conversion lost: a short training of an emitted repo against the model it was made from.
+"""Recovers the quality that a conversion lost: a short training of a converted repo against its source.
 
-A run goes through phases. In each, the source (the teacher) runs on a batch of text, the converted model (the student)
-is given the same text, and one or several objectives say how they differ: layer by layer with the teacher's own inputs
+A run has one or more phases. In each, the source (the teacher) and the converted model (the student) run on the same
+batch of text, and one or more objectives measure how they differ: layer by layer with the teacher's own inputs
 (`attention`), end to end (`hidden`, `logits`, `sentence`), or on masked tokens without a teacher (`mlm`).
 
-Every file has one subject, and what one hands to the next is data:
+The files:
 
     recipes     which phases, for which target             (no torch)
     documents   files and datasets → documents, those that are held out, and proof that they stay out
@@ -15,10 +15,10 @@ Every file has one subject, and what one hands to the next is data:
     contrastive long texts against the teacher's embeddings of their pieces
     ranking     which long document does a piece come from: the task and its ranks
     heldout     fidelity on held-out text, before, during and after
-    checkpoints what a kill must not lose, and what `--resume` reads
+    checkpoints saved state of a run, read by `--resume`
     trainer     the loop, on accelerate
-    sentence    what a sentence-transformers repo has behind its encoder     (no torch)
-    dense       dense layers behind the pooling, and one that whitens embeddings
+    sentence    the modules of a sentence-transformers repo after its encoder     (no torch)
+    dense       dense layers after the pooling, and whitening
     results     the new repo: weights, manifest, card, plot
     run         all of it, from options to a published repo
     retrieval   the ranking task of source and repos, beside the training

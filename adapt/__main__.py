@@ -1,4 +1,4 @@
-"""`accelerate launch -m effconv.adapt REPO ...`: the command, once a process."""
+"""`accelerate launch -m effconv.adapt REPO ...`: the command, in every process."""
 
 from __future__ import annotations
 

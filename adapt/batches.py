@@ -1,8 +1,8 @@
-"""Batches: a step's number → the same global batch on any number of processes, without padding.
+"""Batches: maps a step number to the same global batch on any number of processes, without padding.
 
-Text is packed: the documents of an epoch follow each other, and each text of a batch is the next stretch of them
-between special tokens. A batch holds texts of one length; lengths alternate from step to step, with about as many
-tokens a step.
+Text is packed: the documents of an epoch are concatenated, and each text of a batch is the next window of them
+between special tokens. All texts of a batch have one length. Lengths alternate from step to step, with about the same
+number of tokens per step.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Batch:
 
 
 class TokenStream:
-    """The training text as one endless row of tokens; documents come in another order in every epoch."""
+    """The training text as one endless sequence of tokens. Documents are reordered in every epoch."""
 
     def __init__(self, documents: Callable[[int], Iterator[Tokens]]) -> None:
         self._documents = documents
@@ -122,7 +122,7 @@ def batches(corpus: Corpus, lengths: Sequence[int], tokens: int, seed: int, skip
 
 
 def check_enough(corpus: Corpus, lengths: Sequence[int]) -> None:
-    """Raises BadInputError where the training text is shorter than one text of a batch."""
+    """Raises BadInputError if the training text is shorter than one text of a batch."""
     tokens = corpus.record.get("tokens")  # unknown of a stream
     if tokens is not None and tokens + len(corpus.prefix) + len(corpus.suffix) < max(lengths):
         raise BadInputError(

@@ -1,10 +1,10 @@
-"""Checkpoints of a run: what a kill must not lose, and what `--resume` reads.
+"""Checkpoints of a run, read by `--resume`.
 
     FOLDER/run.json            what the run was started with, and hashes of repo, teacher and data
     FOLDER/step-000100/        accelerate's state, the best state so far, and how far the run was
 
-A checkpoint is written under another name and renamed when it is whole; the one before goes after that. So a kill at
-any moment leaves one that is whole, and loses what was trained since.
+A checkpoint is written under another name and renamed when complete. The previous one is then removed. A kill at any
+moment leaves a complete checkpoint and loses only the training since then.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Checkpoints:
         self.folder, self._started_with = folder, json.loads(json.dumps(started_with))
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or finds it as the same run left it.
+        """Creates the folder, or checks that the same run left it.
 
         Raises:
-            OutputError: another run's checkpoints stand there. UsageError: there is nothing to resume.
-            BadInputError: the run to be continued was started with something else.
+            OutputError: the folder has checkpoints of another run. UsageError: there is nothing to resume.
+            BadInputError: the run to resume was started with other settings.
         """
         stated = self.folder / RUN
         if resume:
@@ -99,7 +99,7 @@ class Checkpoints:
             stated.write_text(json.dumps(self._started_with, indent=2) + "\n", encoding="utf-8")
 
     def last(self) -> Path | None:
-        """The newest checkpoint that is whole."""
+        """The newest complete checkpoint."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return max(
             (path for path in found if STEP.fullmatch(path.name)), default=None, key=lambda path: int(path.name[5:])
@@ -109,7 +109,7 @@ class Checkpoints:
         """Writes a checkpoint; called by every process.
 
         Raises:
-            OutputError: it cannot be written; nothing of it stays, and the one before does.
+            OutputError: it cannot be written. It is removed, and the previous one is kept.
         """
         from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Dense layers behind the pooling of a sentence encoder: read, fitted (`--whiten`), and written.
+"""Dense layers after the pooling of a sentence encoder: reads, fits (`--whiten`) and writes them.
 
 Few directions rule the embeddings of most encoders, and so all their cosines, while what tells one text from another
 lies in the many others. Whitening makes them equally strong (Su et al., arXiv 2103.15316). With C the covariance of

@@ -1,4 +1,4 @@
-"""What the numbers of a head are, and so how `--objective logits` compares them. No heavy imports."""
+"""How `--objective logits` compares the outputs of a head. No heavy imports."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LABELLED = ("AutoModelForSequenceClassification", "AutoModelForTokenClassificati
 
 
 def kind_of_logits(auto: str, config: Mapping[str, Any], family: str) -> str:
-    """DISTRIBUTION where a softmax over the last axis means something, VALUES where each number counts by itself.
+    """DISTRIBUTION if a softmax over the last axis is meaningful, VALUES if each number is independent.
 
     A softmax over one label is 1 whatever the logit is, and what a regression or a classifier of several labels at
     once gives adds up to nothing: a divergence would train nothing there, or something else.
 
     Returns:
-        "" where the head gives no logits.
+        "" if the head gives no logits.
     """
     if auto == "AutoModelForPreTraining":  # ELECTRA's tells replaced tokens, the others give outputs of two heads
         return VALUES if family == "electra" else ""

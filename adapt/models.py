@@ -1,4 +1,4 @@
-"""Student and teacher: loaded for training, where their attention sits, and which parameters are trained."""
+"""Loads student and teacher for training, and selects the trained parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of `effconv adapt`: their flags, their help, and what they may be. Imports nothing heavy."""
+"""Options of `effconv adapt`: flags, help and valid values. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATA, TRAINING, MACHINE, DANGER = "Text", "Training", "Machine", "Dangerous: onl
 
 @dataclass(frozen=True, slots=True)
 class AdaptOptions:
-    """What `effconv adapt` takes beside the repo."""
+    """Options of `effconv adapt`."""
 
     teacher: str | None = option(None, "Source model of the repo, a folder or a Hub id. Not needed for mlm alone.")
     data: tuple[str, ...] = option((), "Text, JSONL, CSV or parquet file, or Hub dataset, can be repeated.")
@@ -39,7 +39,7 @@ class AdaptOptions:
         panel=TRAINING,
     )
     train: Trained | None = option(
-        None, "Weights to train: new, globals, attention or all. [default: from the target]", panel=TRAINING
+        None, "Weights to train: new ones, global tokens, attention or all. [default: from the target]", panel=TRAINING
     )
     steps: int | None = option(None, "Total number of steps. [default: 300 without --budget]", panel=TRAINING)
     budget: str | None = option(None, "Training time instead of steps, such as 90s, 10m or 2h.", panel=TRAINING)
@@ -81,7 +81,7 @@ class AdaptOptions:
     trust_remote_code: bool = option(False, "Allow the Python code of the teacher to run.", panel=DANGER)
 
     def __post_init__(self) -> None:
-        """Raises UsageError with all values that mean nothing."""
+        """Raises UsageError with all invalid values."""
         faults = []
         for name, least in (
             ("steps", 1),
@@ -117,7 +117,7 @@ class AdaptOptions:
         """The budget in seconds, or None.
 
         Raises:
-            UsageError: it is no time.
+            UsageError: it is not a time.
         """
         if self.budget is None:
             return None
@@ -129,10 +129,10 @@ class AdaptOptions:
         return float(match[1]) * SECONDS[match[2]]
 
     def training_lengths(self) -> tuple[int, ...] | None:
-        """The lengths asked for, in tokens, or None.
+        """The requested lengths in tokens, or None.
 
         Raises:
-            UsageError: they are no numbers of tokens.
+            UsageError: they are not numbers of tokens.
         """
         if self.lengths is None:
             return None

@@ -1,4 +1,4 @@
-"""Finding long documents by short pieces of them: the task, ways to embed a document, and ranks.
+"""Retrieval of long documents by short passages: the task, ways to embed a document, and ranks.
 
 Documents are cut from a text one after the other; queries are pieces of a document beyond the source's own length, so
 that a model which reads only the beginning has never seen them. Ways to embed a document:

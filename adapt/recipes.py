@@ -1,7 +1,7 @@
-"""What is trained, and for how long: the phases of a run, from `--objective` or by target. No heavy imports.
+"""The phases of a training run, from `--objective` or from the target's defaults. No heavy imports.
 
 docs/how-to/adapt.md has what was measured with them. End to end, the rate is a quarter of that of attention transfer:
-at the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (.928 to .881 within 50 steps).
+at the same one the held-out cosine of a Linformer of all-MiniLM-L6-v2 fell at once (0.928 to 0.881 within 50 steps).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def recipe_of(target: Target, options: AdaptOptions) -> Recipe:
 
 
 def phases_of(objective: str) -> tuple[Phase, ...]:
-    """The phases that a text such as `attention:.4,hidden+mlm` names; those without a share divide what is left.
+    """The phases that a text such as `attention:0.4,hidden+mlm` names; those without a share divide what is left.
 
     Raises:
         UsageError: an unknown objective, or shares that do not add up to 1.

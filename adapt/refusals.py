@@ -1,4 +1,4 @@
-"""What an adaptation is refused for before torch is imported: manifest, config.json and file names tell."""
+"""Checks before a training run, from manifest, config.json and file names, before torch is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .recipes import Phase
 
 
 def require_data(options: AdaptOptions) -> None:
-    """Raises UsageError or BadInputError where there is no text, or one of its files cannot be read."""
+    """Raises UsageError or BadInputError if there is no text, or a file cannot be read."""
     if not options.data:
         raise UsageError("no text to train on", where="--data", hint="give text, JSONL or parquet files, or a dataset")
     require_files(options.data, "--data")
@@ -90,7 +90,7 @@ def require_objectives(
 
 
 def require_effect(options: AdaptOptions, phases: Sequence[Phase]) -> None:
-    """Raises UsageError for options that nothing in these phases reads."""
+    """Raises UsageError for options without effect in these phases."""
     objectives = {objective for phase in phases for objective in phase.objectives}
     usual = {field.name: field.default for field in fields(options)}
     faults = [

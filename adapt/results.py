@@ -1,4 +1,4 @@
-"""The new repo: the old one's files with trained weights, and what was measured: manifest, card, plot."""
+"""Writes the new repo: the old files with trained weights, and the results in manifest, card and plot."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def write_results(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def block(record: Mapping[str, Any], plotted: bool) -> str:
-    """What the card says of a run."""
+    """The card's block about a training run."""
     figures = [name for name in FIGURES if any(name in row for row in record["after"])]
     rows = [
         "| tokens | texts | " + " | ".join(f"{FIGURES[name]}, before | after" for name in figures) + " |",

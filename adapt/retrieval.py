@@ -1,7 +1,7 @@
-"""`effconv retrieval`: a task made from any text, and how well the source and converted models do it.
+"""`effconv retrieval`: a retrieval task made from any text, measured for the source and for converted models.
 
-Which long document does a short piece of its later part come from? `ranking` has the task; here is what can be refused
-before torch is imported, and what is loaded.
+Which long document does a short passage from its later part come from? `ranking` defines the task. This file checks
+the options before torch is imported, and loads the models.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def retrieval(
     trust_remote_code: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> dict[str, Any]:
-    """Builds the task from text files and measures it: the source's three ways, and each repo.
+    """Builds the task from text files and measures the source in three ways, and each repo.
 
     Args:
         repos: folder of a converted model, or several of one source.
@@ -56,7 +56,7 @@ def retrieval(
         "over_chunk_average_error" (the standard error of that difference over documents).
 
     Raises:
-        EffconvError: a repo, a source or a text that cannot be used.
+        EffconvError: a repo, the source or a text cannot be used.
     """
     folders, files = [Path(repo) for repo in one_or_several(repos)], [Path(path) for path in one_or_several(data)]
     if not folders:

@@ -1,4 +1,4 @@
-"""One adaptation from end to end: open, read, train, measure, verify, publish. All or nothing."""
+"""Runs a training from end to end: open, read, train, measure, verify, publish. All or nothing."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def adapt_repo(
     progress: Progress = lambda step, done, total: None,
     watch: Any = lambda tick: None,
 ) -> Any:
-    """Trains a repo and writes the result as a new one.
+    """Trains a converted repo and writes a new repo.
 
     Args:
-        progress: called with each step of the work around the training.
+        progress: called with the name of each step before and after training.
         watch: called with a `Tick` after each step of the training.
 
     Returns:
-        The `Adapted`; None in processes other than the first.
+        The `Adapted`. None on all ranks but rank 0.
 
     Raises:
-        EffconvError: for any fault of repo, teacher, text or options; no output is made then.
+        EffconvError: repo, teacher, text or options cannot be used. No output is written.
     """
     asked = open_run(repo, options, progress)
     finished = train(asked, progress, watch)
@@ -69,7 +69,7 @@ def adapt_repo(
 
 @dataclass(frozen=True)
 class Asked:
-    """A repo that can be trained as the options say, told from its files alone.
+    """A repo and the requested training, checked from files alone.
 
     Attributes:
         folder: of the repo. teacher: of the source, None where no phase needs it. output: where the result goes.
@@ -89,7 +89,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that has come to its end.
+    """Result of a finished training.
 
     Attributes:
         state: the trained tensors by name. matrix: of the dense layer that whitens; None without one.
@@ -104,10 +104,10 @@ class Finished:
 
 
 def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Progress) -> Asked:
-    """Refuses what files and options show, before torch is imported.
+    """Checks files and options before torch is imported.
 
     Returns:
-        The run that was asked for.
+        The requested run.
     """
     folder = Path(os.path.expanduser(repo)).absolute()
     if not folder.is_dir():
@@ -163,7 +163,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     """Loads both models and the text, and trains.
 
     Returns:
-        The trained tensors and what was measured; None in processes other than the first.
+        The trained tensors and the measurements. None on all ranks but rank 0.
     """
     from ..data.documents import read_corpus
     from .checkpoints import Checkpoints
@@ -176,7 +176,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     recipe, phases, lengths, teacher = asked.recipe, asked.phases, asked.lengths, asked.teacher
     beside = output.with_name(output.name + ".checkpoints")
     accelerator = make_accelerator(options, output.with_name(output.name + ".tensorboard"))
-    if not accelerator.is_main_process:  # one of several processes speaks
+    if not accelerator.is_main_process:  # only rank 0 prints
         progress, watch = lambda step, done, total: None, lambda tick: None
     progress("models", 0, 0)
     pair = load_pair(
@@ -199,7 +199,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     pair.student.to(accelerator.device)
     if pair.teacher is not None:
         pair.teacher.to(accelerator.device)
-    # What is reported is measured at short texts too, not only at those that were trained on.
+    # The report also covers short texts, not only the lengths of training.
     shown = sorted({*lengths, *(n for n in (128, 512) if n <= max(lengths))})
     found_by = options.piece_tokens if any("contrastive" in phase.objectives for phase in phases) else None
     heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device, found_by)

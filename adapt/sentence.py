@@ -1,4 +1,4 @@
-"""What a sentence-transformers repo says of the modules behind its encoder. No heavy imports."""
+"""Reads the modules of a sentence-transformers repo after its encoder. No heavy imports."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ BETAS, EPS = (0.9, 0.98), 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What a display shows after a step.
+    """Progress after a training step.
 
     Attributes:
         share: of the whole run that is done, 0 to 1. losses: by objective. score: at the last evaluation.

@@ -1,6 +1,6 @@
 """Speed and memory, measured: `effconv bench` for a user's models, `make bench` for the project's own bars.
 
-Every file has one subject, and what one hands to the next is data:
+The files:
 
     options     flags of `effconv bench`                       (no torch)
     sources     what a user names → what is measured, and its source
@@ -14,7 +14,7 @@ Every file has one subject, and what one hands to the next is data:
     bars        what `make bench` shows, section by section
     layers, lsg, bigs, mixed, shapes, conversion, startup      its sections
 
-Figures are ratios from one run, the forms in turn, with the machine's name beside them.
+Results are ratios from one run that measures all forms in turn, reported with the machine's name.
 
 `effconv.bench(...)`, the function, is `effconv.api.bench`.
 """

@@ -1,4 +1,4 @@
-"""`effconv bench MODEL --data TEXTS`: whether to convert; to which length, block, sparsity and batch, as measured."""
+"""`effconv bench MODEL --data TEXTS`: whether to convert, and to which length, block size, sparsity and batch size."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CHECK = 2  # times the tokens of that in the run that the line is checked agains
 
 @dataclass(frozen=True)
 class Advice:
-    """What to convert to, and why.
+    """The recommended conversion, with reasons.
 
     Attributes:
-        lengths: of the texts. limit: tokens that the source takes.
-        advised: None where the source takes these texts as it is.
+        lengths: of the texts. limit: maximum length of the source in tokens.
+        advised: None if the source already takes these texts.
         reasons: a sentence each.
     """
 
@@ -75,7 +75,7 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     """Reads the texts; where the source does not take them, measures candidates and applies the rules of `choices`.
 
     Raises:
-        EffconvError: texts that cannot be read, a model without a dense source, too little memory for one text.
+        EffconvError: a text cannot be read, the model cannot be converted, or there is not enough memory for one text.
     """
     if len(models) != 1:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What measured rows say: which model is fastest at each length, and from which length on a converted one wins.
+"""Findings from measured rows: the fastest model at each length, and the length from which a converted one is faster.
 
 Pure functions on rows; the same for a user's run and for tests on made-up timings.
 """
@@ -53,7 +53,7 @@ class Fastest:
 
 @dataclass(frozen=True, slots=True)
 class Crossover:
-    """Where a converted model starts to win against a dense one.
+    """The length from which a converted model is faster than a dense one.
 
     Attributes:
         case: what was run; its length means nothing here. measured: the lengths at which both were.

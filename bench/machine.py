@@ -1,4 +1,4 @@
-"""The machine that figures come from, as they are shown with it."""
+"""A description of the machine, shown with every result."""
 
 from __future__ import annotations
 

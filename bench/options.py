@@ -1,4 +1,4 @@
-"""Options of `effconv bench`: their flags, their help, and what they may be. Imports nothing heavy."""
+"""Options of `effconv bench`: flags, help and valid values. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What `effconv bench` takes beside the models."""
+    """Options of `effconv bench`."""
 
     plot: tuple[Path, ...] = option((), "Plot to FILE.png or FILE.svg, can be repeated.")
-    lengths: str | None = option(None, "Input lengths in tokens. [default: 512,1024,2048,4096]", panel=RUN)
+    lengths: str | None = option(
+        None, "Input lengths in tokens. [default: 512,1024,2048,4096, up to the longest that a model takes]", panel=RUN
+    )
     batch: str = option("1", "Batch sizes, such as 1,8.", panel=RUN)
     dtype: str = option("float32", "Data types, such as float32,bfloat16.", panel=RUN)
     train: bool = option(False, "Measure a training step (forward, backward, AdamW) instead of a forward.", panel=RUN)
     mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s counts real tokens.", panel=RUN)
-    threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured.", panel=RUN)
+    threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured instead of wall time.", panel=RUN)
     device: str = option("cpu", "Device: cpu, cuda or cuda:1.", panel=RUN)
     rounds: int = option(3, "Measurement rounds. Models run in turn in each round.", panel=RUN)
     with_: str | None = option(
@@ -39,9 +41,11 @@ class BenchOptions:
         panel=BESIDE,
     )
     source: bool = option(True, "Also measure the dense source, with extended positions.", panel=BESIDE)
-    conversion: bool = option(True, "Also measure the conversion, if the source is on this machine.", panel=BESIDE)
+    conversion: bool = option(
+        True, "Also measure time and memory of the conversion, if the source is on this machine.", panel=BESIDE
+    )
     against: str | None = option(
-        None, "Folder of the source, to measure the conversion. [default: searched]", panel=BESIDE
+        None, "Folder of the source, to measure the conversion. [default: Hub cache, or next to the repo]", panel=BESIDE
     )
     data: tuple[str, ...] = option(
         (), "Your texts: text, .jsonl, .csv or .parquet files. Prints advice instead of a comparison.", panel=ADVICE
@@ -58,7 +62,7 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError with all values that mean nothing."""
+        """Raises UsageError with all invalid values."""
         faults = []
         for flag, text, least in (("--lengths", self.lengths, SHORTEST), ("--batch", self.batch, 1)):
             if text is not None and not _numbers(text, least):
@@ -94,7 +98,7 @@ class BenchOptions:
         self.memory_bytes()
 
     def token_lengths(self) -> list[int] | None:
-        """The lengths asked for, ascending, or None."""
+        """The requested lengths, ascending, or None."""
         return None if self.lengths is None else sorted(set(_numbers(self.lengths, SHORTEST)))
 
     def batches(self) -> list[int]:
@@ -113,16 +117,16 @@ class BenchOptions:
         return cores() if self.threads == "all" else int(self.threads)
 
     def memory_bytes(self) -> int | None:
-        """The memory asked for, in bytes, or None.
+        """The requested memory in bytes, or None.
 
         Raises:
-            UsageError: it is no size.
+            UsageError: it is not a size.
         """
         return None if self.memory is None else parse_size(self.memory, "--memory", "16G or 500MB")
 
 
 def bench_options(values: dict[str, Any]) -> BenchOptions:
-    """Options by the names of the flags, as Python callers and the command line give them: lists or text."""
+    """Options from keyword arguments, whose values may be lists or text."""
     for name in ("lengths", "batch", "dtype", "with_", "threads"):
         value = values.get(name)
         if value is not None and not isinstance(value, str):
@@ -139,7 +143,7 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str, least: int, *, one: bool = False) -> list[int]:
-    """The numbers, [] where one of them is none."""
+    """The numbers, or [] if one of them is not a number."""
     words = text.split(",")
     if not all(word.strip().isdecimal() and int(word) >= least for word in words) or (one and len(words) > 1):
         return []

@@ -1,4 +1,4 @@
-"""Why an advice is what it is: a sentence each, from lengths of texts and measurements. Pure functions."""
+"""The reasons for an advice, one sentence each. Pure functions of text lengths and measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUALITY = (
 
 
 def none_needed(lengths: Lengths, limit: int, source: str) -> list[str]:
-    """Why nothing is to be converted, a sentence each."""
+    """Why no conversion is needed, one sentence each."""
     beyond = lengths.longer(limit)
     return [
         f"No conversion is needed: {source} takes {limit:,} tokens, and texts truncated to that length keep "
@@ -26,7 +26,7 @@ def none_needed(lengths: Lengths, limit: int, source: str) -> list[str]:
 
 
 def reasons(lengths: Lengths, limit: int, advised: Advised) -> list[str]:
-    """Why, a sentence each."""
+    """The reasons, one sentence each."""
     length, chosen, batch, memory = advised.length, advised.chosen, advised.batch, advised.memory
     found = [
         f"Length {length:,}: texts truncated to it keep {lengths.covered(length):.1%} of their tokens "
@@ -54,7 +54,7 @@ def reasons(lengths: Lengths, limit: int, advised: Advised) -> list[str]:
 
 
 def check_in_words(check: Mapping[str, Any]) -> list[str]:
-    """How far the prediction is from what was measured, and what that means."""
+    """How far the measurement is from the prediction, and what that means."""
     tokens = f"{check['tokens']:,} tokens"
     if "failed" in check:
         return [f"The check at {tokens} failed ({check['failed']}): the figures for longer texts are estimates only."]

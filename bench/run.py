@@ -1,4 +1,4 @@
-"""`effconv bench`: models as they are named → rows, what they say, and what the conversion itself cost."""
+"""`effconv bench`: measures the given models, and the conversion itself."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CONVERSION_RUNS = 3
 
 @dataclass
 class BenchReport:
-    """What was measured; filled as it is, so that an interrupt leaves what there was.
+    """The results, filled during the run, so that an interrupt keeps what was measured.
 
     Attributes:
         machine, settings: where and how. rows: one a model and case.
-        conversion: cost of each model's conversion by name, or {"why": ...} where it was not measured.
-        interrupted: whether somebody stopped it.
+        conversion: cost of each model's conversion by name, or {"why": ...} if it was not measured.
+        interrupted: whether the run was interrupted.
     """
 
     machine: dict[str, Any]

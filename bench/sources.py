@@ -1,4 +1,4 @@
-"""From what a user names (a repo of effconv's, a dense model, another one) to what is measured, and to its source."""
+"""Opens the given models (converted repos, dense models, others) and finds their sources."""
 
 from __future__ import annotations
 

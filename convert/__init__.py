@@ -1,4 +1,4 @@
-"""The engine: knows tensors, not architectures. Imports neither torch nor transformers for a plain conversion.
+"""The conversion engine. A plain conversion imports neither torch nor transformers.
 
 `effconv.convert(...)`, the function, is `effconv.api.convert`.
 """

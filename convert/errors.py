@@ -1,7 +1,7 @@
-"""What can go wrong, and the exit code that says so.
+"""The errors of effconv and their exit codes.
 
-Every error has three parts: what is wrong, where, and what to do next. The command line prints them and ends with
-`exit_code`; the Python API raises them as they are.
+Every error has three parts: what is wrong, where, and what to do next. The command line prints them and exits with
+`exit_code`. The Python API raises them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class EffconvError(Exception):
         hint: what to do next.
 
     Attributes:
-        made: what is there all the same, such as the result of a conversion whose push failed; else None.
+        made: the result if there is one in spite of the error, such as a conversion whose push failed; else None.
     """
 
     exit_code = 1
@@ -45,28 +45,28 @@ class EffconvError(Exception):
 
 
 class UsageError(EffconvError):
-    """An option that makes no sense, alone or with another."""
+    """An option has an invalid value, or conflicts with another option."""
 
     exit_code = 2
 
 
 class UnsupportedError(EffconvError):
-    """A source that is sound but that effconv does not convert."""
+    """The source is valid, but effconv does not support it."""
 
     exit_code = 3
 
 
 class BadInputError(EffconvError):
-    """A source that is missing, damaged or contradicts itself."""
+    """The source or another input is missing, damaged or inconsistent."""
 
     exit_code = 4
 
 
 class CheckFailedError(EffconvError):
-    """A repo that does not do what its manifest or its target promises.
+    """A repo fails a check, or its files differ from its manifest.
 
     Attributes:
-        measured: one entry a check (`manifest.Measured`), where the checks ran to their end.
+        measured: one entry per check (`manifest.Measured`), if all checks ran.
     """
 
     exit_code = 5
@@ -74,25 +74,25 @@ class CheckFailedError(EffconvError):
 
 
 class HubError(EffconvError):
-    """The network or the Hub."""
+    """The network or the Hub failed."""
 
     exit_code = 6
 
 
 class OutputError(EffconvError):
-    """The output: it exists, the disk is full, no permission."""
+    """The output cannot be written: it exists, the disk is full, no permission."""
 
     exit_code = 7
 
 
 class StoppedError(EffconvError):
-    """Ctrl-C in a run of which something outlives it: the message says what."""
+    """Ctrl-C in a run that leaves something behind, which the message names."""
 
     exit_code = 130
 
 
 def memory_ran_out(said: str) -> bool:
-    """Whether what a process or a library said as it ended is that there was no memory left."""
+    """Whether the last words of a process or a library say that it ran out of memory."""
     return bool(OUT_OF_MEMORY.search(said))
 
 
@@ -102,7 +102,7 @@ def joined_hints(*hints: str) -> str:
 
 
 def listing(faults: Iterable[str]) -> str:
-    """All faults of a kind as one indented list; beyond the first twenty, their count."""
+    """All faults as one indented list: the first twenty, then the number of the others."""
     faults = list(faults)
     lines = [f"    {fault}" for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:

@@ -1,7 +1,7 @@
-"""Carries a plan out: streams tensors from reader to files, one at a time, and says how far it is.
+"""Executes a plan: streams tensors from the source to the output files and reports progress.
 
-Tensors that do not change are copied as byte ranges, neighbours in one go; the others are computed one at a time. The
-memory held is the base plus the largest computed tensor, whatever the size of the checkpoint.
+Unchanged tensors are copied as byte ranges, adjacent ones together. The others are computed one at a time. Memory is
+the base plus the largest computed tensor, whatever the size of the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .plan import Plan, Row
 
 @dataclass(slots=True)
 class Written:
-    """What the executor made: sha256 by file name, and the tensors that hold NaN or Inf."""
+    """Result of `execute`: sha256 by file name, and the tensors that hold NaN or Inf."""
 
     files: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
@@ -46,10 +46,10 @@ def execute(
     """Writes the plan's tensors into `folder`, in shards of at most `shard_bytes`.
 
     Args:
-        values: of the calibrated rows, float32, by canonical name.
+        values: float32 values of the calibrated rows, by canonical name.
 
     Raises:
-        BadInputError: a tied tensor that differs from its twin, or a source that ends early.
+        BadInputError: a tied tensor differs from its twin, or a source file is truncated.
     """
     _check_tied(plan, checkpoint)
     shards = _shards([row for row in plan.rows if row.target], shard_bytes)
@@ -72,7 +72,7 @@ def execute(
 
 
 class SourceHash:
-    """Hashes the source's weight files beside the conversion: the manifest names a local source by its content."""
+    """Hashes the source's weight files during the conversion: the manifest identifies a local source by content."""
 
     def __init__(self, source: Source, names: Sequence[str]) -> None:
         self._source, self._names = source, names
@@ -116,7 +116,7 @@ def _stream(
 
 
 def _computed(row: Row, checkpoint: Checkpoint, file: StreamedFile, values: Mapping[str, np.ndarray]) -> Iterator[int]:
-    if isinstance(row.op, Copy):  # a cast, or a source without byte ranges: piece by piece
+    if isinstance(row.op, Copy):  # a cast, or a source without byte ranges: in pieces
         stored = checkpoint.tensors[row.sources[0]].dtype
         for chunk in checkpoint.chunks(row.sources[0]):
             data = cast(from_bytes(chunk, stored, (-1,)), row.dtype).data if stored != row.dtype else chunk
@@ -134,7 +134,7 @@ def _computed(row: Row, checkpoint: Checkpoint, file: StreamedFile, values: Mapp
 
 
 def _neighbours(rows: Sequence[Row], checkpoint: Checkpoint) -> Iterator[list[Row]]:
-    """Rows in groups; the tensors of a group lie end to end in one source file."""
+    """Groups of rows whose tensors are adjacent in one source file."""
     group: list[Row] = []
     end = ("", -1)
     for row in rows:
@@ -170,7 +170,7 @@ def _shards(rows: Sequence[Row], limit: int) -> list[list[Row]]:
 
 
 def _check_tied(plan: Plan, checkpoint: Checkpoint) -> None:
-    """A tied tensor that is stored twice is dropped once, which is right only if both are the same."""
+    """Raises BadInputError unless both copies of a tied tensor are equal: only then can one be dropped."""
     for row in plan.rows:
         if row.equals and not _same(checkpoint, row.sources[0], row.equals):
             raise BadInputError(
@@ -187,5 +187,5 @@ def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 
 def as_array(checkpoint: Checkpoint, row: Row) -> Array:
-    """The row's tensor in memory, for conversions that write no file."""
+    """The tensor of a row as an array, for conversions in memory."""
     return cast(row.op.apply(*(checkpoint.read(name) for name in row.sources)), row.dtype)

@@ -1,6 +1,6 @@
-"""A conversion that failed its checks: what `--keep-failed` keeps of it, and why no command takes it for a repo.
+"""Keeps a conversion that failed its checks (`--keep-failed`), in a form that no command accepts as a repo.
 
-The kept folder has no effconv.json. `effconv-failed.json` stands in its place, and the README says what it is.
+The kept folder has `effconv-failed.json` instead of effconv.json, and a README that explains what it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AGAIN = "run again with --keep-failed to keep the failed repo for inspection"
 
 
 def refused(error: CheckFailedError, staging: Staging, manifest: Mapping[str, Any], *, keep: bool) -> CheckFailedError:
-    """The error with the place of the failed repo, which is kept if asked for, or with the option that keeps it."""
+    """Adds to the error where the failed repo was kept or, if it was not, the option that keeps it."""
     if not keep:
         error.hint = joined_hints(error.hint, AGAIN)
         return error
@@ -35,7 +35,7 @@ def refused(error: CheckFailedError, staging: Staging, manifest: Mapping[str, An
 
 
 def _mark(staging: Staging, error: CheckFailedError, manifest: Mapping[str, Any]) -> None:
-    """Writes into the staging folder what it is: before it gets its name, so that no such folder is ever without."""
+    """Marks the staging folder as failed, before it is renamed: no kept folder is ever unmarked."""
     checks = [asdict(result) for result in error.measured]
     stated = {**manifest, "failed": error.what.splitlines(), "measurements": {"checks": checks}}
     text = json.dumps(stated, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""What a user should know of a finished conversion although nothing is wrong: it is said with the findings."""
+"""Notices about a conversion that is correct but may surprise its user. They are printed with the findings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ DECODER = "is_decoder"
 
 
 def overrides(context: Context, source: Config) -> dict[str, Any]:
-    """Fields of the source's config that the conversion was asked to change: whoever runs the source sets them too."""
+    """Config fields that the conversion changes on request. To compare, the source must be run with them, too."""
     return {DECODER: True} if context.config.get(DECODER) and not source.get(DECODER) else {}
 
 
 def notices(context: Context, source: Config) -> list[str]:
-    """One line for each such thing.
+    """One line per notice.
 
     Args:
-        source: the source's config.json as it stands.
+        source: the source's config.json.
     """
     name, part = context.family.class_name(context.head), context.family.part(context.head)
     if part:

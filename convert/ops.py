@@ -1,4 +1,4 @@
-"""Pure tensor operations. Each has a shape rule that works on headers alone: a plan is checked before it runs."""
+"""Tensor operations. Each has a shape rule that needs only headers, so a plan is checked before it runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Shape = tuple[int, ...]
 
 
 class Op(Protocol):
-    """One operation. `action` is the word of the plan: copy, rename, tile, derive or new."""
+    """One operation. `action` is its name in the plan: copy, rename, tile, derive or new."""
 
     @property
     def action(self) -> str: ...
 
     def shape(self, *inputs: Shape) -> Shape:
-        """Shape of the result; raises ValueError, with the reason, for inputs that do not fit."""
+        """Shape of the result. Raises ValueError for inputs that do not fit."""
         ...
 
     def apply(self, *inputs: Array) -> Array:
@@ -44,7 +44,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """The transposed matrix: a dense layer's weight is (inputs, outputs) in JAX and the other way round in torch.
+    """The transposed matrix: a dense layer's weight is (inputs, outputs) in JAX and (outputs, inputs) in torch.
 
     It is its own inverse.
     """
@@ -86,7 +86,7 @@ class TilePositions:
 
 @dataclass(frozen=True, slots=True)
 class InterpolatePositions:
-    """Rows between the source's rows, linearly: new position t stands at t (n - 1) / (length - 1) of the old table."""
+    """Linear interpolation: new position t is at t (n - 1) / (length - 1) in the old table."""
 
     length: int
     special: int = 0
@@ -108,10 +108,10 @@ class InterpolatePositions:
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """A tensor that the source does not have, drawn from a seed of its own name.
+    """A new tensor, drawn from a random generator seeded with its name.
 
     Args:
-        name: the canonical name; with `seed` it decides the draw, whatever else the plan holds.
+        name: the canonical name. Name and `seed` alone decide the values.
         size: the shape.
         init: normal (N(0, std)), unit (N(0, 1)), fan-in (U(±1/√n), n the second axis: torch's default), zeros or ones.
     """
@@ -143,7 +143,7 @@ class New:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A tensor that no training makes.
+    """A tensor with computed values, which is not trained.
 
     Args:
         size: the shape.
@@ -169,7 +169,7 @@ class Calibrated:
     """A tensor whose values come from running the source on text, before anything is written.
 
     Args:
-        name: the canonical name, by which the calibration hands the values over.
+        name: the canonical name, the key of the calibration's values.
         size: the shape.
         method: how it is found, for the plan.
         dtype: of the tensor.
@@ -197,7 +197,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 def sinusoids(length: int, width: int) -> np.ndarray:
     """Positions (length, width), float32: "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
 
-    All sines stand before all cosines, as Pegasus has them; computed in float64.
+    All sines come before all cosines, as in Pegasus. Computed in float64.
     """
     angles = np.arange(length)[:, None] / np.power(10000.0, 2 * np.arange((width + 1) // 2) / width)
     table = np.empty((length, width), np.float32)

@@ -1,4 +1,4 @@
-"""Options as data: a dataclass field carries its flag and its help; the command line and the API share one list."""
+"""Options as dataclass fields with flag and help text, shared by the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -28,27 +28,26 @@ def option(
     """A dataclass field that is also a command-line option.
 
     Args:
-        flag: its name on the command line where it is not the field's own (`--max-len` for max_length).
-        panel: heading in the command's help.
-        fallback: of an option that is left open (its default is None) because a source may have a value of its own:
-            what it is for a source that has none.
+        flag: the flag, if it differs from the field's name (`--max-len` for max_length).
+        panel: heading of its section in the help.
+        fallback: value for a source that states none. For options whose default (None) means "the source's value".
     """
     metadata = {"help": help, "flag": flag, "short": short, "panel": panel, "fallback": fallback}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def from_source_or(fallback: Any, help: str, **more: Any) -> Any:
-    """An option that is the source's own where it has one, and `fallback` where it has none."""
+    """An option that defaults to the source's value or, if the source has none, to `fallback`."""
     return option(None, help, fallback=fallback, **more)
 
 
 def is_open(field: dataclasses.Field[Any]) -> bool:
-    """Whether an option is left open for what the source has."""
+    """Whether an option defaults to the source's value."""
     return field.metadata.get("fallback") is not None
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """What an option is for a source that has no value of its own."""
+    """The default of an option for a source that states no value."""
     return field.metadata["fallback"] if is_open(field) else field.default
 
 
@@ -58,10 +57,10 @@ def flag_of(field: dataclasses.Field[Any]) -> str:
 
 
 def changed(options: object, values: Mapping[str, Any], stated: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Those of `values` that differ from what they are without being asked for, by flag.
+    """The `values` that differ from their defaults, by flag.
 
     Args:
-        stated: what the source states of the options that are left open.
+        stated: the source's values of options that default to them.
     """
     return {
         flag_of(field): values[field.name]
@@ -71,7 +70,7 @@ def changed(options: object, values: Mapping[str, Any], stated: Mapping[str, Any
 
 
 def require_sound(command: str, faults: Sequence[str]) -> None:
-    """Raises UsageError with all that is wrong with a target's options, if anything is."""
+    """Raises UsageError with all faults, if there are any."""
     if faults:
         raise UsageError(
             f"these options cannot be used:\n{listing(faults)}",
@@ -81,7 +80,7 @@ def require_sound(command: str, faults: Sequence[str]) -> None:
 
 
 def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = "5GB or 500MB") -> int:
-    """Bytes of a size such as 5GB, 500MB, 16G, 2GiB or 1000000.
+    """Parses a size such as 5GB, 500MB, 16G, 2GiB or 1000000 into bytes.
 
     Raises:
         UsageError: for anything else.
@@ -103,7 +102,7 @@ def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What every target's conversion takes, whatever the target."""
+    """The options that all converting commands share."""
 
     output: Path | None = option(
         None, "Output folder. [default: TARGET-SOURCE-LENGTH in the current folder]", short="-o"
@@ -132,7 +131,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values that mean nothing."""
+        """Raises UsageError for invalid values."""
         choices = ("float32", "float16", "bfloat16")
         if self.dtype is not None and self.dtype not in choices:
             raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="use one of " + ", ".join(choices))

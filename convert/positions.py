@@ -1,4 +1,4 @@
-"""The rule for the position table, which every target resizes alike."""
+"""The rules for the position table, the same for every target."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .target import Context, Rule
 
 
 def position_rules(context: Context, length: int, how: str = "repeat") -> list[Rule]:
-    """The rules that make position tables of `length` tokens; none where the source has that length.
+    """The rules that resize position tables to `length` tokens. None if the source has this length.
 
     Raises:
-        UsageError: for a way to grow that computed positions have no use for.
+        UsageError: the option --positions has no effect for this source.
     """
     family = context.family
     if family.computes_positions:  # for any length, by the plan
@@ -42,7 +42,7 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
 
 
 def equal_positions(manifest: Mapping[str, Any]) -> str:
-    """Why a repo cannot equal its source up to the source's length, as `Check.applies`; "" where it can."""
+    """Why a repo cannot equal its source up to the source's length (see `Check.applies`), "" if it can."""
     if manifest["options"].get("positions", "repeat") != "repeat":
         return "interpolated positions differ from the source's"
     return "the weights were cast" if manifest["settings"]["dtype"] else ""

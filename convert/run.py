@@ -1,11 +1,11 @@
-"""One conversion from end to end: resolve, plan, write, emit, verify, publish. All or nothing."""
+"""Runs a conversion from end to end: resolve, plan, write, emit, verify, publish. All or nothing."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,19 @@ from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import SourceHash, Written, execute
 from .failed import refused
-from .families.grammar import Family, Head, number, shape_of
-from .families.refused import compares_with_source
-from .families.selection import asked_config, family_of
-from .io.checkpoint import Checkpoint
-from .io.dtypes import BY_NAME
-from .io.reader import open_checkpoint
+from .families.grammar import number, shape_of
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
-from .io.tokenizer import SpecialTokens, special_tokens
 from .notices import notices, overrides
 from .options import Progress, Settings, parse_size
-from .plan import Plan, check_floats, choose_head, make_plan
+from .plan import Plan
+from .prepare import Prepared, ask, planned
 from .repo.card import write_card
-from .repo.emit import emit, emitted_config
+from .repo.emit import emit
 from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
-from .target import Calibration, Context, Target
-from .text import counted, require_readable
+from .target import Calibration, Target
+from .text import counted
 from .verify.run import require_passed, run_checks
 
 
@@ -39,9 +34,9 @@ class Result:
     """A finished conversion.
 
     Attributes:
-        output: the folder. bytes: of its weights. seconds: wall time of the whole conversion and of verify alone.
-        measured: one entry a check, None where verify was off. findings: what was found in the source.
-        pushed: the `effconv.hub.push.Pushed`, where it was shared on the Hub too.
+        output: the folder. bytes: size of its weights. seconds: wall time of the whole conversion and of verify alone.
+        measured: one entry per check, None if verify was off. findings: remarks about the source.
+        pushed: the `effconv.hub.push.Pushed`, if it was pushed to the Hub.
     """
 
     output: Path
@@ -74,41 +69,12 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A source and what it shall become: options settled, nothing opened yet.
-
-    Attributes:
-        family: as which the source is read. config: the source's, with what it leaves out.
-        options: with a value for each that was left open.
-    """
-
-    source: Source
-    target: Target
-    family: Family
-    config: Mapping[str, Any]
-    options: Any
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A source opened and planned, nothing written yet. The settled options are the context's."""
-
-    source: Source
-    target: Target
-    settings: Settings
-    checkpoint: Checkpoint
-    context: Context
-    plan: Plan
-
-
-@dataclass(frozen=True)
 class Weights:
-    """What `write_weights` made and found.
+    """Result of `write_weights`.
 
     Attributes:
         written: files, their hashes, tensors that are not finite. calibration: record and findings of the fit.
-        source_sha256: of a local source's weight files, by name.
+        source_sha256: hashes of a local source's weight files, by name.
     """
 
     written: Written
@@ -122,102 +88,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check_repo` found.
+    """Result of `check_repo`.
 
     Attributes:
-        manifest: as it was given, with what was measured on the source. measured: one entry a check, None where verify
-            is off. others: further measurements, by name.
+        manifest: the given one with the measurements on the source. measured: one entry per check, None if verify is
+            off. others: further measurements, by name.
     """
 
     manifest: Mapping[str, Any]
     measured: list[Measured] | None
     others: Mapping[str, Any]
-
-
-def ask(source: Source, target: Target, options: object, settings: Settings) -> Asked:
-    """Settles what a resolved source shall become.
-
-    Raises:
-        EffconvError: the target does not take the source, an option makes no sense for it, a text cannot be read.
-    """
-    if target.calibration:
-        require_readable(getattr(options, "calibrate", ()), "--calibrate")
-    own_code = settings.trust_remote_code and compares_with_source(target, options, settings)
-    return Asked(source, target, *settle(target, options, source.config, own_code=own_code), settings)
-
-
-def settle(
-    target: Target, options: object, config: Mapping[str, Any], *, own_code: bool
-) -> tuple[Family, Mapping[str, Any], Any]:
-    """Family, config and options with a value for whatever was left open; a model in memory shares it.
-
-    Args:
-        own_code: whether a source with modeling code of its own is taken for what its model_type says.
-    """
-    again = target.name if target.accepts_converted else ""
-    family = family_of(
-        config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
-    )
-    config = family.read_config(config)
-    return family, config, target.resolve_options(options, config)
-
-
-def prepare(
-    source: str | os.PathLike[str], target: Target, options: object, settings: Settings, *, remote: bool
-) -> Prepared:
-    """Resolves and plans.
-
-    Args:
-        remote: of a Hub source, read only the headers of its weights.
-
-    Raises:
-        EffconvError: for any fault of the source or of the options.
-    """
-    found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
-    return planned(ask(found, target, options, settings), remote=remote)
-
-
-def planned(asked: Asked, *, remote: bool) -> Prepared:
-    """Opens the weights and plans; the same for a source that is resolved already."""
-    source, target, settings = asked.source, asked.target, asked.settings
-    family, config = asked.family, asked.config
-    checkpoint = open_checkpoint(source, allow_pickle=settings.allow_pickle, remote=remote, formats=target.reads)
-    check_floats(checkpoint.tensors.values())
-    # A target that makes a model of another family has heads of its own: the source is read with the one that it has.
-    read_as = settings.architecture if target.emits is None or target.brings else None
-    head, unknown_class = choose_head(checkpoint, config, family, read_as, target.name)
-    tokens = special_tokens(source, family.special_tokens)
-    context, plan = plan_tensors(
-        checkpoint, target, asked.options, family, head, config, tokens, settings, unknown_class
-    )
-    return Prepared(source, target, settings, checkpoint, context, plan)
-
-
-def plan_tensors(
-    checkpoint: Checkpoint,
-    target: Target,
-    options: object,
-    family: Family,
-    head: Head,
-    config: Mapping[str, Any],
-    tokens: SpecialTokens,
-    settings: Settings,
-    unknown_class: str | None = None,
-) -> tuple[Context, Plan]:
-    """Context and plan from what has been read; the part that a model in memory shares."""
-    if family.num_heads:
-        family.head_width(config)
-    if unknown_class and target.brings:  # the emitted model has no place for what such a class adds
-        family.head(unknown_class)
-    target.check_takes(family, head, config)
-    emits = target.emits or family
-    emitted_head = target.emitted_head(family, head, unknown_class, settings.architecture)
-    config = asked_config(config, family, head, settings.architecture)
-    context = Context(family, head, config, options, tokens, settings.seed, config, emits, emitted_head)
-    context = replace(context, emitted=emitted_config(target, context))
-    dtype = BY_NAME[settings.dtype] if settings.dtype else None
-    asked = settings.architecture is not None
-    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
 
 
 def convert_source(
@@ -230,10 +110,10 @@ def convert_source(
     """Converts a source into a repo.
 
     Args:
-        progress: called with the step, and bytes done and in all where the step counts them.
+        progress: called with the name of the step, the bytes done and the bytes in total.
 
     Returns:
-        The result; the output folder is complete when this returns, and does not exist where it raises.
+        The result. When this returns, the output folder is complete. If it raises, there is no output folder.
     """
     begin = time.monotonic()
     progress("source", 0, 0)
@@ -245,7 +125,7 @@ def convert_source(
         check_output(output, overwrite=settings.overwrite)
         check_replaceable(output)
     progress("plan", 0, 0)
-    if found.remote_header:  # faults show before gigabytes are fetched
+    if found.remote_header:  # report faults before downloading gigabytes
         planned(asked, remote=True)
         progress("download", 0, 0)
     ready = planned(asked, remote=False)
@@ -271,10 +151,10 @@ def convert_source(
 
 
 def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
-    """Calibrates where the target does, and streams every tensor of the plan into files; closes the source's.
+    """Calibrates if the target needs it, and streams every tensor of the plan into files. Closes the source's files.
 
     Returns:
-        The files' hashes and what was found on the way.
+        The files' hashes and the findings.
     """
     calibration = _calibrate(ready, progress)
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
@@ -295,10 +175,10 @@ def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
 
 
 def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progress) -> dict[str, Any]:
-    """Writes config, code and tokenizer beside the weights.
+    """Writes config, code and tokenizer next to the weights.
 
     Returns:
-        The manifest, but for measurements and hashes of files: what checks and card need to know.
+        The manifest without measurements and file hashes, as needed by checks and card.
     """
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
@@ -325,11 +205,11 @@ def check_repo(
 ) -> Checked:
     """Runs the target's checks on the repo in a fresh process, unless verify is off.
 
-    What a check compares with and is measured on the source, so that `effconv verify` can do without the source, is
-    measured here, before the checks and with verify off too: it enters the manifest that is returned.
+    References that some checks compare with are measured on the source here, even with verify off, and stored in the
+    returned manifest, so that `effconv verify` does not need the source.
 
     Raises:
-        CheckFailedError: weights that are not sound, or a check that fails.
+        CheckFailedError: weights with NaN or infinite values, or a failed check.
     """
     settings = ready.settings
     if not settings.verify:
@@ -363,7 +243,7 @@ def check_repo(
 def write_record(
     folder: Path, ready: Prepared, weights: Weights, checked: Checked, progress: Progress
 ) -> dict[str, Any]:
-    """Writes the card and, last of all, the manifest with every file's hash; returns the manifest."""
+    """Writes the card and then the manifest with every file's hash. Returns the manifest."""
     progress("manifest", 0, 0)
     complete = with_measurements(checked.manifest, checked.measured, **checked.others)
     write_card(folder, ready.target, complete, ready.source)
@@ -373,7 +253,7 @@ def write_record(
 
 
 def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
-    """Runs the target's calibration, if it has one, on the source's own model."""
+    """Runs the target's calibration, if it has one, on the source model."""
     if not ready.target.calibration:
         return Calibration({}, {})
     import importlib
@@ -386,7 +266,7 @@ def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
 
 
 def _facts(ready: Prepared) -> dict[str, Any]:
-    """What checks and card need to know of the repo, beside the options."""
+    """Facts about the repo for checks and card, in addition to the options."""
     target, context, settings = ready.target, ready.context, ready.settings
     upgraded = target.upgraded(context)
     new = [row.target for row in ready.plan.rows if row.action == "new"]
@@ -412,7 +292,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
         "part": part,
-        # One that the repo approximates, so that fidelity means something.
+        # a head that the repo approximates, so that fidelity is meaningful
         "dense_source": target.brings is None and not upgraded,
         "heads": heads,
         "new": new,
@@ -425,7 +305,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
 
 
 def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """A Hub source by id and commit, a local one by name and content: never a path."""
+    """Identifies a Hub source by id and commit, a local one by name and content, never by path."""
     if source.hub_id:
         closed = {"gated": source.gated, "private": source.private}
         known = {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
@@ -434,14 +314,14 @@ def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, An
 
 
 def _portable(value: object) -> object:
-    """An option as the manifest writes it: files by name, never by path."""
+    """An option as written to the manifest: files by name, never by path."""
     if isinstance(value, Path):
         return value.name
     return [_portable(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def source_folder(source: Source) -> Path:
-    """The folder with config and weights, all of it local by now."""
+    """The local folder with config and weights."""
     return source.path("config.json").parent
 
 

@@ -33,7 +33,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """All that a target may look at: no file, no network, no clock.
+    """Everything that a target may use. It reads no file, network or clock.
 
     Attributes:
         family, head: of the source. emits, emitted_head: of the emitted model, the same but for targets with a model of
@@ -64,17 +64,17 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Something that a target promises.
+    """A check of a property that the target guarantees.
 
     Attributes:
-        name: as it stands in the manifest.
+        name: its name in the manifest.
         function: `module:function`, imported in the process that loads the repo; takes a `Loaded`, returns findings.
         says: one line for the card.
         tolerance: t of max |a - b| <= t max(1, max |b|), in float32, over real tokens; None where nothing is measured
             and the function raises for what is wrong.
         applies: whether the promise holds for this manifest's options (and, where it does not, why).
         needs_source: whether it compares with the source, so that it is left out where none is given.
-        means: what it may mean that a repo differs by more, as a clause: "a tensor was copied to the wrong place".
+        means: a possible cause of a failure, as a clause: "a tensor was copied to the wrong place".
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Texts that a command reads or carries, and words for numbers: refused early where a look shows it, read once."""
+"""Reads text files and provides the built-in texts. Unreadable files are refused early."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ HINT = "give existing UTF-8 text files"
 
 
 def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
-    """What a Python caller named: a single path or name stands for a list of one, and None for none."""
+    """A single path or name as a list of one, None as an empty list."""
     if value is None:
         return ()
     return (value,) if isinstance(value, (str, os.PathLike)) else tuple(value)
 
 
 def require_readable(files: Iterable[Path], where: str) -> None:
-    """Opens every file and looks at its first bytes: what is wrong further on, `read_utf8` finds.
+    """Opens every file and checks its first bytes. `read_utf8` reports faults further on.
 
     Args:
-        where: the option that named them.
+        where: the option that lists the files.
 
     Raises:
-        BadInputError: with every file that is missing, closed, a folder or no UTF-8.
+        BadInputError: lists every file that is missing, unreadable, a folder or not UTF-8.
     """
     faults = []
     for path in files:
         try:
             with path.open("rb") as file:
                 start = file.read(LOOKED_AT)
-            codecs.getincrementaldecoder("utf-8")().decode(start)  # whose end may cut a character
+            codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be incomplete
         except (OSError, UnicodeDecodeError) as error:
             faults.append(_fault(path, error))
     if faults:
@@ -48,10 +48,10 @@ def read_utf8(path: Path, where: str) -> str:
     """The whole text of a file.
 
     Args:
-        where: the option that named it.
+        where: the option that lists the file.
 
     Raises:
-        BadInputError: it is no UTF-8, or cannot be read.
+        BadInputError: the file is not UTF-8 or cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -82,12 +82,12 @@ FITTING_SHARE = 0.75
 
 
 def fitting_text() -> str:
-    """What calibrations fit on where the user gives no text."""
+    """The built-in text for calibration."""
     return "".join(_articles()[0])
 
 
 def measuring_text() -> str:
-    """What fidelity is measured on: articles that no calibration has seen."""
+    """The built-in text for fidelity: articles that are not used for calibration."""
     return "".join(_articles()[1])
 
 
@@ -104,7 +104,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def six_digits(figure: float) -> float:
-    """A figure that was computed in float32, without the digits that are noise: equal states have a cosine of 1."""
+    """Rounds a float32 result to six digits, so that equal states have a cosine of 1."""
     return float(f"{figure:.6g}")
 
 
@@ -112,10 +112,10 @@ UNKNOWN_FINDING, UNKNOWN_REFUSED = 0.05, 0.3  # shares of tokens that the tokeni
 
 
 def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) -> tuple[float, list[str]]:
-    """The share of tokens that the tokenizer does not know, and what is worth telling of it.
+    """The share of tokens unknown to the tokenizer, and a finding if it is high.
 
     Raises:
-        BadInputError: an id beyond the model's table of words, or a text that the tokenizer mostly does not know.
+        BadInputError: a token id beyond the model's word embeddings, or a text that is mostly unknown to the tokenizer.
     """
     largest = max(tokens, default=0)
     if largest >= rows:

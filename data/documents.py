@@ -1,4 +1,4 @@
-"""Files and datasets → documents → tokens; which documents are held out, and the proof that training never sees them.
+"""Reads files and datasets into documents and tokens, and keeps held-out documents out of the training text.
 
 Contract: a document is a row of a dataset, of a JSONL or of a parquet file; in a text file, what stands under a top
 heading as WikiText has them (` = Title = `), and where there are none, one of some twenty parts that are cut at empty

@@ -1,4 +1,4 @@
-"""How long a user's texts are, in tokens of a model: read, tokenized, counted.
+"""Counts the lengths of a user's texts in tokens of a model.
 
 A text is a row of a .jsonl, .json, .csv or .parquet file; of any other file the whole, or what stands under each top
 heading where it has those of WikiText (` = Title = `), or each line that is not empty where the user says so.
@@ -21,7 +21,7 @@ LOOKED_AT = 100_000  # tokens of which the share of unknown ones is taken
 
 
 def require_files(names: Sequence[str]) -> None:
-    """Raises BadInputError with all of the data that is not there, before any of it is read."""
+    """Raises BadInputError with all missing files, before any file is read."""
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
         raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give existing text files")
@@ -31,7 +31,7 @@ def read_texts(files: Sequence[str], *, column: str = "text", lines: bool = Fals
     """The texts of all files that hold more than white space.
 
     Raises:
-        BadInputError: a file that cannot be read.
+        BadInputError: a file cannot be read.
     """
     for name in files:
         path = Path(name)
@@ -44,10 +44,10 @@ def count_tokens(texts: Iterator[str], tokenizer: Any, rows: int, where: str) ->
     """Tokens of each text (n,) int64, special tokens included.
 
     Args:
-        rows: of the model's table of words.
+        rows: number of the model's word embeddings.
 
     Raises:
-        BadInputError: no text, or one that the tokenizer mostly does not know.
+        BadInputError: no text, or a text that is mostly unknown to the tokenizer.
     """
     around = tokenizer.num_special_tokens_to_add()
     counts: list[int] = []

@@ -1,4 +1,4 @@
-"""What LSG promises, measured on a loaded repo. Each check returns the largest difference found, and details."""
+"""The checks of LSG on a loaded repo. Each returns the largest difference and details."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..convert.verify import family_checks, sentence_checks
-from ..convert.verify.checks import compare_with_source, mixes_of, worst_of
+from ..convert.verify.checks import attentions_of, compare_with_source, worst_of
 from ..convert.verify.loaded import Loaded, difference
 from .oracle import dense_attention
 
@@ -40,7 +40,7 @@ def every_tensor_read(loaded: Loaded) -> tuple[None, dict[str, Any]]:
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """The first layer's attention on random q, k, v over more than two blocks, against the dense float64 form."""
     model = loaded.model()
-    mixes = mixes_of(model)
+    attentions = attentions_of(model)
     config = loaded.config
     heads, globals_ = config.num_attention_heads, config.num_global_tokens
     width = config.hidden_size // heads
@@ -52,7 +52,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         mask = torch.ones((2, globals_ + tokens), dtype=torch.bool)
         mask[1, -tokens // 3 :] = False
         with torch.no_grad():
-            got = mixes[0](q, k, v, mask)
+            got = attentions[0](q, k, v, mask)
         wanted = dense_attention(q, k, v, mask, config).float()
         found.append(difference(got.transpose(1, 2), wanted.transpose(1, 2), mask))
         lengths.append(tokens)

@@ -22,8 +22,8 @@ from ..convert.io.dtypes import BY_NAME, Array
 from ..convert.io.source import Source
 from ..convert.io.tokenizer import SpecialTokens
 from ..convert.options import Settings
+from ..convert.prepare import plan_tensors, settle
 from ..convert.repo.modelcode import render
-from ..convert.run import plan_tensors, settle
 from .options import LSGOptions
 from .target import LSG
 
@@ -31,26 +31,24 @@ from .target import LSG
 def lsgify(
     model: nn.Module, tokenizer: Any = None, *, seed: int = 123, in_place: bool = False, **options: Any
 ) -> nn.Module:
-    """An LSG model with the weights of a dense one; the dense one is not touched unless `in_place` asks for it.
+    """Converts a loaded model to LSG. Returns a new model unless `in_place` is set.
 
     Args:
         model: a transformers model of a supported family, with or without a head.
-        tokenizer: its tokenizer, which names the mask token that the global tokens start from. Its `model_max_length`
-            becomes the new length, at which it cuts from then on, and which its `save_pretrained` writes; hand over
-            `copy.deepcopy(tokenizer)` to keep one for the dense model. Without it, that line is yours:
-            `tokenizer.model_max_length = 4096`.
-        seed: of every tensor that is drawn.
-        in_place: turn the model itself into the LSG model, and return it. Parameters that do not change stay the very
-            same objects, so that an optimizer that holds them goes on; the base model inside it and its layers are new
-            objects, and hooks are gone.
-        options: those of `effconv lsg`: max_length=4096, block_size=128, sparsity_type="norm", num_global_tokens=1, ...
+        tokenizer: its tokenizer. The global tokens are initialised from its mask token, and its `model_max_length` is
+            set to the new length; pass `copy.deepcopy(tokenizer)` to keep the original unchanged. Without a tokenizer,
+            set `tokenizer.model_max_length` yourself.
+        seed: random seed for new tensors.
+        in_place: change the model itself and return it. Unchanged parameters stay the same objects, so an
+            optimizer that holds them stays valid. The base model and its layers are new objects, without hooks.
+        options: as for `effconv lsg`: max_length=4096, block_size=128, sparsity_type="norm", num_global_tokens=1, ...
 
     Returns:
         The model of the emitted class (LSGBertForMaskedLM and so on), on the same device, in the same dtype and mode.
-        `save_pretrained` writes its code files too, so that the folder loads with `trust_remote_code=True`.
+        `save_pretrained` also writes its code files, so the folder loads with `trust_remote_code=True`.
 
     Raises:
-        EffconvError: as `effconv lsg`: a family that is not supported, options that make no sense.
+        EffconvError: an unsupported family or invalid options, as for `effconv lsg`.
     """
     import transformers
 

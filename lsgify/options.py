@@ -21,9 +21,9 @@ UPGRADE = "Existing LSG models as source (their settings are kept unless given h
 
 @dataclass(frozen=True, slots=True)
 class LSGOptions:
-    """What `effconv lsg` takes beside the common options.
+    """Options of `effconv lsg`, in addition to the common ones.
 
-    Those that are left open (None) are what the source has where it is LSG already; `filled` says what they are.
+    None means the value of an LSG source, else the default; `filled` resolves it.
     """
 
     max_length: int = from_source_or(4096, "Maximum input length in tokens.", flag="--max-len")
@@ -69,11 +69,11 @@ class LSGOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError with every option that makes no sense for a dense source."""
+        """Raises UsageError with every invalid option."""
         require_sound("lsg", self.filled({}).faults())
 
     def filled(self, stated: Mapping[str, Any]) -> LSGOptions:
-        """The options with a value for each that was left open: what the source states, else the usual one."""
+        """The options with None replaced: by the source's value, else by the default."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if None not in values.values():
             return self
@@ -81,7 +81,7 @@ class LSGOptions:
         return replace(self, **{name: usual[name] for name, value in values.items() if value is None})
 
     def faults(self) -> list[str]:
-        """What is wrong with options that are filled in, one sentence each."""
+        """The faults of resolved options, one sentence each."""
         from ..templates.lsg_configuration import lsg_faults
 
         faults = lsg_faults(SimpleNamespace(**asdict(self), lsh_seed=0))

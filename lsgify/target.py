@@ -1,4 +1,4 @@
-"""LSG as a target: which options it takes, which tensors it changes, what it promises."""
+"""The LSG target: its options, the tensors that it changes, and its checks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _rules(context: Context) -> Sequence[Rule]:
 
 
 def _refuse_idle(context: Context) -> None:
-    """Raises UsageError for options of the global tokens that change nothing of them."""
+    """Raises UsageError for options of the global tokens that have no effect."""
     family, options = context.family, context.options
     made_by = {"global_init": "mask", "global_positional_stride": 64, "use_token_ids": True}
     given = [name for name, usual in made_by.items() if getattr(options, name) != usual]

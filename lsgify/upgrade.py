@@ -1,7 +1,7 @@
-"""Sources that are LSG already: published repos, whose code no longer loads, and repos that effconv made.
+"""Upgrades existing LSG models: published repos, whose code no longer loads, and repos made by effconv.
 
-They keep their weights, bit for bit, and every field of their config that no option changes. Positions are tiled again
-where the length differs; the global tokens, which were trained, stay unless somebody asks for new ones.
+Their weights stay bit-identical, and so does every config field that no option changes. Positions are tiled again if
+the length differs. The trained global tokens are kept unless an option re-initialises them.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def stated(config: Config) -> dict[str, Any]:
 
 
 def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
-    """The options with those filled in that were left open.
+    """Fills in the options that were not given.
 
     Raises:
-        UsageError: an option is given that models of this architecture have no use for.
-        BadInputError: the source states what makes no sense.
+        UsageError: an option has no effect for models of this architecture.
+        BadInputError: the source's config has invalid LSG settings.
     """
     before = converted(config)
     family = before.family if before else config.get("model_type")

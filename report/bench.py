@@ -1,4 +1,4 @@
-"""What `effconv bench` prints."""
+"""Prints the results of `effconv bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every report is printed with: consoles, JSON, progress on stderr, and sizes in words."""
+"""Shared by all reports: consoles, JSON, progress on stderr, and sizes as text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Steps on stderr: a bar in bytes while weights are written, one line a step where there is no terminal."""
+    """Prints steps to stderr: a bar in bytes while weights are written; without a terminal, one line per step."""
 
     def __init__(self, *, bar: bool = True) -> None:
-        """`bar` False leaves the terminal to somebody else's bars."""
+        """`bar=False` is for steps that print their own bars."""
         self._wanted = bar
         self._bar: Any = None
         self._step = ""
@@ -60,13 +60,13 @@ class Progress:
                 self._task = self._bar.add_task(step, total=total or None)
             self._bar.update(self._task, completed=done)
         elif step != self._step and step != "done":
-            with contextlib.suppress(OSError):  # nobody reads stderr any more: no reason to stop
+            with contextlib.suppress(OSError):  # stderr is closed: no reason to stop
                 print(f"{step}: {total:,} bytes" if step == "weights" else step, file=sys.stderr, flush=True)
         self._step = step
 
 
 class TrainingProgress:
-    """A training run on stderr: a bar with losses, score, tokens a second and time left, or a line an evaluation."""
+    """Prints training progress to stderr: a bar or, without a terminal, a line per evaluation."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -107,7 +107,7 @@ class TrainingProgress:
 
 
 def new_console() -> Console:
-    """stdout; where it is no terminal, wide enough that names stay in one piece."""
+    """A console on stdout. Without a terminal it is wide, so that names are not broken."""
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 

@@ -1,4 +1,4 @@
-"""What converting and verifying commands print: tables, or JSON, on stdout."""
+"""Prints the results of converting and verifying commands to stdout, as tables or JSON."""
 
 from __future__ import annotations
 

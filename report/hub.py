@@ -1,4 +1,4 @@
-"""What `effconv push-to-hub` and `effconv refresh` print."""
+"""Prints the results of `effconv push-to-hub` and `effconv refresh`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `effconv adapt` and `effconv retrieval` print."""
+"""Prints the results of `effconv adapt` and `effconv retrieval`."""
 
 from __future__ import annotations
 

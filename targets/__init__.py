@@ -1,1 +1,1 @@
-"""Values that need the source to run, found before a conversion writes; the only part of it that imports torch."""
+"""Targets other than LSG, and the calibration that runs the source model before a conversion writes."""

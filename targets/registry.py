@@ -36,12 +36,12 @@ ROWS = {
     "lsg": Row(
         "lsgify.target:LSG",
         "lsgify.options:LSGOptions",
-        "Convert to LSG: local, sparse and global attention (arXiv 2210.15497). Also upgrades existing LSG models.",
+        "Convert to LSG: local, sparse and global attention (arXiv 2210.15497).",
     ),
     "linformer": Row(
         "targets.linformer.target:LINFORMER",
         "targets.linformer.options:LinformerOptions",
-        "Convert to Linformer: keys and values projected to a fixed number of rows (arXiv 2006.04768).",
+        "Convert to Linformer: projected keys and values (arXiv 2006.04768).",
     ),
     "lambda": Row(
         "targets.lambda_.target:LAMBDA",
@@ -52,12 +52,12 @@ ROWS = {
     "transnormer": Row(
         "targets.transnormer.target:TRANSNORMER",
         "targets.transnormer.options:TransNormerOptions",
-        "Convert to TransNormer: block attention, then linear attention, fitted on text (arXiv 2210.10340).",
+        "Convert to TransNormer: block, then linear attention, fitted on text (arXiv 2210.10340).",
     ),
     "jax2torch": Row(
         "targets.bigs.target:JAX2TORCH",
         "targets.bigs.options:BiGSOptions",
-        "Convert a BiGS checkpoint from JAX to PyTorch (arXiv 2212.10544).",
+        "Convert a BiGS checkpoint (gated state-space encoder, arXiv 2212.10544) from JAX to PyTorch.",
     ),
     "torch2jax": Row(
         "targets.bigs.target:TORCH2JAX",
@@ -118,7 +118,7 @@ def target_named(name: str, options: object = None) -> Target:
     """The target of that name, or the one that takes over for these options.
 
     Raises:
-        UnsupportedError: with the names there are.
+        UnsupportedError: the name is unknown; the message lists all names.
     """
     if name not in TARGETS:
         raise UnsupportedError(f"unknown target {name!r}", where="target", hint="use one of " + ", ".join(TARGETS))

@@ -33,16 +33,15 @@ class CalibrationText:
 
 
 def read_text(files: Sequence[Path], tokenizer: Any, rows: int, where: str = "--calibrate") -> CalibrationText:
-    """Reads and tokenizes the files, or the built-in text where there are none.
+    """Reads and tokenizes the files or, without files, the built-in text.
 
     Args:
-        files: UTF-8 text. where: the option that named them.
+        files: UTF-8 text. where: the option that lists them.
         tokenizer: the source's.
-        rows: of the source's table of words.
+        rows: number of the source's word embeddings.
 
     Raises:
-        BadInputError: a text that cannot be read or that the tokenizer mostly does not know, or a tokenizer that is not
-            the source's.
+        BadInputError: a text cannot be read or is mostly unknown to the tokenizer, or the tokenizer is another model's.
     """
     if files:
         text, name = joined(files, where), ", ".join(path.name for path in files)
@@ -73,8 +72,8 @@ def text_batches(
     """Cut a token stream into texts of mixed lengths, evenly over the stream, with the special tokens around each.
 
     The longest length gets `longest_share` of the budget (tokens), the others equal parts: attention spreads with the
-    length, and a fit on one length alone loses on the others. A stream too short repeats none of its text: the longest
-    lengths are left out, and the budget shrinks.
+    length, and a fit on one length is worse on the others. If the stream is short, no text is repeated: the longest
+    lengths are skipped, and the budget shrinks.
     """
     stream = torch.as_tensor(list(tokens), dtype=torch.long)
     around = len(prefix) + len(suffix)

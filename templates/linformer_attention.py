@@ -170,11 +170,11 @@ class LinformerAttention(nn.Module):
         self.reset_parameters()
 
     @staticmethod
-    def link(mixes: Sequence[LinformerAttention]) -> None:
+    def link(attentions: Sequence[LinformerAttention]) -> None:
         """Let all layers of a "layers" model read the first one's matrix; harmless for others, and when repeated."""
-        for mix in mixes:
-            if mix.sharing == "layers" and mix is not mixes[0]:
-                mix._owner = (mixes[0],)
+        for attention in attentions:
+            if attention.sharing == "layers" and attention is not attentions[0]:
+                attention._owner = (attentions[0],)
 
     def reset_parameters(self) -> None:
         """The default init; a converted checkpoint overwrites it."""
@@ -190,7 +190,7 @@ class LinformerAttention(nn.Module):
         """E, F and their biases, wherever they are stored."""
         owner = self._owner[0] if self._owner else self
         if "key_projection" not in owner._parameters:
-            raise RuntimeError("sharing 'layers' needs LinformerAttention.link(mixes) after the layers are built")
+            raise RuntimeError("sharing 'layers' needs LinformerAttention.link(attentions) after the layers are built")
         keys, key_bias = owner.key_projection, getattr(owner, "key_projection_bias", None)
         values = getattr(owner, "value_projection", keys)
         value_bias = getattr(owner, "value_projection_bias", key_bias)

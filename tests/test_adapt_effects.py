@@ -58,10 +58,10 @@ def made(tmp_path_factory):
 
 IGNORED = {  # options that nothing reads, with what they are for
     "mask_share": ({"mask_share": 0.3}, "--mask-share applies only with --objective mlm"),
-    "whole_words": ({"whole_words": True}, "--whole-words is for --objective mlm"),
-    "piece_tokens": ({"piece_tokens": 16}, "--piece-tokens is for --objective contrastive"),
-    "budget_clock": ({"budget_clock": "cpu"}, "--budget-clock is for --budget"),
-    "teacher": ({"objective": "mlm", "mask_share": 0.15}, "--teacher is for objectives that compare"),
+    "whole_words": ({"whole_words": True}, "--whole-words applies only with --objective mlm"),
+    "piece_tokens": ({"piece_tokens": 16}, "--piece-tokens applies only with --objective contrastive"),
+    "budget_clock": ({"budget_clock": "cpu"}, "--budget-clock applies only with --budget"),
+    "teacher": ({"objective": "mlm", "mask_share": 0.15}, "--teacher applies only with objectives that compare"),
 }
 NOTHING = {
     "globals that are not used": ("no globals", UsageError, "num_global_tokens is 0", {"train": "globals"}),

@@ -93,7 +93,7 @@ def test_a_tokenizer_that_gives_other_ids_is_found(against_source, made, repo, c
     result = checked(repo, made[0] if against_source else None)["same_tokens"]
     assert result.passed is False
     assert (
-        "where the source gives [" if against_source else "differ from those of the source in the manifest"
+        "but the source gives [" if against_source else "differ from those of the source in the manifest"
     ) in result.why
 
 

@@ -14,7 +14,7 @@ from checkpoints import read_json, snapshot
 from tiers import daily
 
 import effconv
-from effconv.cli import CONVERTING
+from effconv.commands import CONVERTING
 from effconv.convert.families.registry import FAMILIES
 from effconv.targets.registry import TARGETS
 from tiny import save_tiny, save_tiny_sentence_encoder

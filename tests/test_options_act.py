@@ -96,7 +96,7 @@ TABLE = {
         "pass_global_tokens_to_decoder": [Try(False, source="bart", alone="refused")],
         "global_init": [*tries("random"), Refused("random", KEPT, source="lsg")],
         "global_positional_stride": [*tries(32), Refused(32, KEPT, source="lsg")],
-        "positions": [*tries("interpolate"), Refused("interpolate", "as the result", {"max_length": 64})],
+        "positions": [*tries("interpolate"), Refused("interpolate", "both take", {"max_length": 64})],
         "reset_global_tokens": [Try(True, source="lsg", alone="refused")],
         "keep_first_global_token": [Try(True, source="lsg", alone="refused")],
         "use_token_ids": [*tries(False), Refused(False, KEPT, source="lsg"), UNTYPED],

@@ -244,7 +244,7 @@ def test_a_table_of_any_size_becomes_one_of_any_other(family, stored, length, tm
         )[0].T.float(),
     }
     if stored == length:
-        with pytest.raises(UsageError, match="as the result"):
+        with pytest.raises(UsageError, match="both take"):
             convert(source, tmp_path / "same", max_length=length, positions="interpolate")
         del expected["interpolate"]
     for how, wanted in expected.items():

@@ -79,8 +79,8 @@ def test_a_header_of_the_library_is_read_as_the_library_wrote_it():
         (file_of({"a": entry(start=8, stop=16)}, 16), "a: starts at byte 8, not 0"),
         (file_of({"a": entry()}, 7), "its header describes"),
         (file_of({"a": entry()}, 9), "its header describes"),
-        (file_of({"\ud800": entry()}, 8), r"\ud800: no name for a tensor"),
-        (file_of({"\x1b[2J": entry()}, 8), r"\x1b[2J: no name for a tensor"),
+        (file_of({"\ud800": entry()}, 8), r"\ud800: not a valid tensor name"),
+        (file_of({"\x1b[2J": entry()}, 8), r"\x1b[2J: not a valid tensor name"),
     ],
     ids=lambda value: ascii(value) if isinstance(value, str) else "file",
 )

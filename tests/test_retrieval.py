@@ -89,7 +89,7 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
 
     for says, error, options in (
         ("takes 256 tokens, but a document has 512", UsageError, {"tokens": 512}),
-        ("beyond the 64 tokens of the source", UsageError, {"tokens": 80}),
+        ("after the first 64 tokens", UsageError, {"tokens": 80}),
         ("--documents must be at least 2", UsageError, {"documents": 1}),
         ("no text given", UsageError, {"data": ()}),
         ("cannot read the text: .*nowhere.txt", BadInputError, {"data": tmp_path / "nowhere.txt"}),

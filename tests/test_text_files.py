@@ -49,7 +49,9 @@ def test_all_files_that_cannot_be_opened_are_named_at_once(tmp_path):
     (tmp_path / "binary").write_bytes(b"\x80")
     with pytest.raises(BadInputError) as caught:
         require_readable([tmp_path / name for name in ("missing", "folder", "binary")], "--calibrate")
-    assert all(says in caught.value.what for says in ("missing: No such file", "folder: Is a directory", "no UTF-8"))
+    assert all(
+        says in caught.value.what for says in ("missing: No such file", "folder: Is a directory", "not valid UTF-8")
+    )
     assert caught.value.where == "--calibrate"
 
 
@@ -80,7 +82,7 @@ def test_a_corpus_is_decoded_once(tmp_path, monkeypatch):
     path.write_text("the text\n")
     read = text_files.read_utf8
     monkeypatch.setattr("effconv.data.documents.read_utf8", lambda p, where: opened.append(p) or read(p, where))
-    with pytest.raises(BadInputError, match="one document"):
+    with pytest.raises(BadInputError, match="single document"):
         read_corpus([str(path)], [], SimpleNamespace(), 10, seed=0)
     assert opened == [path]
 

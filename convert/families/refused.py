@@ -1,4 +1,4 @@
-"""Architectures that effconv does not convert although people ask for them: why, and what to use instead."""
+"""Unsupported architectures that users ask for: the reason, and what to use instead."""
 
 from __future__ import annotations
 

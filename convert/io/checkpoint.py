@@ -1,4 +1,4 @@
-"""A checkpoint once its headers are known: its tensors by stored name, read one at a time, in chunks or mapped."""
+"""A checkpoint with parsed headers: its tensors by stored name, read one at a time, in chunks or memory-mapped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
     """All tensors of a source by stored name. `close()` releases the files.
 
     Raises:
-        BadInputError: from `read` and `chunks`, where a file ends early.
+        BadInputError: from `read` and `chunks`, if a file is truncated.
     """
 
     def __init__(self, tensors: Iterable[Tensor], source: Source) -> None:
@@ -49,7 +49,7 @@ class Checkpoint:
         return list(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
 
     def read(self, name: str) -> Array:
-        """The whole tensor as raw elements, mapped: only the parts that an operation looks at are read."""
+        """The whole tensor as raw elements, memory-mapped: only the parts that an operation uses are read."""
         tensor = self.tensors[name]
         descriptor = self.descriptor(tensor.file)
         if tensor.nbytes == 0:
@@ -65,7 +65,7 @@ class Checkpoint:
         return from_bytes(memoryview(mapped)[tensor.start - begin :], tensor.dtype, tensor.shape)
 
     def chunks(self, name: str, buffer: bytearray | None = None) -> Iterator[memoryview]:
-        """The tensor's bytes in order, at most a chunk at a time; a chunk is valid until the next one is asked for."""
+        """The tensor's bytes in order, in chunks. A chunk is valid until the next one is requested."""
         tensor = self.tensors[name]
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, max(tensor.nbytes, 1))))
         for start, count in self.ranges(name):
@@ -99,14 +99,14 @@ class Checkpoint:
 
 
 def damaged(name: str, faults: list[str]) -> BadInputError:
-    """The error for a weight file that cannot be what was saved."""
+    """The error for a damaged weight file."""
     return BadInputError(
         f"{name} is truncated or damaged:\n{listing(faults)}", where=name, hint="download or save the file again"
     )
 
 
 def stored_twice(tensor: str, one: str, other: str) -> BadInputError:
-    """The error for shards that both hold a tensor."""
+    """The error for two shards that contain the same tensor."""
     return BadInputError(
         f"tensor {tensor} is stored twice, in {one} and in {other}", where=other, hint="download the shards again"
     )

@@ -1,4 +1,4 @@
-"""The forms in which an emitted repo's weights are stored."""
+"""The file formats of a converted repo's weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .tensorfile import StreamedFile, TensorFile
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How weights are stored.
+    """A file format of weights.
 
     Attributes:
         single: name of a single file.
-        library: that loads it, as the Hub calls it.
-        file: the class that streams one from (name, dtype, shape, bytes) of its tensors.
-        order: the names in the one order in which a file can hold them; None where any will do.
-        flax: whether tensors have the names and the layout of JAX.
+        library: the library that loads it, as named on the Hub.
+        file: the class that writes a file from (name, dtype, shape, bytes) of its tensors.
+        order: sorts tensor names into the order that the format requires; None if any order is valid.
+        flax: whether tensors have JAX names and layout.
     """
 
     single: str
@@ -31,7 +31,7 @@ class Form:
 
     @property
     def index(self) -> str:
-        """The file that says which shard a tensor is in."""
+        """Name of the index file, which maps tensors to shards."""
         return f"{self.single}.index.json"
 
     def shard(self, number: int, count: int) -> str:

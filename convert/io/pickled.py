@@ -1,4 +1,4 @@
-"""Checkpoints in `.bin` files: pickles, opened by torch with `weights_only=True`, which runs none of their code."""
+"""Checkpoints in `.bin` files: pickles, loaded by torch with `weights_only=True`, which runs no code from them."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def open_pickled(source: Source, names: list[str], *, allow_pickle: bool) -> Pic
     """Opens the `.bin` files of a source.
 
     Args:
-        allow_pickle: load those that `weights_only` refuses. They can run code: only for files you trust.
+        allow_pickle: load files that `weights_only` refuses. They can run code: only for files you trust.
 
     Raises:
-        BadInputError: a damaged file, one that needs more than plain tensors, or one that is no state dict.
-        UnsupportedError: tensors of a kind that no safetensors file holds.
+        BadInputError: a damaged file, one with more than plain tensors, or one that is not a state dict.
+        UnsupportedError: tensors of a type that safetensors does not support.
     """
     loaded: dict[str, tuple[str, torch.Tensor]] = {}
     for name in names:
@@ -130,7 +130,7 @@ def _load(path: Path, *, weights_only: bool) -> Any:
 
 
 def _dtype(value: torch.Tensor) -> str:
-    """Torch's name of the type; of a tensor without plain elements, what it is instead."""
+    """Torch's name of the dtype or, for a tensor without plain elements, of its kind."""
     if value.is_meta:
         return "no data (meta tensor)"
     layout, dtype = str(value.layout).removeprefix("torch."), str(value.dtype).removeprefix("torch.")

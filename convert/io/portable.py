@@ -1,4 +1,4 @@
-"""JSON of a source without what belongs to the machine that it was saved on: local paths, and tokens of the Hub."""
+"""Removes local paths and Hub tokens from the JSON files of a source."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FREE = ("tokenizer.json", "vocab.json", "added_tokens.json")  # vocabularies: an
 
 
 def portable(value: Any) -> Any:
-    """The same JSON value, without fields that hold a local path or a token of the Hub."""
+    """The JSON value without fields that contain a local path or a Hub token."""
     if isinstance(value, dict):
         return {key: portable(entry) for key, entry in value.items() if not _is_private(str(key), entry)}
     return [portable(entry) for entry in value] if isinstance(value, list) else value
 
 
 def copy_portable(source: Path, output: Path) -> None:
-    """Copies a file of a source, byte by byte unless it is JSON that is not portable as it stands."""
+    """Copies a file of a source. The copy is identical unless it is JSON with local paths or tokens."""
     if source.suffix == ".json" and output.name not in FREE:
         parsed = read_json(source, output.name)
         kept = portable(parsed)

@@ -1,6 +1,6 @@
-"""Opens a source's weights: keys, shapes and dtypes from headers, everything checked before a payload is read.
+"""Opens a source's weights: reads names, shapes and dtypes from headers and checks them before any tensor data is read.
 
-safetensors (one file or sharded) is read by byte range, without decoding. `.bin` files are the business of `pickled`.
+safetensors (one file or sharded) is read by byte range, without decoding. `pickled` reads `.bin` files.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def open_checkpoint(
 
     Args:
         allow_pickle: load `.bin` files that `weights_only` refuses. They can run code: only for files you trust.
-        remote: of a Hub source, read headers by range requests and leave the payload where it is.
-        formats: what may be read, of `FILES`, in the order of preference.
+        remote: read the headers of a Hub source by range requests, without downloading tensor data.
+        formats: accepted formats (keys of `FILES`), in order of preference.
 
     Raises:
         BadInputError: no weights, missing shards, a hostile index, a damaged header; every fault is listed.
@@ -154,7 +154,7 @@ def _header_of(source: Source, name: str, remote: bool) -> list[Tensor]:
 
 
 def _weight_map(source: Source, index: str) -> dict[str, str]:
-    """Which file each tensor is in, as the index says; all the files are there."""
+    """The file of each tensor according to the index. Checks that all files exist."""
     parsed = read_json(source.path(index), index)
     weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -172,7 +172,7 @@ def _weight_map(source: Source, index: str) -> dict[str, str]:
 
 
 def _check_index(weight_map: Mapping[str, str], checkpoint: Checkpoint, index: str) -> None:
-    """Refuses shards that do not hold what the index says: they are of different checkpoints, or damaged."""
+    """Refuses shards that do not match the index: they are from different checkpoints, or damaged."""
     stored = {name: tensor.file for name, tensor in checkpoint.tensors.items()}
     wrong = [f"{ascii(name)[1:-1]}: not in {file}" for name, file in weight_map.items() if stored.get(name) != file]
     if wrong:

@@ -1,6 +1,6 @@
-"""Resolves a Hub id or a folder to files at a pinned commit. Files are fetched when somebody asks for them.
+"""Resolves a Hub id or a folder to files at a pinned commit. Files are downloaded on demand.
 
-File names that come from a source (a listing, an index, modules.json) are hostile until `checked_name` has seen them.
+File names from a source (a listing, an index, modules.json) are untrusted until `checked_name` has checked them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to read: names of its files, its config, and a way to get at each file.
+    """A checkpoint to read: its file names, its config, and access to each file.
 
     Attributes:
         name: the last part of the Hub id, or the folder's name.
@@ -43,8 +43,8 @@ class Source:
         root: the folder inside the repo that holds config.json ("" but for old sentence-transformers layouts).
         config: the parsed config.json.
         hub_id, revision, commit: set for a Hub source.
-        gated: "auto" or "manual" where the Hub asks for conditions to be accepted. private: whether few may see it.
-        fetch: local path of a file, downloading it where needed.
+        gated: "auto" or "manual" if users must accept conditions. private: whether the Hub repo is private.
+        fetch: returns the local path of a file, and downloads it if needed.
         remote_header: reads a safetensors header without its payload (Hub sources, before their weights are fetched).
     """
 
@@ -90,13 +90,13 @@ def resolve(
     Args:
         source: a folder, or a Hub id such as `bert-base-uncased`.
         revision: branch, tag or commit of a Hub source.
-        token: a Hub token; by default the client's own (HF_TOKEN, the stored login).
-        offline: open no socket; a Hub id is then read from the client's cache.
+        token: a Hub token. By default HF_TOKEN or the stored login.
+        offline: use no network. Hub files are read from the local cache.
 
     Raises:
-        BadInputError: no such folder, or no readable config in it.
-        HubError: the Hub or the network said no.
-        UnsupportedError: adapters and quantised weights.
+        BadInputError: the folder or its config does not exist or cannot be read.
+        HubError: the Hub or the network refused or failed.
+        UnsupportedError: the source is an adapter or has quantised weights.
     """
     text = os.fspath(source)
     folder = Path(os.path.expanduser(text))
@@ -122,7 +122,7 @@ def resolve(
 
 
 def read_json(path: Path, name: str) -> Any:
-    """Parses a JSON file of the source; a damaged one is the source's fault, not ours."""
+    """Parses a JSON file of the source."""
     try:
         text = path.read_text(encoding="utf-8")
         parsed = json.loads(text)
@@ -136,7 +136,7 @@ def read_json(path: Path, name: str) -> Any:
 
 
 def checked_name(name: object, where: str) -> str:
-    """A file name from a source, or an error: it must stay inside the repo."""
+    """The file name, if it stays inside the repo; else raises."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not isinstance(name, str) or not parts or parts[0] == "/" or ".." in parts or HOSTILE.search(name):
         raise BadInputError(
@@ -251,7 +251,7 @@ def _cached(hub_id: str, revision: str | None, offline: str) -> Source:
 
 @contextmanager
 def hub_errors(hub_id: str) -> Iterator[None]:
-    """Turns what the client raises (its own errors, and plain connection errors) into a HubError with advice."""
+    """Turns errors of the Hub client and connection errors into a HubError with a hint."""
     try:
         yield
     except Exception as raised:

@@ -1,7 +1,7 @@
-"""The output folder: built in a staging folder beside it, which becomes the output in one step, or vanishes.
+"""Writes the output atomically: a staging folder next to it becomes the output in one step, or is removed.
 
-What stood at the output before goes only when the new one stands. A killed run leaves at most a staging folder without
-an owner, which the next run clears.
+An old output is removed only after the new one is in place. A killed run leaves at most a staging folder without
+an owner, which the next run removes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else i
 
 
 class Staging:
-    """A folder beside the output that becomes the output when `publish` is called, and vanishes on any error.
+    """A folder next to the output that becomes the output when `publish` is called, and is removed on any error.
 
-    Staging folders hold an exclusive lock while their run lives, so that the next run can tell a killed run's folder
-    from a running one's, and clears it.
+    A run holds an exclusive lock on its staging folder, so that the next run can recognise the folder of a killed run
+    and remove it.
 
     Raises:
         OutputError: the output exists and `overwrite` is off, no permission, disk full.
@@ -70,7 +70,7 @@ class Staging:
                 folder.rmdir()
 
     def publish(self) -> None:
-        """Makes the staging folder the output, durably. What stood there before goes only when the new one stands."""
+        """Makes the staging folder the output, durably. An old output is removed only after the new one is in place."""
         with output_errors(self.output):
             for path in (*sorted(self.folder.rglob("*")), self.folder):
                 (_fsync_folder if path.is_dir() else _fsync)(path)
@@ -84,10 +84,10 @@ class Staging:
             _fsync_folder(self.output.parent)
 
     def keep_failed(self, mark: str) -> Path:
-        """Gives the staging folder a name beside the output that says that it failed; returns its new path.
+        """Renames the staging folder to OUTPUT.failed and returns its new path.
 
-        One that an earlier failure left, which the file `mark` tells, is replaced. Anything else of that name stays,
-        and a number is added.
+        A folder from an earlier failure (it contains the file `mark`) is replaced. Anything else of that name is kept,
+        and a number is added to the new name.
         """
         for number in itertools.count(1):
             kept = self.output.with_name(f"{self.output.name}.failed" + (f"-{number}" if number > 1 else ""))
@@ -105,7 +105,7 @@ class Staging:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuses an output that holds something, unless it may be overwritten, and a path where no folder can stand."""
+    """Refuses a non-empty output unless it may be overwritten, and a path where no folder can be created."""
     _check_above(output)
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(
@@ -120,10 +120,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def check_replaceable(output: Path) -> None:
-    """Refuses to replace a folder that holds no model, which a mistyped path may name.
+    """Refuses to replace a folder that contains no model, in case the path was mistyped.
 
     Raises:
-        OutputError: it holds files, and neither a manifest nor a config.
+        OutputError: the folder has files, but neither a manifest nor a config.
     """
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if names and not names & {"effconv.json", "config.json"}:
@@ -157,7 +157,7 @@ def check_apart(source: Path | None, output: Path) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuses to begin what the disk cannot hold."""
+    """Refuses to start if the disk has too little space."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -171,7 +171,7 @@ def check_room(folder: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def output_errors(output: Path) -> Iterator[None]:
-    """Turns the system's errors about the output into ones with advice."""
+    """Turns operating system errors about the output into OutputErrors with a hint."""
     hints: Mapping[int | None, tuple[str, str]] = {
         errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with --output"),
         errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with --output"),
@@ -200,7 +200,7 @@ def output_errors(output: Path) -> Iterator[None]:
 
 
 def clear_stale(output: Path) -> None:
-    """Finishes or clears what a killed run left: the journal of a replacement, then staging folders without owner."""
+    """Finishes or removes what a killed run left: the journal of a replacement, then ownerless staging folders."""
     journal = _journal(output)
     if journal.exists():
         replacement = _replacement(journal, output)

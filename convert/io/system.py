@@ -1,4 +1,4 @@
-"""System calls that not every system has, and what does the same where one is missing.
+"""System calls that some systems lack, with fallbacks.
 
 Linux has all of them, macOS some, and an unusual build of Python or a network file system may lack any. Nothing else in
 effconv calls these by name, so a conversion runs wherever Python has files. Windows is refused: nothing was run there.

@@ -1,6 +1,6 @@
-"""Tokenizer files, read and edited as JSON: special token ids, and the length at which a tokenizer cuts.
+"""Reads and edits tokenizer files as JSON: special token ids and the truncation length.
 
-Re-saving a tokenizer through a library may change it; editing two numbers in its JSON cannot.
+Saving a tokenizer with a library may change it. Editing two numbers in its JSON does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SpecialTokens:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer's own files are there, not its settings alone (of which transformers makes an empty one)."""
+    """Whether there are vocabulary files. From settings alone, transformers makes an empty tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES if name not in SETTINGS_ALONE)
 
 
@@ -45,10 +45,10 @@ def require_tokenizer(repo: Path) -> None:
 
 
 def special_tokens(source: Source, defaults: Mapping[str, str]) -> SpecialTokens:
-    """Ids of the special tokens, from the tokenizer's files alone (no tokenizer library is imported).
+    """Ids of the special tokens, read from the tokenizer's files without a tokenizer library.
 
     Args:
-        defaults: names of the special tokens that the files leave unnamed. One that they name null does not exist.
+        defaults: special tokens that the files do not name. A token that they set to null does not exist.
     """
     names: dict[str, str | None] = dict(defaults)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -62,7 +62,7 @@ def special_tokens(source: Source, defaults: Mapping[str, str]) -> SpecialTokens
 
 
 def class_to_load(source: Source, family: Family) -> str:
-    """The tokenizer class that AutoTokenizer takes for the source, which it finds by a model_type that is new here.
+    """The tokenizer class that AutoTokenizer uses for the source. The new model_type would not lead to it.
 
     It is the one that tokenizer_config.json names, else config.json, else the family's. For some families transformers
     5 loads tokenizer.json as it stands, whatever the files name.

@@ -1,7 +1,7 @@
 """The model card: front matter from the source's card, and generated blocks that later commands may replace.
 
-A generated block stands between `<!-- effconv:NAME -->` and `<!-- /effconv:NAME -->`; what a person writes outside the
-blocks stays as it is.
+A generated block is between `<!-- effconv:NAME -->` and `<!-- /effconv:NAME -->`. Text outside the blocks is never
+changed.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _part(name: str, package: str) -> str:
 def front_matter(
     target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, Any], sentence: bool
 ) -> dict[str, Any]:
-    """The card's YAML: what the source's card says of license and language, and what this repo is."""
+    """The card's YAML: license and language from the source's card, and metadata of this repo."""
     front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
     if manifest["source"].get("hub_id"):
         front |= {"base_model": manifest["source"]["hub_id"], "base_model_relation": "finetune"}
@@ -177,7 +177,7 @@ def own_auto(manifest: Mapping[str, Any]) -> str:
 
 
 def described(manifest: Mapping[str, Any]) -> str:
-    """The source in a sentence: Hub id and commit, or name and hash."""
+    """The source in words: Hub id and commit, or name and hash."""
     source = manifest["source"]
     if source.get("hub_id"):
         return f"[{source['hub_id']}](https://huggingface.co/{source['hub_id']}) at commit `{source['commit'][:12]}`"
@@ -186,7 +186,7 @@ def described(manifest: Mapping[str, Any]) -> str:
 
 
 def command(target: Target, manifest: Mapping[str, Any]) -> str:
-    """The command that makes the same repo again: only options that differ from their defaults."""
+    """The command that reproduces the repo, with the options that differ from their defaults."""
     source = manifest["source"]
     parts = ["effconv", target.command or target.name, source.get("hub_id") or source["name"]]
     if source.get("commit"):

@@ -1,4 +1,4 @@
-"""Everything in an emitted repo but the weights: config, tokenizer, code, sentence-transformers files, shard index."""
+"""Writes everything but the weights: config, tokenizer, code, sentence-transformers files, shard index."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
 
 
 def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
-    """Writes the files that make the weights in `folder` a repo."""
+    """Writes all files of a repo next to the weights in `folder`."""
     types = [row.dtype for row in plan.rows if row.target and row.dtype in FLOATS]
     dtype = NAMES[max(set(types), key=types.count)] if types else "float32"
     _write(folder / "config.json", {"dtype": dtype, **context.emitted})

@@ -1,4 +1,4 @@
-"""The manifest, effconv.json: what was done to what, with which hashes, and what each check measured.
+"""The manifest, effconv.json: source, options, file hashes, and the result of each check.
 
 Everything but `measurements` is the same for the same input and options on one machine and version.
 """
@@ -26,7 +26,7 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One check's result. `passed` is None for a measurement that promises nothing, or a check that does not apply.
+    """The result of one check. `passed` is None for a measurement without a bound, or a check that does not apply.
 
     Attributes:
         value: the largest difference found, or None.
@@ -58,7 +58,7 @@ def make_manifest(
 
     Args:
         files: sha256 by file name, of every file of the repo but the manifest.
-        findings: what the run found in the source, such as tensors with NaN.
+        findings: remarks about the source, such as tensors with NaN.
     """
     return {
         "format": FORMAT,
@@ -77,7 +77,7 @@ def make_manifest(
 def with_measurements(
     manifest: Mapping[str, Any], measured: Sequence[Measured] | None, **others: object
 ) -> dict[str, Any]:
-    """The manifest with its one block of measurements. None says that the checks were not run."""
+    """The manifest with its measurements. None means that the checks were not run."""
     checks = "not run" if measured is None else [asdict(result) for result in measured]
     return {**manifest, "measurements": {"checks": checks, **others}}
 
@@ -86,8 +86,8 @@ def read_manifest(repo: Path) -> dict[str, Any]:
     """Reads a repo's manifest.
 
     Raises:
-        BadInputError: the folder is no repo of effconv, or its manifest is damaged.
-        CheckFailedError: it is a conversion that failed its checks.
+        BadInputError: the folder is not a converted repo, or its manifest is damaged.
+        CheckFailedError: the folder is a conversion that failed its checks.
     """
     path = repo / NAME
     if (repo / FAILED).is_file():

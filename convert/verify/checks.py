@@ -1,4 +1,4 @@
-"""Checks that every target promises. Each takes a `Loaded` and returns the largest difference found, and details."""
+"""Checks shared by all targets. Each takes a `Loaded` and returns the largest difference and details."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDING = 1e-5  # beyond it, two forms in float32 are compared in float64 as we
 
 
 def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
-    """A text alone, and the same text padded beside a longer one: short and long ones, with and without unpadding."""
+    """Padding a batch must not change a text's outputs: short and long texts, with and without unpadding."""
     model = loaded.model("AutoModel") if "AutoModel" in loaded.autos else loaded.model()
     auto = "AutoModel" if "AutoModel" in loaded.autos else loaded.auto
     found = []
@@ -35,10 +35,10 @@ def padding_changes_nothing(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 
 
 def saved_again_equal(loaded: Loaded) -> tuple[float, dict[str, Any]]:
-    """Saved by the model itself, code files and all, and loaded from there.
+    """Saves the model with save_pretrained, including its code files, and loads it again.
 
-    Every parameter and buffer must be the same bit for bit. Outputs must agree within the tolerance only: the matrix
-    library picks its kernel by the address of the weights, and the last bit of a sum depends on that.
+    Every parameter and buffer must be bit-identical. Outputs must agree within the tolerance: the matrix library picks
+    its kernel by the address of the weights, which affects the last bit of a sum.
 
     Raises:
         AssertionError: a tensor differs, or only one of the two models has it.
@@ -78,14 +78,14 @@ def compare_with_source(
     prepare: Callable[[nn.Module, nn.Module], None] = lambda emitted, dense: None,
     **overrides: Any,
 ) -> tuple[float, dict[str, Any]]:
-    """The repo's outputs against its source's, on every head it has, with and without a mask.
+    """Compares the repo's outputs with its source's, on every head, with and without a mask.
 
     A source without any complete head is compared by its last hidden states.
 
     Args:
-        longest: tokens up to which the two are equal; fewer where one of them takes fewer.
+        longest: length up to which the two are equal, in tokens. Shorter if one of them takes fewer.
         prepare: called with the emitted and the dense model of each head before they run.
-        overrides: fields of the config with which they are.
+        overrides: config fields for the comparison.
     """
     longest = min(longest, loaded.max_length, int(loaded.manifest["source_max_length"]))
     ids, mask = padded_ids(loaded, (longest, max(longest // 2, 1), min(3, longest)))
@@ -169,7 +169,7 @@ def worst_of(differences: Iterable[float]) -> float:
     return math.nan if any(math.isnan(value) for value in found) else max(found, default=0.0)
 
 
-def mixes_of(model: nn.Module) -> list[nn.Module]:
+def attentions_of(model: nn.Module) -> list[nn.Module]:
     """The attention modules of the emitted code, in the order of the layers."""
     return [module for name, module in model.named_modules() if name.endswith(".mix")]
 
@@ -177,6 +177,6 @@ def mixes_of(model: nn.Module) -> list[nn.Module]:
 def count_calls(model: nn.Module) -> list[int]:
     """A list that grows by one entry at each call of an emitted attention module."""
     calls: list[int] = []
-    for index, mix in enumerate(mixes_of(model)):
-        mix.register_forward_hook(lambda *_, index=index: calls.append(index))
+    for index, attention in enumerate(attentions_of(model)):
+        attention.register_forward_hook(lambda *_, index=index: calls.append(index))
     return calls

@@ -1,4 +1,4 @@
-"""Whether the code and the tensors of a repo are those of its source's family: what attention alone cannot show."""
+"""Checks that a repo's code and tensors are complete for its source's family, apart from the attention."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def every_tensor_read(
 
 
 def runs_at_full_length(loaded: Loaded) -> tuple[None, dict[str, Any]]:
-    """Embeddings, and the first layer, of an input of the promised length: no table is too short for it.
+    """Runs the embeddings and the first layer on an input of the maximum length: no table may be too short.
 
     Raises:
         AssertionError: where that fails.

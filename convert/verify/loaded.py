@@ -1,4 +1,4 @@
-"""An emitted repo and its source as models, loaded as a stranger loads them; for checks and measurements."""
+"""A converted repo and its source as models, loaded as any user would, for checks and measurements."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..io.dtypes import FLOATS
 
 
 class DoesNotApply(Exception):
-    """Raised by a check that finds nothing to check, with the reason."""
+    """Raised by a check that does not apply, with the reason."""
 
 
 class Loaded:
-    """A repo, and the source it was made from, loaded when a check asks for them; float32, in eval mode.
+    """A repo and its source, loaded on demand, in float32 and eval mode.
 
     Attributes:
         repo: folder of the repo. source: folder of the dense source, or None.
         manifest: the repo's manifest.
-        trust_remote_code: whether the source may run code of its own.
+        trust_remote_code: whether the source may run its own Python code.
     """
 
     def __init__(self, repo: Path, source: Path | None, manifest: Mapping[str, Any], trust_remote_code: bool) -> None:

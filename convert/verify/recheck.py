@@ -1,4 +1,4 @@
-"""What is done with a repo that exists: check it again, measure its fidelity."""
+"""Checks an existing repo, and measures its fidelity."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def verify_repo(
     trust_remote_code: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> list[Measured]:
-    """Checks an emitted repo again: every hash, then the target's checks in a fresh process.
+    """Checks a converted repo: file hashes, then the target's checks in a fresh process.
 
     Args:
-        against: the dense source to compare with; without it what needs a source is left out.
+        against: the source model. Without it, checks that compare with the source are skipped.
 
     Raises:
         CheckFailedError: a file differs from the manifest, or a check fails.
@@ -75,18 +75,18 @@ def fidelity_of(
     trust_remote_code: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> list[dict[str, Any]]:
-    """How close a repo's model is to its source on the same text, one entry a length.
+    """Measures how close a repo's model is to its source on the same text. One entry per length.
 
-    The text is tokenized whole and cut into windows one after the other; `texts` of them, evenly spread, are measured.
-    Lengths that the source or the repo does not reach are left out.
+    The text is tokenized and cut into consecutive windows, of which `texts`, evenly spread, are measured. Lengths that
+    the source or the repo does not support are skipped.
 
     Args:
-        data: a text file, or several; by default the part of the built-in text that no calibration has seen.
-        lengths: tokens of a window, special tokens included; one number or several, or as the command has them.
+        data: one or more text files. By default the part of the built-in text that calibration does not use.
+        lengths: tokens per window, special tokens included: one or more numbers, or text such as "128,512".
 
     Raises:
-        UsageError: no length that both models reach.
-        BadInputError: a text file that cannot be read, or is too short for every length.
+        UsageError: no length fits both models.
+        BadInputError: a text file cannot be read, or is too short for every length.
     """
     folder, manifest = _opened(repo)
     files = [Path(path) for path in one_or_several(data)]

@@ -1,4 +1,4 @@
-"""Runs a target's checks on a repo, in a fresh process that loads it as a stranger does: offline, with remote code."""
+"""Runs a target's checks in a fresh process that loads the repo as any user would: offline, with trust_remote_code."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def run_checks(
     progress: Callable[[str], None] = lambda step: None,
     trust_remote_code: bool = False,
 ) -> tuple[list[Measured], dict[str, Any]]:
-    """The result of every check of the target; the measured fidelity, versions and records for later checks.
+    """Runs every check of the target. Also returns fidelity, versions and records for later checks.
 
     Args:
-        source: folder of the dense source; None leaves out what compares with it.
-        progress: called with the name of each check as it begins.
-        trust_remote_code: lets the source run code of its own.
+        source: folder of the source. None skips the checks that compare with it.
+        progress: called with the name of each check when it starts.
+        trust_remote_code: allows the Python code of the source to run.
 
     Raises:
         CheckFailedError: the process that loads the repo died.
@@ -68,7 +68,7 @@ def measure_fidelity(
     progress: Callable[[str], None] = lambda step: None,
     trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
-    """How close the repo's model is to its source on the files' text (the built-in one where there are none).
+    """Measures how close the repo's model is to its source on the files' text (without files: on the built-in text).
 
     Args:
         lengths: tokens of a window, special tokens included. texts: windows a length.
@@ -83,10 +83,10 @@ def measure_fidelity(
 
 
 def require_passed(measured: Sequence[Measured], target: Target, hint: str, repo: Path | None = None) -> None:
-    """Raises CheckFailedError with every check that failed, by how much, and what that may mean.
+    """Raises CheckFailedError with every failed check, its value and a possible cause.
 
     Args:
-        hint: what to do next. repo: a folder that stays, to be looked at.
+        hint: what to do next. repo: a folder that is kept for inspection.
     """
     means = {check.name: check.means for check in target.checks}
     failed = [result for result in measured if result.passed is False]
@@ -108,12 +108,12 @@ def require_passed(measured: Sequence[Measured], target: Target, hint: str, repo
 
 
 def _compared(result: Measured) -> bool:
-    """Whether a check failed by what it found, not because code broke on the way."""
+    """Whether a check failed because of its result, not because of an exception."""
     return result.value is not None or not re.match(r"\w+(Error|Exception): ", result.why)
 
 
 def _died(returncode: int, said: str, repo: str) -> CheckFailedError:
-    """The error for a process that ended before all was said."""
+    """The error for a process that ended before it reported all results."""
     tail = "\n".join(f"    {line}" for line in said.strip().splitlines()[-6:])
     ended = f"exit status {returncode}"
     hint = "read the lines above, and install or upgrade the package that they name"

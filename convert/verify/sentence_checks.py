@@ -1,4 +1,4 @@
-"""What a sentence encoder promises: SentenceTransformer gives the source's embedding, through all of its modules."""
+"""The check for sentence encoders: SentenceTransformer gives the source's embedding, through all modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that meets an emitted repo as a stranger: reads a job from stdin, loads the repo, prints results as JSON.
+"""The fresh process that checks a repo: reads a job from stdin, loads the repo, prints results as JSON.
 
 Run as `python -m effconv.convert.verify.stranger` by `verify.run_checks`, never by hand.
 """
@@ -23,7 +23,7 @@ from .token_checks import RECORD
 
 
 def run_check(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
-    """What a check of that name, function and tolerance found; an error in the repo's code is a failed check."""
+    """Runs one check. An exception in the repo's code is a failed check."""
     module, _, function = check["function"].partition(":")
     result = {"name": check["name"], "says": check["says"], "tolerance": check["tolerance"]}
     try:

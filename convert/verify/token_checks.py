@@ -1,4 +1,4 @@
-"""The tokenizer's promise: source and repo make the same ids, masks and special tokens of fixed texts."""
+"""The check for tokenizers: source and repo give the same ids, masks and special tokens for fixed texts."""
 
 from __future__ import annotations
 

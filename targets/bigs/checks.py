@@ -1,4 +1,4 @@
-"""What a conversion of BiGS promises, measured on the emitted repo of either side.
+"""The checks of BiGS conversions, on torch and JAX repos.
 
 Lengths stay where the float32 phases of slowly decaying kernels do not matter. JAX is used where it is installed.
 """

@@ -11,7 +11,7 @@ from ...convert.options import option
 
 @dataclass(frozen=True, slots=True)
 class BiGSOptions:
-    """What a conversion of BiGS takes."""
+    """Options of a BiGS conversion."""
 
     max_length: int | None = option(None, "Maximum input length in tokens. [default: the source's]", flag="--max-len")
     positions: Literal["repeat", "interpolate"] = option(
@@ -28,7 +28,7 @@ class BiGSOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values that mean nothing."""
+        """Raises UsageError for invalid values."""
         if self.max_length is not None and not 1 <= self.max_length <= 1 << 20:
             raise UsageError(
                 f"max_length must be an integer from 1 to 1,048,576, got {self.max_length}",

@@ -199,7 +199,7 @@ def to_torch_config(context: Context) -> dict[str, Any]:
         "model_type": TORCH_CODE.model_type,
         "auto_map": auto_map(BIGS.code, TORCH_CODE, heads),
         # Whatever the weights are stored in, they are applied in float32, as the published model does: its logits
-        # shift by .1 and more otherwise. A user may still ask for another dtype at loading.
+        # shift by 0.1 and more otherwise. A user may still ask for another dtype at loading.
         "dtype": "float32",
     }
 
@@ -228,7 +228,7 @@ def read_bigs_config(config: Config) -> Config:
 
 
 def resolve_options(options: BiGSOptions, config: Config) -> BiGSOptions:
-    """The options with the source's own values for those that were left open."""
+    """Fills in the options that were not given, from the source's config."""
     stored = number(config, "max_position_embeddings")
     if options.positions != "repeat" and options.max_length in (None, stored):
         raise UsageError(
@@ -254,7 +254,7 @@ def _rules(context: Context) -> list[Rule]:
 
 
 def check_bigs_config(config: Config) -> None:
-    """Raises BadInputError with every field that no BiGS encoder has so."""
+    """Raises BadInputError with every field that is invalid for a BiGS encoder."""
     choices = {
         "layer_gelu": ("tanh", "erf"), "mask_mode": ("pooler", "inert"), "pooler_type": ("non_padding_mean", "mean"),
         "position_embedding_type": ("absolute",), "decode": (False,), "pre_norm": (True, False),

@@ -1,4 +1,4 @@
-"""What Lambda promises, measured on a loaded repo."""
+"""The checks of Lambda on a loaded repo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...convert.verify import family_checks, sentence_checks
-from ...convert.verify.checks import mixes_of, padded_ids, worst_of
+from ...convert.verify.checks import attentions_of, padded_ids, worst_of
 from ...convert.verify.loaded import Loaded, difference, outputs
 
 
@@ -22,8 +22,8 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
 
     y[n] = Σ_c (A_c·q_n + a_c) Σ_m softmax_m(w_c·k_m) v_m + Σ_j (M_j·q_n + m_j) v[n + j − ⌊r/2⌋], over real tokens m.
     """
-    mix = mixes_of(loaded.model())[0]
-    parameters = {name: value.detach().double() for name, value in mix.named_parameters()}
+    attention = attentions_of(loaded.model())[0]
+    parameters = {name: value.detach().double() for name, value in attention.named_parameters()}
     heads, _, width = parameters["landmarks"].shape
     generator = torch.Generator().manual_seed(0)
     found, lengths = [], (9, 70, 700)
@@ -32,7 +32,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         mask = torch.ones((2, tokens), dtype=torch.bool)
         mask[1, -tokens // 3 :] = False
         with torch.no_grad():
-            got = mix(q, k, v, mask)
+            got = attention(q, k, v, mask)
         q64, k64, v64 = q.double(), k.double(), v.double() * mask[:, None, :, None]
         scores = torch.einsum("hcd,bhtd->bhct", parameters["landmarks"], k64)
         weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)

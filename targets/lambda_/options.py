@@ -13,7 +13,7 @@ from ...convert.text import one_or_several
 
 @dataclass(frozen=True, slots=True)
 class LambdaOptions:
-    """What `effconv lambda` takes beside the common options."""
+    """Options of `effconv lambda`, in addition to the common ones."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
     local_context: int = option(15, "Window of the local term in tokens: odd, or 0 for none.")
@@ -25,7 +25,7 @@ class LambdaOptions:
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
 
     def __post_init__(self) -> None:
-        """Raises UsageError with every option that makes no sense."""
+        """Raises UsageError with every invalid option."""
         from ...templates.lambda_configuration import lambda_faults
 
         object.__setattr__(self, "calibrate", tuple(Path(path) for path in one_or_several(self.calibrate)))

@@ -1,4 +1,4 @@
-"""What Linformer promises, measured on a loaded repo."""
+"""The checks of Linformer on a loaded repo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...convert.verify import family_checks
-from ...convert.verify.checks import compare_with_source, mixes_of, worst_of
+from ...convert.verify.checks import attentions_of, compare_with_source, worst_of
 from ...convert.verify.loaded import Loaded, difference
 
 
@@ -29,9 +29,9 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     A text of fewer tokens than the matrices have gets them resampled: each token takes the share of the stored
     positions that it stands for.
     """
-    mix = mixes_of(loaded.model())[0]
+    attention = attentions_of(loaded.model())[0]
     config = loaded.config
-    stored = {name: value.detach().double().numpy() for name, value in mix.named_parameters()}
+    stored = {name: value.detach().double().numpy() for name, value in attention.named_parameters()}
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     generator = torch.Generator().manual_seed(0)
     lengths = sorted(
@@ -41,7 +41,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     for tokens in lengths:
         q, k, v = (torch.randn((1, heads, tokens, width), generator=generator) for _ in range(3))
         with torch.no_grad():
-            got = mix(q, k, v, None)
+            got = attention(q, k, v, None)
         matrices = []
         for name in ("key_projection", "value_projection"):
             values = stored.get(name, stored["key_projection"])

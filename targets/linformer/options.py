@@ -14,7 +14,7 @@ PUBLISHED = "Compatibility with published Linformer weights"
 
 @dataclass(frozen=True, slots=True)
 class LinformerOptions:
-    """What `effconv linformer` takes beside the common options."""
+    """Options of `effconv linformer`, in addition to the common ones."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
     proj_dim: int = option(256, "Keys per token: rows of the projections E and F. Inputs up to this length are exact.")
@@ -33,7 +33,7 @@ class LinformerOptions:
     projection_bias: bool = option(False, "Add biases to E and F (only with --mask-mode published).", panel=PUBLISHED)
 
     def __post_init__(self) -> None:
-        """Raises UsageError with every option that makes no sense."""
+        """Raises UsageError with every invalid option."""
         from ...templates.linformer_configuration import linformer_faults
 
         faults = linformer_faults(

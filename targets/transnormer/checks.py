@@ -1,4 +1,4 @@
-"""What TransNormer promises, measured on a loaded repo."""
+"""The checks of TransNormer on a loaded repo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...convert.families.registry import FAMILIES
 from ...convert.verify import family_checks, sentence_checks
-from ...convert.verify.checks import mixes_of, worst_of
+from ...convert.verify.checks import attentions_of, worst_of
 from ...convert.verify.loaded import Loaded, difference
 from .target import fitted_names
 
@@ -54,9 +54,9 @@ def fitted_tensors(loaded: Loaded) -> list[str]:
 def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """The first layer of each kind on random q, k, v, against its formula with whole matrices of scores, in float64."""
     config = loaded.config
-    mixes = mixes_of(loaded.model())
+    attentions = attentions_of(loaded.model())
     diag = set(config.diag_layers)
-    chosen = {index in diag: index for index in reversed(range(len(mixes)))}
+    chosen = {index in diag: index for index in reversed(range(len(attentions)))}
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     generator = torch.Generator().manual_seed(0)
     found, lengths = [], (5, config.block_size + 7, 5 * config.block_size - 3)
@@ -66,15 +66,17 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
             mask = torch.ones((2, tokens), dtype=torch.bool)
             mask[1, -tokens // 3 :] = False
             with torch.no_grad():
-                got = mixes[index](q, k, v, mask)
-                wanted = _formula(q.double(), k.double(), v.double(), mask, config, mixes[index], in_blocks)
+                got = attentions[index](q, k, v, mask)
+                wanted = _formula(q.double(), k.double(), v.double(), mask, config, attentions[index], in_blocks)
             found.append(difference(got.transpose(1, 2), wanted.float().transpose(1, 2), mask))
     return worst_of(found), {"tokens": list(lengths), "layers": sorted(chosen.values())}
 
 
-def _formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any, mix: nn.Module, in_blocks: bool) -> Tensor:
+def _formula(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any, attention: nn.Module, in_blocks: bool
+) -> Tensor:
     tokens, width = q.shape[2:]
-    state = {name: value.double() for name, value in mix.state_dict().items()}
+    state = {name: value.double() for name, value in attention.state_dict().items()}
     at = torch.arange(tokens)
     softmax = config.variant == "t2"
     seen = mask[:, None, None, :].expand(-1, 1, tokens, -1)

@@ -49,7 +49,7 @@ from ..teacher import (
 )
 from ..text_batches import CalibrationText, read_text
 
-Mix = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 WINDOWS = {128: 128, 512: 32}  # calibration texts by length, as many as the text has
 
 
@@ -86,15 +86,15 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Progress) ->
         num_attention_heads=number(config, family.num_heads),
         **{name: value for name, value in context.emitted.items() if name in TRANSNORMER_FIELDS},
     )
-    mixes = {path: TransNormerAttention(emitted, index).eval() for index, path in enumerate(stored)}
+    attentions = {path: TransNormerAttention(emitted, index).eval() for index, path in enumerate(stored)}
     runs = family.run_paths(config)
     sites = {site.name: site for site in attention_sites(model, family, config)}
     fitted = fit_transnormer(
         model,
         [model.get_submodule(path) for path in runs],
         [sites[path] for path in runs],
-        [mixes[path] for path in runs],
-        [not mixes[path].diag for path in runs],
+        [attentions[path] for path in runs],
+        [not attentions[path].diag for path in runs],
         samples,
         activation=LINEAR_ACTIVATIONS["1+elu"] if context.options.variant == "t2" else None,
         progress=lambda step, done, total: progress("calibrate", done, total),
@@ -152,7 +152,7 @@ def fit_transnormer(
     teacher: nn.Module,
     layers: Sequence[nn.Module],
     sites: Sequence[AttentionSite],
-    mixes: Sequence[Mix],
+    attentions: Sequence[Attention],
     linear: Sequence[bool],
     samples: Sequence[TextSample],
     *,
@@ -169,7 +169,7 @@ def fit_transnormer(
         layers: its layers in the order they run. A module that occurs more than once (ALBERT) gets one fit for all its
             occurrences, on the teacher's own hidden states (there is no sequence of fits when the weights are shared).
         sites: their attentions.
-        mixes: for every layer the converted attention, (q, k, v, mask) -> y, as it runs in the emitted model.
+        attentions: for every layer the converted attention, (q, k, v, mask) -> y, as it runs in the emitted model.
         linear: for every layer whether it is NormAttention (its q, k, v may be refitted) or DiagAttention.
         samples: calibration text.
         activation: φ of the linear layers where features are to be made (1 + elu), None to keep q, k, v as they are
@@ -199,7 +199,7 @@ def fit_transnormer(
     for index, layer in enumerate(layers):
         key = id(layer) if shared else index
         order.append(key)
-        seen = collected.setdefault(key, _Observations(layer, sites[index], mixes[index], linear[index]))
+        seen = collected.setdefault(key, _Observations(layer, sites[index], attentions[index], linear[index]))
         for i, (batch, start) in enumerate(zip(batches, starts, strict=True)):
             teacher_states[i], run = run_layer(layer, sites[index], teacher_states[i], start)
             target = run.attended
@@ -221,8 +221,8 @@ def fit_transnormer(
 class _Observations:
     """q, k, v that the student computes, and the teacher's attention output, batch after batch."""
 
-    def __init__(self, layer: nn.Module, site: AttentionSite, mix: Mix, linear: bool) -> None:
-        self.layer, self.site, self.mix, self.linear = layer, site, mix, linear
+    def __init__(self, layer: nn.Module, site: AttentionSite, attention: Attention, linear: bool) -> None:
+        self.layer, self.site, self.attention, self.linear = layer, site, attention, linear
         self.qkv: list[tuple[Tensor, ...]] = []
         self.targets: list[Tensor] = []
         self.masks: list[Tensor | None] = []
@@ -261,7 +261,7 @@ def _fit(
             weights[name] = _folded(getattr(seen.site, name), scale, shift)
         to_query, to_key, to_value = maps
         inputs = [(_apply(to_query, q), _apply(to_key, k), _apply(to_value, v)) for q, k, v in seen.qkv]
-    mixed = (seen.mix(q, k, v, mask) for (q, k, v), mask in zip(inputs, seen.masks, strict=True))
+    mixed = (seen.attention(q, k, v, mask) for (q, k, v), mask in zip(inputs, seen.masks, strict=True))
     seen.outputs = [y.transpose(1, 2).flatten(2) for y in mixed]
     x, target = seen.real(seen.outputs), seen.real(seen.targets)
     weights["output"], explained = _output_projection(x, target, seen.site.output, ridge)

@@ -16,7 +16,7 @@ FIRST_HALF = "first-half"
 
 @dataclass(frozen=True, slots=True)
 class TransNormerOptions:
-    """What `effconv transnormer` takes beside the common options."""
+    """Options of `effconv transnormer`, in addition to the common ones."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
     variant: Literal["t1", "t2"] = option(
@@ -41,7 +41,7 @@ class TransNormerOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises UsageError with every option that makes no sense."""
+        """Raises UsageError with every invalid option."""
         from ...templates.transnormer_configuration import transnormer_faults
 
         object.__setattr__(self, "calibrate", tuple(Path(path) for path in one_or_several(self.calibrate)))
@@ -65,7 +65,7 @@ class TransNormerOptions:
         require_sound("transnormer", faults)
 
     def idle(self, layers: int) -> list[str]:
-        """Options that change nothing in a model of so many layers, one sentence each."""
+        """Options without effect in a model of this many layers, one sentence each."""
         blocks, usual = len(self.diag_indices(layers)), {field.name: field.default for field in fields(self)}
         faults = []
         if not blocks and self.block_size != usual["block_size"]:
@@ -75,10 +75,10 @@ class TransNormerOptions:
         return faults
 
     def diag_indices(self, layers: int) -> list[int]:
-        """The layers with DiagAttention, of so many.
+        """Indices of the layers with DiagAttention, of `layers` in total.
 
         Raises:
-            UsageError: an index that no layer has.
+            UsageError: an index is out of range.
         """
         if self.diag_layers == FIRST_HALF:
             return list(range(layers // 2))

@@ -1,0 +1,227 @@
+"""The commands that take their options from a dataclass (converting, training, measuring), made when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from .plain_help import PlainCommand
+from .targets.registry import ROWS, at
+
+if TYPE_CHECKING:
+    from typer._click.core import Command
+
+if TYPE_CHECKING:
+    from typer._click.core import Command
+
+CONVERTING = {name: row for name, row in ROWS.items() if row.options}
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+
+MEASURING = {"bench": "Compare speed and memory of models, or recommend LSG options for your texts (--data)."}
+
+
+TRAINING = {"adapt": "Train a converted repo to match its source. Writes a new repo."}
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False
+    ),
+]
+
+
+MoreData = Annotated[  # the shell expands --data *.txt to several files
+    list[str] | None, typer.Argument(metavar="DATA", help="Additional files for --data.", show_default=False)
+]
+
+
+def converting_command(name: str) -> Command:
+    """`effconv NAME SOURCE`, whose options are the fields of its target's options, `Settings` and `PushOptions`."""
+    from .convert.options import Settings, flag_of
+    from .hub.options import PushOptions
+
+    options_class = at(CONVERTING[name].options)
+    several = next((field for field in dataclasses.fields(options_class) if field.default == ()), None)
+
+    def command(**values: Any) -> None:
+        from .api import convert, plan
+        from .convert.errors import EffconvError
+        from .report.console import Progress
+        from .report.conversion import show_plan, show_result
+
+        source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
+        sharing = {field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)}
+        if several is not None:
+            values[several.name] = together(flag_of(several), values[several.name], values.pop("more")) or None
+        given = {key: value for key, value in values.items() if value is not None}
+        if plan_only:
+            show_plan(plan(source, name, **given), as_json=as_json)
+            return
+        if sharing["push_to_hub"] is not None:
+            quiet_hub(bars=True)
+        try:
+            with Progress() as progress:
+                result = convert(source, name, progress=progress, **given, **sharing)
+        except EffconvError as error:
+            if error.made is not None:  # the push failed, but the converted folder is complete
+                show_result(error.made, as_json=as_json)
+            raise
+        show_result(result, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("source", keyword, annotation=Source)]
+    if several is not None:
+        more = typer.Argument(metavar="FILE", help=f"Additional files for {flag_of(several)}.", show_default=False)
+        annotation = Annotated[list[str] | None, more]
+        parameters.append(inspect.Parameter("more", keyword, default=None, annotation=annotation))
+    for part in (options_class, PushOptions, Settings):
+        parameters += _parameters(part)
+    plan_flag = typer.Option("--plan", help="Print what would happen to every tensor, and convert nothing.")
+    parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    return _command(name, CONVERTING[name].help, command, parameters)
+
+
+def training_command(name: str) -> Command:
+    """`effconv adapt REPO`, whose options are the fields of `AdaptOptions`."""
+    from .adapt.options import AdaptOptions
+
+    def command(**values: Any) -> None:
+        from .api import adapt
+        from .report.console import Progress, TrainingProgress
+        from .report.training import show_adapted
+
+        repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
+        values["data"] = together("--data", values["data"], more)
+        values["heldout"] = tuple(values["heldout"] or ())
+        with Progress() as progress, TrainingProgress() as watch:
+            adapted = adapt(repo, progress=progress, watch=watch, **values)
+        if adapted is not None:  # only rank 0 prints
+            show_adapted(adapted, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    repo = Annotated[
+        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+    ]
+    parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
+    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
+    parameters += _parameters(AdaptOptions)
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    return _command(name, TRAINING[name], command, parameters)
+
+
+def measuring_command(name: str) -> Command:
+    """`effconv bench MODEL...`, whose options are the fields of `BenchOptions`."""
+    from .bench.options import BenchOptions
+
+    def command(**values: Any) -> None:
+        from .api import bench
+        from .convert.errors import StoppedError
+        from .report.bench import show_advice, show_bench
+        from .report.console import Progress
+
+        models, as_json = values.pop("models"), values.pop("json")
+        if values["data"]:  # the shell expands --data *.txt: the other files arrive as arguments
+            values["data"], models = (*values["data"], *models[1:]), models[:1]
+        with Progress() as progress:
+            found = bench(models, progress=progress, **values)
+        show = show_advice if values["data"] else show_bench
+        show(found, as_json=as_json)
+        if found.interrupted:
+            raise StoppedError("interrupted; the results measured so far are above")
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    model = typer.Argument(
+        metavar="MODEL", help="Models to measure: converted repos, other model folders or Hub ids.", show_default=False
+    )
+    parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
+    parameters += _parameters(BenchOptions)
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    return _command(name, MEASURING[name], command, parameters)
+
+
+def _command(name: str, help: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> Command:
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, help=help, cls=PlainCommand, context_settings=CONTEXT)(command)
+    return typer.main.get_command(alone)
+
+
+def together(flag: str, first: Sequence[Any] | None, others: Sequence[Any] | None) -> tuple[Any, ...]:
+    """All files of an option: for FLAG *.txt the shell gives the first to the option and the others as arguments."""
+    if others and not first:
+        from .convert.errors import UsageError
+
+        raise UsageError(
+            f"unexpected argument{'s' if len(others) > 1 else ''} {' '.join(map(str, others))}",
+            where=flag,
+            hint=f"list files after {flag}",
+        )
+    return (*(first or ()), *(others or ()))
+
+
+def _parameters(options_class: type) -> list[inspect.Parameter]:
+    from .convert.options import flag_of
+
+    hints = get_type_hints(options_class)
+    parameters = []
+    for field in dataclasses.fields(options_class):
+        flag = flag_of(field)
+        fallback = field.metadata["fallback"]
+        names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
+        names += [field.metadata["short"]] if field.metadata.get("short") else []
+        help = field.metadata["help"]
+        if fallback is not None:  # the value for a source that states none
+            usual = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else fallback
+            help = f"{help}  [default: {usual}]"
+        option = typer.Option(
+            *names,
+            help=help,
+            show_default=field.default is not None and field.default != (),
+            rich_help_panel=field.metadata.get("panel") or "Options",
+        )
+        hint, default = hints[field.name], field.default
+        if isinstance(default, tuple):  # an option that can be repeated: a list for Typer
+            hint, default, option.metavar = list[get_args(hint)[0]], None, "FILE"  # type: ignore[misc]
+        annotation = Annotated[hint, option]  # type: ignore[valid-type]
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    return parameters
+
+
+def quiet_hub(*, bars: bool) -> None:
+    """Keeps the Hub's client from writing to stderr, but for its bars on a terminal."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    if not bars or not sys.stderr.isatty():
+        disable_progress_bars()
+    logging.set_verbosity_error()  # effconv reports retries itself
+
+
+@contextlib.contextmanager
+def hub_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Prints steps to stderr, with the Hub client's progress bars on a terminal; prints nothing when quiet."""
+    from .report.console import Progress
+
+    quiet_hub(bars=not quiet)
+    if quiet:
+        yield lambda step, done, total: None
+        return
+    with Progress(bar=False) as progress:
+        yield progress
