@@ -11,11 +11,12 @@ import pytest
 from environments import stranger
 from safetensors.torch import load_file
 from typer.testing import CliRunner
+from wheels import ROOT
 
 from effconv.cli import app
 from tiny import save_tiny, save_tiny_sentence_encoder
 
-PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "recipes.md").read_text(encoding="utf-8")
 WORKER = Path(__file__).parent / "recipes_worker.py"
 TINY = ["--no-verify", "--block-size", "16", "--sparse-block-size", "16"]
 RECIPES = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, flags=re.M | re.S))
