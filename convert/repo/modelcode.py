@@ -13,7 +13,7 @@ from ... import templates
 from ..families.code import FamilyCode
 
 CORE_MODULE, CORE_ATTENTION, CORE_HEAD = "efficient_encoder", "EfficientAttention", "HeadMixin"
-# What every repo needs beside these, each with a name to import from it.
+# Further files of every repo, each with a name to import from it.
 CORE_OTHERS = (
     ("efficient_configuration", "EfficientConfigMixin"),
     ("fp32_precision", "fp32_precision"),
