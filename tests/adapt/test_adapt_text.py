@@ -293,7 +293,7 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
             "--learning-rate must be .*got 3.0\n.*--mask-share must be .*got 0.0",
         ),
         ({"budget": "soon"}, "expected a time, got 'soon'"),
-        ({"lengths": "a,b"}, "lengths are"),
+        ({"lengths": "a,b"}, "--lengths must be numbers of at least 8 tokens"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(values, what):

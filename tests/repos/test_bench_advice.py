@@ -185,7 +185,7 @@ def test_memory_that_the_loaded_model_leaves_no_room_in_is_refused_before_anythi
     assert (error.value.where, error.value.exit_code) == ("--memory", 2)
     assert "444 MB" in error.value.hint
     require_room({"resident": 400 * MEGA}, 440 * MEGA, "cuda")  # the device's own memory counts there
-    with pytest.raises(EffconvError, match="does not tell"):
+    with pytest.raises(EffconvError, match="does not report"):
         require_room({"resident": None}, 500 * MEGA, "cpu")
 
 
@@ -322,7 +322,7 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     assert "2 texts, 94 tokens" in said
     assert command in said.replace("\n", "")
     assert "not quality" in said
-    assert "one round" in said
+    assert "One round" in said
 
 
 @pytest.mark.parametrize("content", [b"", b" \n \n", b"\xff\xfe\x00", None])

@@ -16,6 +16,7 @@ from tiers import daily
 import effconv
 from effconv.commands import CONVERTING
 from effconv.convert.families.registry import FAMILIES
+from effconv.report.console import WORDS
 from effconv.targets.registry import TARGETS
 from tiny import save_tiny, save_tiny_sentence_encoder
 
@@ -108,7 +109,7 @@ def test_a_conversion_says_what_it_made_on_stdout_and_how_far_it_is_on_stderr(so
     assert "LSGBertForMaskedLM" in run.stdout
     assert "not verified" in run.stdout
     assert [line.split(":")[0] for line in run.stderr.splitlines()] == [
-        *("source", "plan", "weights", "files", "manifest", "publish")
+        WORDS[step] for step in ("source", "plan", "weights", "files", "manifest", "publish")
     ]
     assert ESCAPE not in run.stdout + run.stderr
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -245,7 +246,7 @@ def test_a_reader_that_goes_away_is_no_traceback_and_stops_no_conversion(stream,
     os.close(writer)
     assert (tmp_path / "out" / "effconv.json").is_file()
     assert run.returncode == (141 if stream == "stdout" else 0)
-    assert run.stderr is None or run.stderr.splitlines()[-1] == b"publish"  # and no complaint after it
+    assert run.stderr is None or run.stderr.splitlines()[-1] == WORDS["publish"].encode()  # and no complaint after it
 
 
 @pytest.mark.parametrize(

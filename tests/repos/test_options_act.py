@@ -92,7 +92,10 @@ TABLE = {
         "sparsity_type": tries("none", "lsh", "pooling", "stride", "block_stride", "bos_pooling"),
         "num_global_tokens": tries(0, 3),
         "mask_first_token": [*tries(True), Refused(True, "needs a global token", {"num_global_tokens": 0})],
-        "pool_with_global": [*tries(False), Refused(False, "stands in", {"mask_first_token": True})],
+        "pool_with_global": [
+            *tries(False),
+            Refused(False, "must be returned in its place", {"mask_first_token": True}),
+        ],
         "pass_global_tokens_to_decoder": [Try(False, source="bart", alone="refused")],
         "global_init": [*tries("random"), Refused("random", KEPT, source="lsg")],
         "global_positional_stride": [*tries(32), Refused(32, KEPT, source="lsg")],

@@ -278,7 +278,7 @@ def test_shards_are_read_by_their_index(tmp_path):
         ({"a": "../one.msgpack"}, {}, "points outside"),
         ({"a": "one.msgpack", "b": "gone.msgpack"}, {"one": ["a"]}, "missing"),
         ({"a": "one.msgpack", "b": "one.msgpack"}, {"one": ["a"]}, "do not agree"),
-        ({"a": "one.msgpack", "b": "two.msgpack"}, {"one": ["a"], "two": ["a", "b"]}, "stored in"),
+        ({"a": "one.msgpack", "b": "two.msgpack"}, {"one": ["a"], "two": ["a", "b"]}, "stored twice, in"),
     ],
 )
 def test_an_index_that_lies_is_refused(weight_map, files, words, tmp_path):

@@ -125,7 +125,7 @@ def test_published_pretraining_model_saves_and_loads_the_same(tmp_path):
 
 
 def test_published_config_names_every_fault():
-    with pytest.raises(ValueError, match=r"no multiple.*even"):
+    with pytest.raises(ValueError, match=r"must divide.*must be odd"):
         published.LambdaBertConfig(hidden_size=30, num_lambda_queries=4, local_context_size=4)
     with pytest.raises(ValueError, match="MB a layer"):
         published.LambdaBertConfig(max_position_embeddings=4096, global_positions="published")

@@ -272,7 +272,7 @@ def test_gradients_are_those_of_finite_differences():
     [
         ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         ({"sparsity_type": "bigbird"}, "must be one of none, norm"),
-        ({"sparsity_type": "norm", "sparsity_factor": 3}, "block_size 128 is not divisible by sparsity_factor 3"),
+        ({"sparsity_type": "norm", "sparsity_factor": 3}, "block_size 128 must be divisible by sparsity_factor 3"),
         ({"is_causal": 1}, "is_causal must be True or False, got 1"),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
         ({"padding_groups": "all"}, "must be masked or published"),
