@@ -1,4 +1,4 @@
-"""Speed and memory, measured: `effconv bench` for a user's models, `make bench` for the project's own bars.
+"""Speed and memory, measured: `effconv bench` for a user's models. The project's own bars are in benchmarks/.
 
 The files:
 
@@ -9,10 +9,9 @@ The files:
     whole       models side by side, in turn: cases → rows
     findings    rows → the fastest at each length, crossovers
     run         all of it, with the cost of the conversion
-    picture, page                                              PNG and HTML of a report
-    texts, choices, advice, reasons                            a user's texts → what to convert to
-    bars        what `make bench` shows, section by section
-    layers, lsg, bigs, mixed, shapes, conversion, startup      its sections
+    conversion  a whole conversion against copying and hashing the same weights
+    picture     charts of a report, by matplotlib
+    choices, advice, reasons                                   a user's texts → what to convert to
 
 Results are ratios from one run that measures all forms in turn, reported with the machine's name.
 

@@ -8,6 +8,8 @@ mates change a real token. Beside it in the repo: `lambda_attention.py`.
 Source: "LambdaNetworks: Modeling Long-Range Interactions without Attention", arXiv 2102.08602, equations 1 to 3.
 Axes: b batch, t position (m: position attended to), h lambda queries ("heads"), k key depth, u intra depth, v value
 width D / h, j offset in the local context, D hidden size.
+
+One file of over 400 lines, because a repo carries its code as files and a reader follows one model in one of them.
 """
 
 from __future__ import annotations

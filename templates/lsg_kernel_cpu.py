@@ -9,6 +9,8 @@ the gradient of a key stays in the scratch until the key goes out of sight. Memo
 Plain torch, as a custom operator with a fake kernel and a gradient, so that autograd, checkpointing and torch.compile
 take it as one step. Axes: b batch, h heads, t tokens, g globals, l entries of the sparse list, w slots of a window, d
 head size.
+
+One file of over 400 lines: forward and backward of a kernel are read together.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 Parameter names are those of the published torch port. Time and memory are linear in the length but for a logarithm, and
 nothing but the table of positions bounds it.
 
+One file of over 400 lines, because a repo carries its code as files and a reader follows one model in one of them.
+
 What the outputs hold: `hidden_states` has one entry a layer and one for the embeddings; the last equals
 `last_hidden_state`. `attentions` is always None, there is no attention.
 
