@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BiGS in JAX: an encoder of state-space convolutions and a gate, without attention (arXiv 2212.10544).
 
-One file (over 400 lines, so that it can be used alone), for jax, flax and (for ids on the Hub) huggingface_hub. A model is a config, a flax module and a tree of
-parameters under the names of the published checkpoints:
+One file, over 400 lines, so that it can be used alone: it needs jax, flax and (for ids on the Hub) huggingface_hub. A
+model is a config, a flax module and a tree of parameters under the names of the published checkpoints:
 
     model = BiGSForMaskedLM.from_pretrained(".")
     logits = model(input_ids, attention_mask)["logits"]
