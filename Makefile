@@ -27,9 +27,9 @@ demo: venv  ## convert a real sentence encoder to 4,096 tokens, verify it, encod
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
 quick: venv  ## run the unit tests, in under two minutes on two cores
-	$(BIN)/python -m pytest -m quick $(TESTS)
+	$(BIN)/python -m pytest -m quick tests/unit $(TESTS)
 
-test: venv venv-compat  ## run the tests of every change (TESTS="tests/test_x.py -k word" for some)
+test: venv venv-compat  ## run the tests of every change (TESTS="tests/hub -k word" for some)
 	$(RUN_TESTS) -m "not nightly" $(TESTS)
 
 nightly: venv venv-compat  ## run all tests: every combination, the other Pythons too
@@ -39,7 +39,7 @@ compat: venv venv-compat  ## run only the tests of the second environment
 	$(RUN_TESTS) -m compat $(TESTS)
 
 machines: venv  ## run checks and recorded cases under what differs between machines (MACHINES="modulo" for some settings)
-	$(BIN)/python tests/machines.py $(MACHINES)
+	$(BIN)/python tests/support/machines.py $(MACHINES)
 
 lint: venv build/typing/effconv  ## ruff (rules and format) and mypy (strict on the engine and the targets)
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ format: venv  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 matrix: venv  ## run every family with every head on tiny models, and write the table in docs/reference/families.md
-	$(BIN)/python tests/matrix.py
+	$(BIN)/python tests/support/matrix.py
 
 bench: venv  ## every bar of the project in one table, on one thread and on all (BENCH="--quick", "--only lsg", ...)
 	$(BIN)/python -m benchmarks $(BENCH)

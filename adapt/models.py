@@ -27,7 +27,7 @@ class Pair:
 
     Attributes:
         student, teacher: transformers models; teacher None where nothing is taught.
-        family: of the teacher; None where the repo's own model is no stock encoder (BiGS).
+        family: of the teacher; None if the repo's model is not a stock encoder (BiGS).
         auto: the Auto class that both were loaded with.
         reach: tokens that the teacher takes. ends: how many special tokens stand before and after a text.
         pooling: how states become a text's embedding, "mean" or "cls".
@@ -159,7 +159,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
 
 
 def new_tensors(pair: Pair) -> frozenset[str]:
-    """Parameters that came with the target: they are no parameters of the stock model."""
+    """Parameters that the target added: the stock model does not have them."""
     own = (".mix.", "global_emb", ".gate.")  # the last of a feed-forward
     return frozenset(name for name, _ in pair.student.named_parameters() if any(part in name for part in own))
 

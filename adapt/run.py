@@ -93,7 +93,7 @@ class Finished:
 
     Attributes:
         state: the trained tensors by name. matrix: of the dense layer that whitens; None without one.
-        record: what is written of the training. checkpoints: of the run, which go once the result stands.
+        record: the manifest's record of the training. checkpoints: of the run, removed after the result is saved.
     """
 
     state: Mapping[str, Any]

@@ -12,7 +12,7 @@ MODULES = "modules.json"
 
 
 def modules_of(repo: Path) -> list[dict[str, Any]]:
-    """The entries of modules.json in their order; [] where it is no sentence-transformers repo."""
+    """The entries of modules.json in their order; [] if it is not a sentence-transformers repo."""
     try:
         found = json.loads((repo / MODULES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -26,7 +26,7 @@ def kind_of(module: dict[str, Any]) -> str:
 
 
 def pooling_of(repo: Path) -> str:
-    """How a sentence-transformers repo pools: "cls" or "mean"; "mean" too where it is no such repo.
+    """How a sentence-transformers repo pools: "cls" or "mean"; "mean" also if it is not such a repo.
 
     Raises:
         UnsupportedError: another pooling.
@@ -48,7 +48,7 @@ def pooling_of(repo: Path) -> str:
 
 
 def require_whitenable(repo: Path) -> None:
-    """Raises UsageError where there is no pooled embedding to whiten, or a dense layer that has it already."""
+    """Raises UsageError if there is no pooled embedding to whiten, or already a dense layer after it."""
     kinds = [kind_of(module) for module in modules_of(repo)]
     if "Pooling" not in kinds:
         raise UsageError(

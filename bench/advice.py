@@ -157,7 +157,7 @@ def _advised(model: Opened, named: str, length: int, memory: int, options: Bench
 
 
 def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:
-    """Raises before anything is run where the loaded model alone leaves no room, or no memory is told here.
+    """Raises before anything is run if the loaded model fills the memory, or the system does not report memory.
 
     Args:
         answer: what the process says of the model that it has loaded.
@@ -202,7 +202,7 @@ def tokenizer_of(model: Opened) -> Any:
 
 
 def probe_of(candidate: Candidate, rows: Sequence[Row], probed: int) -> Probe | None:
-    """A candidate's two rows as a probe; None where one of them failed, or memory is not told here."""
+    """A candidate's two rows as a probe; None if one of them failed, or the system does not report memory."""
     own = {row.case.length: row for row in rows if dict(row.case.set) == _options(candidate)}
     one, other = own.get(probed // 2), own.get(probed)
     if one is None or other is None or one.spread is None or other.spread is None:

@@ -73,7 +73,7 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
 
     Raises:
         EffconvError: a model that cannot be found or loaded, options that make no sense. An interrupt raises nothing:
-            the report says so.
+            the report has `interrupted`.
     """
     found = [opened(model, options) for model in models]
     lengths = options.token_lengths() or default_lengths(found)
@@ -177,7 +177,7 @@ def conversion_planned(model: Opened, options: BenchOptions) -> tuple[Source, li
 
 
 def conversion_cost(planned: tuple[Source, list[str], list[Path]] | EffconvError) -> dict[str, Any]:
-    """What a conversion costs beside `cp`, `sync` and `sha256sum` of the source's weights; or why it was not run."""
+    """The cost of a conversion, compared with copying and hashing the weights of its source, or why it was not run."""
     try:
         if isinstance(planned, EffconvError):
             raise planned

@@ -1,7 +1,7 @@
 """Whole models side by side: one process a model, all asked in turn, so that every round meets the same machine.
 
-What a model cannot do (a length beyond its own, more memory than there is) is a row that says so. Whoever calls gives
-the list that rows go to: an interrupt keeps what was measured until then.
+A case that a model cannot run (too long, too little memory) is a row with the reason. The caller passes the list for
+the rows, so an interrupt keeps what was measured.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ RUNS_AT_FULL_LENGTH = Check(
 def common_checks(
     applies_to_padding: Callable[[Mapping[str, Any]], str] = lambda manifest: "", **own: str
 ) -> tuple[Check, ...]:
-    """What every target that replaces attention promises, beside equalities of its own.
+    """The checks of every target that replaces attention, in addition to its own equalities.
 
     Args:
         applies_to_padding: where padding changes something, as `Check.applies`.

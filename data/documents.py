@@ -71,7 +71,7 @@ def read_corpus(
         column: that holds the text, in files and datasets that have columns.
 
     Raises:
-        BadInputError: no text, one that cannot be read, or nothing to train on beside the held-out documents.
+        BadInputError: no text, an unreadable file, or nothing to train on besides the held-out documents.
     """
 
     def open_data() -> Iterator[str]:

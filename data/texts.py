@@ -1,7 +1,7 @@
 """Counts the lengths of a user's texts in tokens of a model.
 
-A text is a row of a .jsonl, .json, .csv or .parquet file; of any other file the whole, or what stands under each top
-heading where it has those of WikiText (` = Title = `), or each line that is not empty where the user says so.
+A text is a row of a .jsonl, .json, .csv or .parquet file. Any other file is one text, or one text per top heading if it
+has those of WikiText (` = Title = `), or with --lines one text per non-empty line.
 """
 
 from __future__ import annotations

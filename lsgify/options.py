@@ -1,4 +1,4 @@
-"""Options of the LSG target. The fields of the emitted config among them keep their published names."""
+"""Options of the LSG target. Those that are fields of the new config keep their published names."""
 
 from __future__ import annotations
 

@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from ..convert.repo.manifest import Measured
 
 
+WORDS = {
+    "source": "reading the source",
+    "plan": "planning",
+    "download": "downloading",
+    "weights": "writing weights",
+    "files": "writing config, code and tokenizer",
+    "manifest": "writing card and manifest",
+    "verify": "checking the repo",
+    "publish": "moving the repo into place",
+    "hashes": "checking file hashes",
+    "models": "loading models",
+    "text": "reading text",
+    "texts": "reading texts",
+    "whiten": "whitening",
+    "measure": "measuring",
+    "calibrate": "fitting on text",
+}
+
+
 class Progress:
     """Prints steps to stderr: a bar in bytes while weights are written; without a terminal, one line per step."""
 
@@ -57,11 +76,12 @@ class Progress:
             if step != self._step:
                 if self._task is not None:
                     self._bar.remove_task(self._task)
-                self._task = self._bar.add_task(step, total=total or None)
+                self._task = self._bar.add_task(WORDS.get(step, step), total=total or None)
             self._bar.update(self._task, completed=done)
         elif step != self._step and step != "done":
             with contextlib.suppress(OSError):  # stderr is closed: no reason to stop
-                print(f"{step}: {total:,} bytes" if step == "weights" else step, file=sys.stderr, flush=True)
+                words = WORDS.get(step, step)
+                print(f"{words}: {total:,} bytes" if step == "weights" else words, file=sys.stderr, flush=True)
         self._step = step
 
 

@@ -48,8 +48,8 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     console.print(table)
     counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items())
     console.print(
-        f"{counts}; {bytes_text(plan.bytes_out)} out, about {bytes_text(plan.peak_memory)} of memory, "
-        f"plan {plan.sha256[:12]}"
+        f"{counts}. Weights: {bytes_text(plan.bytes_out)}. Memory: about {bytes_text(plan.peak_memory)}. "
+        f"Plan hash: {plan.sha256[:12]}"
     )
     return None
 

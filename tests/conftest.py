@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 import preforked as forks
 import pytest
 from environments import stranger
-from tiers import QUICK
 
 from effconv.convert.verify import run as verify
 
@@ -37,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the unit tests, so that `-m quick` runs them."""
     for item in items:
         longer = any(item.get_closest_marker(name) for name in ("slow", "nightly", "compat"))
-        if item.path.name in QUICK and not longer:
+        if item.path.parent.name == "unit" and not longer:
             item.add_marker("quick")
 
 
@@ -49,7 +48,7 @@ def _no_process_in_a_quick_test(request: pytest.FixtureRequest) -> Iterator[None
         return
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a quick test starts no process: mark it slow, or take its file out of tests/tiers.py")
+        raise AssertionError("a quick test starts no process: mark it slow, or move it out of tests/unit")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", refuse)

@@ -62,7 +62,7 @@ def family_of(
             if model_type
             else "config.json has no model_type",
             where="config.json: model_type",
-            hint=(f"instead, {instead}. " if instead else "") + "Supported: " + ", ".join(names),
+            hint=(f"instead: {instead}. Supported: " if instead else "supported: ") + ", ".join(names),
         )
     if before is None and not own_code:
         require_stock_code(config)

@@ -150,7 +150,7 @@ def check_apart(source: Path | None, output: Path) -> None:
     around = [(here, folder) for folder in (there, *there.parents)] + [(folder, there) for folder in here.parents]
     if any(system.same_place(one, other) for one, other in around):
         raise UsageError(
-            "the output folder must not be inside the source folder or contain it",
+            "the output folder and the source folder must not overlap",
             where=str(output),
             hint="choose another folder with --output",
         )

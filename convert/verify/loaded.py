@@ -122,7 +122,7 @@ def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> di
 
 
 def decoder_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """What a model with a decoder beside its encoder is given to decode, when it reads `ids`: the same."""
+    """The decoder inputs of an encoder-decoder model that reads `ids`: the same ids."""
     return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 

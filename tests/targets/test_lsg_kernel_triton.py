@@ -1,0 +1,223 @@
+"""The GPU kernel of the emitted LSG attention: numbers under Triton's interpreter, compilation, and when it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import lsg_goldens
+import pytest
+import torch
+from lsg_cases import options, qkv
+from places import SUPPORT
+
+from effconv.templates import lsg_attention as lsg
+from effconv.templates import lsg_kernel_triton as kernel
+from effconv.templates.lsg_configuration import ATTENTION_FORMS
+
+pytestmark = pytest.mark.xdist_group("triton")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for this platform"
+)
+WORKER = SUPPORT / "triton_worker.py"
+# Against float64: rounding of the inputs is not counted, rounding of weights and results is.
+TOLERANCES = {"float16": 4e-3, "bfloat16": 3e-2}
+CASES = (
+    "norm", "norm, causal", "pooling, blocks of 32", "stride", "stride, causal", "block_stride, blocks of 12",
+    "bos_pooling, published", "lsh", "none", "none, causal", "every token is a sparse key", "one sparse key a block",
+    "many tiles a block, many chunks", "many globals, causal", "head of 128", "float16", "bfloat16", "dropout",
+    "dropout, causal", "Philox", "all dropped", "checkpointing", "nothing seen", "strides", "checks of torch",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results():
+    """How far each case is from the oracle, from a process in which Triton interprets."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    run = subprocess.run(
+        [sys.executable, str(WORKER)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@needs_triton
+@pytest.mark.parametrize("case", CASES)
+def test_context_and_gradients_are_those_of_the_oracle(case, results):
+    found = results[case]
+    assert "error" not in found, found["error"]
+    assert found
+    far = {name: x for name, x in found.items() if not (isinstance(x, float) and x <= TOLERANCES.get(case, 2e-6))}
+    assert not far
+
+
+@needs_triton
+def test_every_case_of_the_worker_is_looked_at(results):
+    assert set(results) == set(CASES)
+
+
+@needs_triton
+def test_an_emitted_model_with_the_kernel_gives_the_recorded_outputs(tmp_path, monkeypatch):
+    read = lsg_goldens.read_cases
+    wanted = ("norm_33_b16",)
+    monkeypatch.setattr(lsg_goldens, "read_cases", lambda path: [x for x in read(path) if x["name"] in wanted])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    jobs = lsg_goldens.parity_jobs("bert", tmp_path)
+    for case in (case for job in jobs for case in job["cases"]):
+        case["load"]["attention_form"] = "triton"
+    results = lsg_goldens.run_worker(jobs, tmp_path, sys.executable)
+    assert set(results) == {f"bert/{name}" for name in wanted}
+    assert not lsg_goldens.faults(results), "\n".join(lsg_goldens.faults(results))
+
+
+SM80, SM90 = (80, "mma.sync"), (90, "wgmma.mma_async")  # compute capability, and what multiplies there
+KERNELS = {
+    "token_rows": (SM90, {}),
+    "global_rows": (SM80, {"rows": 16}),
+    "token_rows_backward": (SM80, {"backward": True}),
+    "global_rows_backward": (SM80, {"backward": True, "rows": 16}),
+    "local_keys_backward": (SM90, {"backward": True}),
+    "global_keys_backward": (SM80, {"backward": True, "keys": 16}),
+    "sparse_keys_backward": (SM80, {"backward": True}),
+}
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compile_without_a_gpu(name, tmp_path, monkeypatch):
+    """To products on tensor cores, within the shared memory that every GPU from compute capability 8.0 on has."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled, ((capability, product), tiles) = getattr(kernel, name), KERNELS[name]
+    q, listed = torch.empty(1, 12, 1025, 64, dtype=torch.bfloat16), torch.ones(1, 12, 256, dtype=torch.bool)
+    dropout = 0.1 if capability == 80 else 0.0
+    plan = kernel.plan_of(q, listed, 1, 128, 128, 32, name.startswith("token"), dropout, "ieee")
+    plan, launch = kernel.with_tiles(plan, q.dtype, **tiles)
+    kinds = {"plan": "constexpr", "visible": "*i1", "sparse_visible": "*i1", "seed": "*i64"}
+    kinds |= dict.fromkeys(("norms", "deltas", "sums", "sum_norms", "key_sums", "value_sums"), "*fp32")
+    kinds |= dict.fromkeys(("rows", "seen_rows", "entries", "batch_stride", "head_stride", "stride"), "i32")
+    signature = {argument: kinds.get(argument, "*bf16") for argument in compiled.arg_names}
+    source = ASTSource(compiled, signature, {(compiled.arg_names.index("plan"),): plan})
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    assert product in made.asm["ptx"]
+    assert made.metadata.shared <= 99 * 1024
+
+
+def test_a_gpu_gets_the_plain_form_unless_the_config_asks_for_another():
+    on_gpu, on_cpu = (SimpleNamespace(device=SimpleNamespace(type=name)) for name in ("cuda", "cpu"))
+    chosen = {
+        form: tuple(lsg.form_of(options(attention_form=form), q) for q in (on_gpu, on_cpu)) for form in ATTENTION_FORMS
+    }
+    assert chosen == {
+        "auto": ("plain", "cpu"),
+        "plain": ("plain", "plain"),
+        "flex": ("flex", "cpu"),
+        "triton": ("triton", "cpu"),
+    }
+
+
+def test_the_field_is_read_at_every_call_and_the_environment_never(monkeypatch):
+    monkeypatch.setenv("LSG_FORM", "triton")
+    config, ran = options(), []
+    inputs = qkv(config, 17)
+    for name in ("plain", "cpu"):
+        stock = getattr(lsg, f"{name}_attention")
+        monkeypatch.setattr(
+            lsg, f"{name}_attention", lambda *x, name=name, stock=stock: (ran.append(name), stock(*x))[1]
+        )
+    for form in ("auto", "plain", "triton"):
+        config.attention_form = form
+        lsg.lsg_attention(*inputs, None, config)
+    assert ran == ["cpu", "plain", "cpu"]
+    config.attention_form = "cuda"
+    with pytest.raises(ValueError, match="attention_form must be one of auto, plain, flex, triton, got 'cuda'"):
+        lsg.lsg_attention(*inputs, None, config)
+
+
+def on(kind, dtype=torch.bfloat16, size=64):
+    return SimpleNamespace(device=SimpleNamespace(type=kind, index=0), dtype=dtype, shape=(1, 12, 1025, size))
+
+
+@needs_triton
+def test_the_kernel_says_what_it_does_not_take(monkeypatch):
+    monkeypatch.setattr(kernel, "obstacle_of_gpu", lambda device: "")
+    assert kernel.obstacle(on("cuda")) == ""
+    assert kernel.obstacle(on("cpu")) == "the inputs are not on an NVIDIA GPU"
+    assert "the inputs are torch.float64" in kernel.obstacle(on("cuda", torch.float64))
+    assert "the head size is 256" in kernel.obstacle(on("cuda", size=256))
+    monkeypatch.setattr(kernel, "triton", None)
+    assert kernel.obstacle(on("cuda")) == "Triton is not installed"
+
+
+@needs_triton
+def test_what_keeps_triton_from_compiling_for_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    probe = kernel.obstacle_of_gpu.__wrapped__
+    assert probe(0) == "the GPU has compute capability 7.5, but it needs 8.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    target = SimpleNamespace(get_current_target=lambda: None)
+    monkeypatch.setattr(
+        kernel,
+        "triton",
+        SimpleNamespace(__version__="3.10.1", runtime=SimpleNamespace(driver=SimpleNamespace(active=target))),
+    )
+    assert probe(0) == ""
+    monkeypatch.setattr(kernel.triton, "__version__", "3.5.1")
+    assert probe(0) == "Triton 3.5.1 is older than 3.6"
+    monkeypatch.setattr(kernel.triton, "__version__", "3.10.0+git")
+
+    def fails():
+        raise RuntimeError("Failed to find C compiler")
+
+    target.get_current_target = fails
+    assert probe(0) == "Triton does not work here: Failed to find C compiler"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert probe(0) == "the GPU is not an NVIDIA GPU"
+
+
+def test_without_triton_the_file_is_imported_and_asking_for_the_kernel_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    spec = importlib.util.spec_from_file_location("effconv.templates.no_triton_kernel", kernel.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    config = options(attention_form="triton")
+    monkeypatch.setattr(lsg, "form_of", lambda config, q: config.attention_form)  # as on a GPU
+    monkeypatch.setattr(lsg, "triton_attention", module.triton_attention)
+    with pytest.raises(ValueError, match=r"Triton is not installed\. Set attention_form to 'auto'"):
+        lsg.lsg_attention(*qkv(config, 17, dtype=torch.float32), None, config)
+
+
+def test_float32_is_multiplied_as_torch_is_told_to():
+    before, cpu = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul
+    followed = cpu.fp32_precision
+    try:
+        for setting, precision in (("high", "tf32"), ("highest", "ieee")):
+            torch.set_float32_matmul_precision(setting)
+            assert kernel.float32_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+        cpu.fp32_precision = followed  # which follows a wider setting, until the line above
+
+
+def test_tiles_hold_what_the_block_has():
+    q = torch.empty(1, 2, 100, 64, dtype=torch.float16)
+    for block, rows in ((1, 16), (16, 16), (17, 32), (100, 128), (1000, 128)):
+        plan = kernel.plan_of(q, None, 1, block, 0, 0, False, 0.0, "ieee")
+        tiled, _ = kernel.with_tiles(plan, q.dtype)
+        assert tiled == replace(plan, rows=rows, keys=min(rows, 64))
