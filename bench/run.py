@@ -177,7 +177,7 @@ def conversion_planned(model: Opened, options: BenchOptions) -> tuple[Source, li
 
 
 def conversion_cost(planned: tuple[Source, list[str], list[Path]] | EffconvError) -> dict[str, Any]:
-    """The cost of a conversion, compared with copying and hashing the weights of its source, or why it was not run."""
+    """The cost of a conversion compared with `cp`, `sync` and `sha256sum` of the weights, or why it was not run."""
     try:
         if isinstance(planned, EffconvError):
             raise planned
