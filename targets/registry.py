@@ -22,7 +22,7 @@ class Row:
     """Where a target is, and the command that makes it.
 
     Attributes:
-        place: `module:name` of the `Target`, inside the package.
+        place: `package.module:name` of the `Target`; the package may be another one than effconv.
         options: likewise of the options of its command; "" for a target that another one's command makes.
         help: what the command says of itself.
     """
@@ -34,48 +34,48 @@ class Row:
 
 ROWS = {
     "lsg": Row(
-        "lsgify.target:LSG",
-        "lsgify.options:LSGOptions",
+        "effconv.lsgify.target:LSG",
+        "effconv.lsgify.options:LSGOptions",
         "Convert to LSG: local, sparse and global attention (arXiv 2210.15497).",
     ),
     "linformer": Row(
-        "targets.linformer.target:LINFORMER",
-        "targets.linformer.options:LinformerOptions",
+        "effconv.targets.linformer.target:LINFORMER",
+        "effconv.targets.linformer.options:LinformerOptions",
         "Convert to Linformer: projected keys and values (arXiv 2006.04768).",
     ),
     "lambda": Row(
-        "targets.lambda_.target:LAMBDA",
-        "targets.lambda_.options:LambdaOptions",
+        "effconv.targets.lambda_.target:LAMBDA",
+        "effconv.targets.lambda_.options:LambdaOptions",
         "Convert to lambda layers (LambdaNetworks), fitted on text (arXiv 2102.08602).",
     ),
-    "lambda-published": Row("targets.lambda_.published:LAMBDA_PUBLISHED"),
+    "lambda-published": Row("effconv.targets.lambda_.published:LAMBDA_PUBLISHED"),
     "transnormer": Row(
-        "targets.transnormer.target:TRANSNORMER",
-        "targets.transnormer.options:TransNormerOptions",
+        "effconv.targets.transnormer.target:TRANSNORMER",
+        "effconv.targets.transnormer.options:TransNormerOptions",
         "Convert to TransNormer: block, then linear attention, fitted on text (arXiv 2210.10340).",
     ),
     "jax2torch": Row(
-        "targets.bigs.target:JAX2TORCH",
-        "targets.bigs.options:BiGSOptions",
+        "effconv.targets.bigs.target:JAX2TORCH",
+        "effconv.targets.bigs.options:BiGSOptions",
         "Convert a BiGS checkpoint (gated state-space encoder, arXiv 2212.10544) from JAX to PyTorch.",
     ),
     "torch2jax": Row(
-        "targets.bigs.target:TORCH2JAX",
-        "targets.bigs.options:BiGSOptions",
+        "effconv.targets.bigs.target:TORCH2JAX",
+        "effconv.targets.bigs.options:BiGSOptions",
         "Convert a BiGS checkpoint from PyTorch to JAX.",
     ),
     "bigs": Row(
-        "targets.bigs.target:RESIZED",
-        "targets.bigs.options:BiGSOptions",
+        "effconv.targets.bigs.target:RESIZED",
+        "effconv.targets.bigs.options:BiGSOptions",
         "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
     ),
 }
 
 
 def at(place: str) -> Any:
-    """What is at `module:name`, inside the package."""
+    """What is at `package.module:name`."""
     module, _, name = place.partition(":")
-    return getattr(import_module(f"{__package__.rpartition('.')[0]}.{module}"), name)
+    return getattr(import_module(module), name)
 
 
 class Targets(MutableMapping[str, "Target"]):

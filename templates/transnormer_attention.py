@@ -314,10 +314,14 @@ class Gated(nn.Module):
 
 
 class GatedIntermediate(Gated):
-    """act(up x) ⊙ gate(x); the stock output module follows as it is."""
+    """act(up x) ⊙ gate(x); the stock output module follows as it is.
+
+    Where the stock module begins with a norm (RoBERTa-PreLayerNorm), x is normalised for both.
+    """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.intermediate_act_fn(self.dense(hidden_states)) * self.gate(hidden_states)
+        x = self.LayerNorm(hidden_states) if hasattr(self, "LayerNorm") else hidden_states
+        return self.intermediate_act_fn(self.dense(x)) * self.gate(x)
 
 
 class GatedFFN(Gated):

@@ -22,6 +22,7 @@ from .parts import (
     body,
     embeddings,
     pre_norm_attention,
+    projections,
     tables,
 )
 
@@ -157,6 +158,36 @@ XLM_ROBERTA_XL = replace(
     final=norm("encoder.LayerNorm", H),
     tokenizer="XLMRobertaTokenizer",
     tokenizer_as_stored=True,
+)
+
+
+# Norms stand before attention and feed-forward, and one more after the last layer; the embeddings keep theirs.
+ROBERTA_PRELAYERNORM = replace(
+    ROBERTA,
+    name="roberta-prelayernorm",
+    prefix="roberta_prelayernorm",
+    code=FamilyCode(
+        module="roberta_prelayernorm",
+        model_type="roberta-prelayernorm",
+        class_prefix="RobertaPreLayerNorm",
+        special_positions=2,
+        model_lines=body(
+            """
+            def final(self, x: Tensor) -> Tensor:
+                return self.LayerNorm(x)
+            """
+        ),
+    ),
+    layer=(
+        *projections("attention"),
+        *norm("attention.LayerNorm", H),
+        *when(is_set("add_cross_attention"), (*projections("crossattention"), *norm("crossattention.LayerNorm", H))),
+        *norm("intermediate.LayerNorm", H),
+        *linear("intermediate.dense", H, INNER),
+        *linear("output.dense", INNER, H),
+    ),
+    final=norm("LayerNorm", H),
+    tokenizer="RobertaTokenizer",
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from .albert import ALBERT
 from .bart import BART, MBART, PEGASUS
-from .bert import BERT, CAMEMBERT, DATA2VEC_TEXT, ERNIE, ROBERTA, XLM_ROBERTA, XLM_ROBERTA_XL
+from .bert import BERT, CAMEMBERT, DATA2VEC_TEXT, ERNIE, ROBERTA, ROBERTA_PRELAYERNORM, XLM_ROBERTA, XLM_ROBERTA_XL
 from .distilbert import DISTILBERT
 from .electra import ELECTRA
 from .grammar import Family
@@ -15,7 +15,7 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         *(BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT),
-        *(XLM_ROBERTA_XL, DATA2VEC_TEXT, ERNIE),
+        *(XLM_ROBERTA_XL, ROBERTA_PRELAYERNORM, DATA2VEC_TEXT, ERNIE),
         *(BART, MBART, PEGASUS),
     )
 }

@@ -93,7 +93,7 @@ def put_back_attention(loaded: Loaded, emitted: Any, dense: Any, fitted: Sequenc
 
 
 def every_tensor_read(
-    loaded: Loaded, tokens: int, exempt: Mapping[str, str] | None = None
+    loaded: Loaded, tokens: int = 64, exempt: Mapping[str, str] | None = None
 ) -> tuple[None, dict[str, Any]]:
     """Every floating-point tensor of the weights takes part in an output of some head that the repo has code for.
 
@@ -101,7 +101,7 @@ def every_tensor_read(
     (A change of its values proves nothing: softmax ignores a shift of all keys, so that a key's bias moves no output.)
 
     Args:
-        tokens: a length that uses every tensor.
+        tokens: a length that uses every tensor; a target whose tensors need a longer input gives its own.
         exempt: reasons by the end of a tensor's name.
 
     Raises:
