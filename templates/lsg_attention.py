@@ -22,7 +22,7 @@ from .efficient_encoder import attention_dropout
 from .lsg_configuration import ATTENTION_FORMS, sparse_chunk_size, uses_sparse_keys
 from .lsg_kernel_cpu import cpu_attention, sparse_starts
 from .lsg_kernel_flex import flex_rows
-from .lsg_kernel_triton import INTERPRETED, triton_attention
+from .lsg_kernel_triton import INTERPRETED, chooses, obstacle, triton_attention
 
 Sparse = tuple[
     Tensor, Tensor, Tensor
@@ -91,7 +91,8 @@ def lsg_attention(
         context = full_attention(q, k, v, mask, config.num_global_tokens, causal, dropout)
     else:
         sparse = None
-        if uses_sparse_keys(config):
+        chosen_later = sparse_list is None and form_of(config, q) == "triton" and chooses(config)
+        if uses_sparse_keys(config) and not chosen_later:
             sparse = select_sparse(q, k, v, mask, config, layer_index, sparse_list or sparse_tokens)
         context = window_attention(q, k, v, mask, sparse, config, causal, dropout)
     if causal and config.causal_globals == "published":
@@ -151,7 +152,9 @@ def form_of(config: Any, q: Tensor) -> str:
         return "plain"
     if q.device.type == "cpu" and not (asked == "triton" and INTERPRETED):
         return "cpu"
-    return "plain" if asked == "auto" else asked
+    if asked == "auto":  # measured in docs/gpu.md; where the kernel cannot run, plain torch can
+        return "plain" if obstacle(q) else "triton"
+    return asked
 
 
 def plain_attention(

@@ -27,6 +27,12 @@ from effconv.templates import lsg_kernel_triton as kernel
 FULL = {
     "norm": {"block_size": 16, "sparse_block_size": 16, "lengths": (37, 22)},
     "norm, causal": {"causal": True, "num_global_tokens": 2, "lengths": (13, 10)},
+    "norm, blocks of 12, chunks of 8": {
+        "block_size": 12, "sparsity_factor": 4, "sparse_block_size": 8, "lengths": (45, 30), "num_global_tokens": 3,
+        "heads": 1,
+    },
+    "norm, whole blocks": {"block_size": 8, "sparse_block_size": 8, "lengths": (32,), "size": 16},
+    "norm, largest elsewhere": {"lengths": (13,), "most_chosen_from": 2},
     "pooling, blocks of 32": {
         "sparsity_type": "pooling", "block_size": 32, "sparse_block_size": 32, "heads": 1, "lengths": (101,),
     },
@@ -65,14 +71,15 @@ SEED = (5 << 32) + 77
 
 
 def run_full(
-    lengths, heads=2, size=6, dtype="float32", causal=False, chunk=1024, dropout=0.0, device="cpu", **changes
-):
+    lengths, heads=2, size=6, dtype="float32", causal=False, chunk=1024, dropout=0.0, device="cpu",
+    most_chosen_from=128, **changes,
+):  # fmt: skip
     """The context and the gradients of q, k and v, through the choice of sparse keys, beside the oracle's.
 
     The device is the CPU here; benchmarks/gpu_correctness.py runs the same on a GPU, without the interpreter.
     """
     config = options(**changes)
-    kernel.CHUNK = chunk
+    kernel.CHUNK, kernel.MOST_CHOSEN_FROM = chunk, most_chosen_from
     inputs = qkv(config, lengths[0], batch=len(lengths), heads=heads, size=size, dtype=getattr(torch, dtype))
     mask = mask_of(config, lengths, lengths[0]) if len(lengths) > 1 else None
     wanted = [x.double().requires_grad_() for x in inputs]
@@ -230,11 +237,12 @@ def run_checks_of_torch(device="cpu"):
     config = options(sparsity_type="stride")
     q, k, v = (x.to(device).requires_grad_() for x in qkv(config, 9, batch=1, heads=1, dtype=torch.float32))
     sparse = [x.detach() for x in lsg.select_sparse(q, k, v, None, config, 0, lsg.sparse_tokens)]
-    torch.library.opcheck(
-        kernel.attention_op,
-        (q, k, v, None, *sparse, None, 1, 4, 4, 2, False, 0.0, "ieee"),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )
+    for listed, chunk in ((sparse, 0), ((None, None, None), 4)):
+        torch.library.opcheck(
+            kernel.attention_op,
+            (q, k, v, None, *listed, None, 1, 4, 4, 2, chunk, False, 0.0, "ieee"),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
     return {"checks": 0.0}
 
 
