@@ -94,7 +94,7 @@ def sound(part: str, entry: dict[str, Any]) -> bool:
     """Whether an entry is right, or measured. Layers that are only compared with may lack what a length needs."""
     if part == "correctness":
         return not entry["error"] and all(far <= limit for far, limit in entry["checks"].values())
-    return "error" not in entry or not ("LSG" in entry.get("layer", "LSG"))
+    return "error" not in entry or "LSG" not in entry.get("layer", "LSG")
 
 
 def line(part: str, entry: dict[str, Any]) -> str:

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from effconv.bench.lsg import CONFIG, HEADS, WIDTH, _published_layer
 from effconv.templates import lsg_attention as lsg
 from effconv.templates import lsg_kernel_flex as flex
 from effconv.templates.lsg_configuration import ATTENTION_FORMS
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHAPES = [(1, length) for length in (1024, 2048, 4096, 8192, 16384, 32768, 65536)] + [(8, 1024), (8, 4096)]
 SHORTEST = 2 * CONFIG.block_size + 1  # up to two blocks attention is full, in every form
@@ -54,7 +55,11 @@ def run(device: str, shapes: Sequence[tuple[int, int]], published: Path | None =
                     took, peak = measured(form, batch, length, backward, device)
                     work = products(batch, length, name == SDPA) * (3.5 if backward else 1)
                     entry |= {f"{way}_ms": took, f"{way}_peak_mb": peak, f"{way}_tflops": work / took / 1e9}
-                if device == "cuda" and batch * length <= GRAPHS_UP_TO and name in (SDPA, *map(lsg_name, ATTENTION_FORMS)):
+                if (
+                    device == "cuda"
+                    and batch * length <= GRAPHS_UP_TO
+                    and name in (SDPA, *map(lsg_name, ATTENTION_FORMS))
+                ):
                     entry["graph_ms"] = replayed(form, batch, length)
             except Exception as error:
                 entry["error"] = reason(error)
@@ -135,9 +140,7 @@ def qkv(batch: int, length: int, device: str, gradients: bool = False) -> list[T
 
 def layers(batch: int, length: int, device: str, published: Path | None = None) -> dict[str, Callable[[], Form]]:
     """What makes each layer, as a function of q, k and v."""
-    found: dict[str, Callable[[], Form]] = {
-        lsg_name(form): partial(lsg_form, asked(form)) for form in forms_on(device)
-    }
+    found: dict[str, Callable[[], Form]] = {lsg_name(form): partial(lsg_form, asked(form)) for form in forms_on(device)}
     if device == "cuda":
         found[FLEX_ALONE] = partial(flex_alone, batch, length, device)
     found[SDPA] = lambda: sdpa
@@ -184,7 +187,7 @@ def flex_alone(batch: int, length: int, device: str) -> Form:
     """
     config = asked("flex")
     q, k, v = qkv(batch, length, device)
-    sparse_keys, sparse_values, sparse_visible = lsg.select_sparse(q, k, v, None, config, 0, lsg.sparse_tokens)
+    sparse_keys, _sparse_values, sparse_visible = lsg.select_sparse(q, k, v, None, config, 0, lsg.sparse_tokens)
     seen = flex.visible_keys(None, sparse_visible, batch, 1, length, q.device)
     intervals = flex.seen_by(length, sparse_keys.shape[2], config, False, q.device)
     mask = flex.block_mask(length, config.block_size, intervals, seen, False)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from effconv.bench import models
 from gpu_layers import milliseconds, reason
+
+from effconv.bench import models
 
 BERT_BASE: dict[str, Any] = {
     "model_type": "bert", "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12,

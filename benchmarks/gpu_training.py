@@ -50,6 +50,7 @@ def own_text() -> torch.Tensor:
 def masked_bytes(device: str, tiny: bool, seconds: float, form: str | None, text: torch.Tensor) -> dict[str, Any]:
     """Steps a second, and the loss at the beginning and at the end (means of ten steps)."""
     import transformers
+
     from effconv.inmemory import lsgify
 
     batch, length = (2, 256) if tiny else (4, 4096)
@@ -92,7 +93,9 @@ def masked_bytes(device: str, tiny: bool, seconds: float, form: str | None, text
     }  # fmt: skip
 
 
-def masked(text: torch.Tensor, batch: int, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def masked(
+    text: torch.Tensor, batch: int, length: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pieces of the text with some bytes masked, and the labels: those bytes, -100 elsewhere."""
     starts = torch.randint(len(text) - length, (batch, 1), generator=generator)
     ids = text[starts + torch.arange(length)]
@@ -115,7 +118,11 @@ def adapted(device: str, tiny: bool) -> dict[str, Any]:
     from tiny import save_tiny
 
     folder = Path(tempfile.mkdtemp(prefix="effconv-gpu-"))
-    size = {} if tiny else {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    size = (
+        {}
+        if tiny
+        else {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    )
     source = save_tiny(folder / "source", "bert", "ForMaskedLM", 512, **size)
     block = 16 if tiny else 128
     repo = effconv.convert(
@@ -130,7 +137,10 @@ def adapted(device: str, tiny: bool) -> dict[str, Any]:
                "--evaluate-every", "20", "--no-verify", "--bf16", "-o", str(folder / "adapted")]  # fmt: skip
     begin = time.perf_counter()
     ran = subprocess.run(
-        [sys.executable, "-c", "from effconv.cli import main; main()", *command], capture_output=True, text=True, check=False
+        [sys.executable, "-c", "from effconv.cli import main; main()", *command],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if ran.returncode:
         raise RuntimeError(f"exit code {ran.returncode}: {ran.stdout[-1000:]}{ran.stderr[-1500:]}")
