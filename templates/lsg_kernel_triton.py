@@ -65,8 +65,14 @@ def obstacle(q: Tensor) -> str:
     return "the inputs are not on an NVIDIA GPU" if q.device.type != "cuda" else obstacle_of_gpu(q.device.index)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def obstacle_of_gpu(device: int) -> str:
+    """The same of a GPU, asked once; a graph of torch.compile takes the answer as it is."""
+    return probed(device)
+
+
+@functools.cache
+def probed(device: int) -> str:
     """Why Triton does not compile the kernel for this GPU, or "" if it does."""
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
         return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}"
@@ -115,7 +121,7 @@ def triton_attention(
     if why:
         raise ValueError(f"attention_form is 'triton', which cannot run: {why}. Set attention_form to 'auto'")
     chosen = sparse is None and chooses(config)
-    context, *_ = attention_op(
+    context, *_ = run(
         q,
         k,
         v,
@@ -134,12 +140,24 @@ def triton_attention(
     return context
 
 
+def run(q: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """The operator; on plain tensors in eager mode its function, as the layers that torch puts around it take longer.
+
+    Graphs, fake tensors and torch.func need the operator itself.
+    """
+    if type(q) is not Tensor or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return attention_op(q, *others)
+    with torch.profiler.record_function(f"{NAMESPACE}::attention"):
+        return Attention.apply(q, *others) if torch.is_grad_enabled() else attention(q, *others)
+
+
 def chooses(config: Any) -> bool:
     """Whether the kernel itself chooses the sparse keys: those of largest norm, of chunks that it can take."""
     of_largest_norm = uses_sparse_keys(config) and config.sparsity_type == "norm" and config.sparsity_factor > 1
     return of_largest_norm and sparse_chunk_size(config) <= MOST_CHOSEN_FROM
 
 
+@torch.compiler.assume_constant_result  # torch compiles again when its setting changes
 def float32_precision() -> str:
     """How torch multiplies float32 on a GPU: "tf32" where that is allowed, else "ieee"."""
     matmul = torch.backends.cuda.matmul  # the older setting raises where the newer one, of torch 2.9, was used
@@ -177,11 +195,33 @@ class Plan:
     rows: int = 0
     keys: int = 0
 
+    def __hash__(self) -> int:  # of few fields, as Triton asks for it at every launch
+        return hash((self.masked, self.sparse_masked, self.block, self.rows, self.keys))
 
+
+Tiled = tuple[Plan, dict[str, int]]  # a plan with tiles, and how many warps and stages to launch its kernel with
+
+
+def plans(q: Tensor, visible: Tensor | None, sparse_visible: Tensor | None, *options: Any) -> Callable[[str], Tiled]:
+    """What a call's kernels are compiled for, by the name of a kernel in TILES; arguments as those of `attention`."""
+    global_count, block, *_, chunk_size, _, _, _ = options
+    # In the last block, beyond the last token, a chosen sparse key may not be there.
+    partial = chunk_size > 0 and ((q.shape[2] - global_count) % block > 0 or block % chunk_size > 0)
+    masked = visible is not None
+    sparse_masked = (masked or partial) if chunk_size else sparse_visible is not None
+    one_for_all_heads = not chunk_size and (sparse_visible is None or sparse_visible.shape[1] == 1)
+    sparse_heads = 1 if one_for_all_heads else q.shape[1]
+    plan = plan_of(q.shape[1], q.shape[3], masked, sparse_masked, sparse_heads, *options)
+    return functools.partial(with_tiles, plan, q.dtype)
+
+
+@functools.lru_cache(maxsize=256)
 def plan_of(
-    q: Tensor,
-    visible: Tensor | None,
-    sparse_visible: Tensor | None,
+    heads: int,
+    size: int,
+    masked: bool,
+    sparse_masked: bool,
+    sparse_heads: int,
     global_count: int,
     block: int,
     sparse_size: int,
@@ -191,10 +231,8 @@ def plan_of(
     dropout: float,
     precision: str,
 ) -> Plan:
-    """The plan of a call, without tiles; arguments as those of `attention`."""
+    """The plan of a call, without tiles."""
     starts = sparse_starts(sparse_size, sparse_step, causal) if sparse_step else []
-    # Beyond the last token, in the last block, a chosen sparse key may not be there.
-    hidden = visible is not None or (q.shape[2] - global_count) % block > 0 or (chunk_size and block % chunk_size)
     return Plan(
         global_count=global_count,
         block=block,
@@ -203,21 +241,21 @@ def plan_of(
         left=starts[0] if starts else 0,
         right=starts[-1] if starts else 0,
         sides=len(starts),
-        masked=visible is not None,
-        sparse_masked=bool(hidden) if chunk_size else sparse_visible is not None,
+        masked=masked,
+        sparse_masked=sparse_masked,
         chunk_size=chunk_size,
         kept=chunk_size * sparse_step // block,
         causal=causal,
-        sparse_heads=1 if sparse_visible is None else sparse_visible.shape[1],
-        heads=q.shape[1],
-        size=q.shape[3],
-        padded=power_of_2(q.shape[3]),
-        scale=q.shape[3] ** -0.5,
-        power_scale=q.shape[3] ** -0.5 * LOG2_E,
+        sparse_heads=sparse_heads,
+        heads=heads,
+        size=size,
+        padded=power_of_2(size),
+        scale=size**-0.5,
+        power_scale=size**-0.5 * LOG2_E,
         dropout_steps=round(dropout * DROPOUT_STEPS),
         kept_factor=1 / (1 - dropout) if dropout < 1 else 0.0,
         precision=precision,
-        chunk=max(CHUNK, 16 * global_count),  # sums of chunks take a sixteenth of the memory of q at most
+        chunk=max(CHUNK, 16 * global_count),  # sums of chunks take an eighth of the memory of q at most
         global_tile=power_of_2(global_count, most=64),
     )
 
@@ -527,15 +565,17 @@ def largest_norms(
 
 
 @jit
-def chunks_together(sums, result, rows, chunks, plan: tl.constexpr):
-    """The rows of a tile of globals of a gradient, from what each chunk gives."""
-    tiles = tl.cdiv(plan.global_count, plan.rows)
-    item, first, stop = tl.program_id(0) // tiles, tl.program_id(0) % tiles * plan.rows, plan.global_count
-    total = zeros(plan.rows, plan)
+def chunks_together(sums, other_sums, result, other, rows, chunks, size: tl.constexpr, plan: tl.constexpr):
+    """The rows of a tile of globals of a gradient, or of the other of two, from what each chunk gives."""
+    tiles = tl.cdiv(plan.global_count, size)
+    item, first, stop = tl.program_id(0) // tiles, tl.program_id(0) % tiles * size, plan.global_count
+    if tl.program_id(1) == 1:
+        sums, result = other_sums, other
+    total = zeros(size, plan)
     for chunk in range(chunks):
         place = (item * chunks + chunk).to(tl.int64) * plan.global_count * plan.size
-        total += load_rows(sums + place, first, stop, plan.size, plan.rows, plan)
-    store_rows(at_result(result, item, rows, plan), total, first, stop, plan.heads * plan.size, plan.rows, plan)
+        total += load_rows(sums + place, first, stop, plan.size, size, plan)
+    store_rows(at_result(result, item, rows, plan), total, first, stop, plan.heads * plan.size, size, plan)
 
 
 @jit
@@ -801,7 +841,7 @@ def attention(
         precision: of products of float32, "ieee" or "tf32".
     """
     options = (global_count, block, sparse_size, sparse_step, chunk_size, causal, dropout, precision)
-    plan = plan_of(q, visible, sparse_visible, *options)
+    tiles_of = plans(q, visible, sparse_visible, *options)
     (q, k, v), strides = same_layout(q, k, v)
     batch, heads, rows, size = q.shape
     context = rows_first(torch.empty, q)
@@ -809,21 +849,21 @@ def attention(
     chosen = empty_list(q, global_count, block, sparse_step, chunk_size)
     with torch.cuda.device_of(q):
         if chunk_size:
-            plan = replace(plan, sparse_heads=heads)
+            tiled, how = tiles_of("choice")
             sparse_keys, sparse_values, sparse_visible, _ = chosen
-            largest_norms[(batch * heads * sparse_keys.shape[2] // plan.kept,)](
+            largest_norms[(batch * heads * (sparse_keys.shape[2] // tiled.kept),)](
                 k, v, q if visible is None else visible.contiguous(), *chosen, rows, sparse_keys.shape[2], *strides,
-                power_of_2(chunk_size), plan, num_warps=4,
+                power_of_2(chunk_size), tiled, **how,
             )  # fmt: skip
         mask, seed, *sparse = present(q, visible, seed, sparse_keys, sparse_values, sparse_visible)
-        tiled, how = with_tiles(plan, q.dtype)
-        token_rows[(batch * heads * tiles_of_blocks(plan, rows, tiled.rows),)](
+        tiled, how = tiles_of("rows")
+        token_rows[(batch * heads * tiles_of_blocks(tiled, rows, tiled.rows),)](
             q, k, v, mask, *sparse, seed, context, norms, rows, sparse[0].shape[2], *strides, tiled, **how
         )
         if global_count:
             seen = global_count if causal else rows
-            tiled, how = with_tiles(plan, q.dtype, "globals")
-            chunks, tiles = -(-seen // plan.chunk), -(-global_count // tiled.rows)
+            tiled, how = tiles_of("globals")
+            chunks, tiles = -(-seen // tiled.chunk), -(-global_count // tiled.rows)
             sums = torch.empty((batch, heads, chunks, global_count, size), dtype=torch.float32, device=q.device)
             powers = torch.empty((batch, heads, chunks, global_count), dtype=torch.float32, device=q.device)
             global_rows[(batch * heads * chunks * tiles,)](
@@ -872,7 +912,7 @@ def attention_backward(
     A sparse list that was chosen comes with `chosen`, the rows of k that it holds.
     """
     options = (global_count, block, sparse_size, sparse_step, chunk_size, causal, dropout, precision)
-    plan = plan_of(q, visible, sparse_visible, *options)
+    tiles_of = plans(q, visible, sparse_visible, *options)
     (q, k, v), strides = same_layout(q, k, v)
     batch, heads, rows, size = q.shape
     if not gradient.transpose(1, 2).is_contiguous():
@@ -883,26 +923,28 @@ def attention_backward(
     entries = sparse[0].shape[2]
     found = [dq, dk, dv]
     with torch.cuda.device_of(q):
-        tiled, how = with_tiles(plan, q.dtype, "rows_backward")
+        tiled, how = tiles_of("rows_backward")
         # The rows go first: keys read the deltas that rows write.
-        token_rows_backward[(batch * heads * tiles_of_blocks(plan, rows, tiled.rows),)](
+        token_rows_backward[(batch * heads * tiles_of_blocks(tiled, rows, tiled.rows),)](
             q, k, v, mask, *sparse, drawn, context, norms, gradient, deltas, dq, rows, entries, *strides, tiled, **how
         )
         if global_count:
             seen = global_count if causal else rows
-            tiled, how = with_tiles(plan, q.dtype, "globals_backward")
-            chunks, tiles = -(-seen // plan.chunk), -(-global_count // tiled.rows)
+            tiled, how = tiles_of("globals_backward")
+            chunks, tiles = -(-seen // tiled.chunk), -(-global_count // tiled.rows)
             sums = torch.empty((batch, heads, chunks, global_count, size), dtype=torch.float32, device=q.device)
             global_rows_backward[(batch * heads * chunks * tiles,)](
                 q, k, v, mask, drawn, context, norms, gradient, deltas, sums, rows, seen, *strides, tiled, **how
             )
-            chunks_together[(batch * heads * tiles,)](sums, dq, rows, chunks, tiled, num_warps=4)
-        tiled, how = with_tiles(plan, q.dtype, "keys_backward")
-        local_keys_backward[(batch * heads * tiles_of_blocks(plan, rows, tiled.keys),)](
+            chunks_together[(batch * heads * tiles, 1)](
+                sums, sums, dq, dq, rows, chunks, tiled.rows, tiled, num_warps=4
+            )
+        tiled, how = tiles_of("keys_backward")
+        local_keys_backward[(batch * heads * tiles_of_blocks(tiled, rows, tiled.keys),)](
             q, k, v, mask, drawn, norms, gradient, deltas, dk, dv, rows, *strides, tiled, **how
         )
         if sparse_step:
-            tiled, how = with_tiles(plan, q.dtype, "sparse_backward")
+            tiled, how = tiles_of("sparse_backward")
             results = (dk, dv)
             if not chunk_size:
                 results = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in sparse[:2])
@@ -912,21 +954,20 @@ def attention_backward(
                 q, *sparse, drawn, norms, gradient, deltas, *results, chosen, rows, entries, *strides, tiled, **how
             )
         if global_count:
-            tiled, how = with_tiles(plan, q.dtype, "global_keys_backward")
-            chunks, tiles = -(-rows // plan.chunk), -(-global_count // tiled.keys)
+            tiled, how = tiles_of("global_keys_backward")
+            chunks, tiles = -(-rows // tiled.chunk), -(-global_count // tiled.keys)
             sums = torch.empty((2, batch, heads, chunks, global_count, size), dtype=torch.float32, device=q.device)
             global_keys_backward[(batch * heads * chunks * tiles,)](
                 q, k, v, mask, drawn, norms, gradient, deltas, *sums, rows, *strides, tiled, **how
             )
-            tiled = replace(tiled, rows=tiled.keys)
-            for part, result in zip(sums, (dk, dv), strict=True):
-                chunks_together[(batch * heads * tiles,)](part, result, rows, chunks, tiled, num_warps=4)
+            chunks_together[(batch * heads * tiles, 2)](*sums, dk, dv, rows, chunks, tiled.keys, tiled, num_warps=4)
     return found
 
 
 # Rows and keys of a tile, warps and stages, for 16-bit inputs and heads of up to 64: the fastest on an H200 of those
 # that fit the shared memory of compute capability 8.6, too.
 TILES = {
+    "choice": (128, 64, 4, 2),
     "rows": (128, 64, 4, 3),
     "rows_backward": (64, 64, 4, 3),
     "keys_backward": (32, 64, 4, 3),
@@ -937,7 +978,8 @@ TILES = {
 }
 
 
-def with_tiles(plan: Plan, dtype: torch.dtype, kernel: str = "rows") -> tuple[Plan, dict[str, int]]:
+@functools.lru_cache(maxsize=2048)
+def with_tiles(plan: Plan, dtype: torch.dtype, kernel: str) -> Tiled:
     """The plan with the tiles of a kernel, and how many warps and stages to launch it with."""
     rows, keys, warps, stages = TILES[kernel]
     if dtype == torch.float32:
@@ -1015,16 +1057,38 @@ def fake_attention_backward(
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:8], *output)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else torch fills zeros for each of those
     ctx.options = inputs[8:]
 
 
-def differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def differentiate(
+    ctx: Any, gradient: Tensor | None, *_: Any, backward: Callable[..., list[Tensor]] | None = None
+) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 16
     q, k, v, visible, *sparse, seed, context, norms, keys, values, shown, places = ctx.saved_tensors
     if places.numel():
         sparse = [keys, values, shown]
-    dq, dk, dv, *rest = backward_op(gradient, q, k, v, visible, *sparse, seed, context, norms, places, *ctx.options)
+    dq, dk, dv, *rest = (backward or backward_op)(
+        gradient, q, k, v, visible, *sparse, seed, context, norms, places, *ctx.options
+    )
     dsk, dsv = rest or (None, None)
     return (dq, dk, dv, None, dsk, dsv, *(None for _ in range(10)))
 
 
 attention_op.register_autograd(differentiate, setup_context=save_for_backward)
+
+
+class Attention(torch.autograd.Function):
+    """The operator and its gradient by their functions; see `run`."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = attention(*inputs)
+        save_for_backward(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return differentiate(ctx, *gradients, backward=attention_backward)

@@ -233,6 +233,21 @@ def run_strides(device="cpu"):
     }
 
 
+def run_compiled(device="cpu"):
+    """torch.compile takes attention as one graph, forward and backward, and what it runs is the same."""
+    config, found = options(sparsity_type="norm"), {}
+    inputs = [x.to(device).requires_grad_() for x in qkv(config, 21, batch=1, heads=2, dtype=torch.float32)]
+    backend = "aot_eager" if device == "cpu" else "inductor"
+    program = torch.compile(
+        lambda *x: lsg.lsg_attention(*x, None, config, layer_index=0), backend=backend, fullgraph=True
+    )
+    contexts = program(*inputs), lsg.lsg_attention(*inputs, None, config)
+    runs = [(x, *torch.autograd.grad(x.square().sum(), inputs)) for x in contexts]
+    for name, a, b in zip(("context", *"qkv"), *runs, strict=True):
+        found[name] = difference(a, b.double())
+    return found
+
+
 def run_checks_of_torch(device="cpu"):
     config = options(sparsity_type="stride")
     q, k, v = (x.to(device).requires_grad_() for x in qkv(config, 9, batch=1, heads=1, dtype=torch.float32))
@@ -279,6 +294,7 @@ OTHERS = {
     "checkpointing": run_checkpoint,
     "nothing seen": run_nothing_seen,
     "strides": run_strides,
+    "torch.compile": run_compiled,
     "checks of torch": run_checks_of_torch,
 }
 
