@@ -84,10 +84,10 @@ def entries(part: str, asked: argparse.Namespace) -> Iterable[dict[str, Any]]:
         import gpu_models
 
         shapes = [(1, 512), (2, 512)] if asked.tiny else gpu_models.SHAPES
-        return gpu_models.run(asked.device, asked.tiny, gpu_layers.forms_on(asked.device), shapes)
+        return gpu_models.run(asked.device, asked.tiny, ("auto", "plain"), shapes)
     import gpu_training
 
-    return gpu_training.run(asked.device, asked.tiny, 1.0 if asked.tiny else 15.0)
+    return gpu_training.run(asked.device, asked.tiny, 1.0 if asked.tiny else 12.0)
 
 
 def sound(part: str, entry: dict[str, Any]) -> bool:

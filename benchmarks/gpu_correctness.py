@@ -331,9 +331,11 @@ def states_and_gradients(model: Any, inputs: dict[str, Tensor]) -> dict[str, Ten
     return {"states": last.detach().cpu(), "gradients": torch.cat(gradients)}
 
 
-def as_on_the_cpu(device: str, model: Any, inputs: dict[str, Tensor], label: str) -> Found:
+def as_on_the_cpu(
+    device: str, model: Any, inputs: dict[str, Tensor], label: str, reference: torch.dtype = torch.float64
+) -> Found:
     """A model in float32 on the device beside itself in float64 on the CPU."""
-    wanted = states_and_gradients(model.double(), inputs)
+    wanted = states_and_gradients(model.to(reference), inputs)
     moved = {name: x.to(device) for name, x in inputs.items()}
     found = states_and_gradients(model.float().to(device), moved)
     return {f"{label}{name}": (distance(found[name], wanted[name]), MODEL_LIMIT) for name in wanted}
@@ -370,8 +372,9 @@ def training(device: str, form: str) -> Found:
                 last = model(**inputs)[0]
             last.float().square().mean().backward()
         except ValueError as error:
-            assert form == "flex", error
-            assert "no dropout" in str(error), error
+            refused = form == "flex" and "no dropout" in str(error)
+            if not refused:
+                raise
             continue
         gradients = [x.grad for x in model.parameters() if x.grad is not None]
         finite = all(x.isfinite().all() for x in (last, *gradients))
@@ -411,7 +414,8 @@ def generate(device: str, forms: tuple[str, ...]) -> Found:
 
 def other_target(device: str, target: str) -> Found:
     model = loaded(made("bert", target, **SMALL[target]))
-    return as_on_the_cpu(device, model, ids(model.config.vocab_size, (150, 90)), "")
+    reference = torch.float32 if target == "transnormer" else torch.float64  # it has no float64
+    return as_on_the_cpu(device, model, ids(model.config.vocab_size, (150, 90)), "", reference)
 
 
 def bigs(device: str) -> Found:

@@ -140,7 +140,8 @@ def qkv(batch: int, length: int, device: str, gradients: bool = False) -> list[T
 
 def layers(batch: int, length: int, device: str, published: Path | None = None) -> dict[str, Callable[[], Form]]:
     """What makes each layer, as a function of q, k and v."""
-    found: dict[str, Callable[[], Form]] = {lsg_name(form): partial(lsg_form, asked(form)) for form in forms_on(device)}
+    forms = [form for form in forms_on(device) if form != "triton"]  # which is what "auto" takes
+    found: dict[str, Callable[[], Form]] = {lsg_name(form): partial(lsg_form, asked(form)) for form in forms}
     if device == "cuda":
         found[FLEX_ALONE] = partial(flex_alone, batch, length, device)
     found[SDPA] = lambda: sdpa

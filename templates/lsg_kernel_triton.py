@@ -49,6 +49,7 @@ MAX_SIZE = 128  # of a head: tiles of larger ones do not fit
 LOG2_E = 1.4426950408889634  # softmax is computed in powers of 2
 DROPOUT_STEPS = 1 << 24  # the probability of dropout is rounded to a multiple of 1 / this
 CHUNK = 256  # keys or rows at least that one program goes over for globals
+CHUNKS_AT_ONCE = triton and tl.constexpr(64)  # whose sums are added at once
 MOST_CHOSEN_FROM = 128  # tokens: of so many at once the kernel chooses the largest keys, comparing each with each
 
 
@@ -147,8 +148,7 @@ def run(q: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """
     if type(q) is not Tensor or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return attention_op(q, *others)
-    with torch.profiler.record_function(f"{NAMESPACE}::attention"):
-        return Attention.apply(q, *others) if torch.is_grad_enabled() else attention(q, *others)
+    return Attention.apply(q, *others) if torch.is_grad_enabled() else attention(q, *others)
 
 
 def chooses(config: Any) -> bool:
@@ -506,24 +506,44 @@ def global_rows(
 
 @jit
 def merged_globals(sums, sum_norms, context, norms, rows, chunks, plan: tl.constexpr):
-    """The context and the norms of a tile of globals, from those over each chunk of keys."""
-    tiles = tl.cdiv(plan.global_count, plan.rows)
-    item, first, stop = tl.program_id(0) // tiles, tl.program_id(0) % tiles * plan.rows, plan.global_count
-    row = first + tl.arange(0, plan.rows)
-    total, norm, highest = nothing_seen(plan)
-    for chunk in range(chunks):
-        place = (item * chunks + chunk).to(tl.int64) * plan.global_count
-        found = tl.load(sum_norms + place + row, mask=row < stop, other=float("-inf"))
-        reached = tl.maximum(highest, found)
-        shrink, share = tl.exp2(highest - reached), tl.exp2(found - reached)
-        total = total * shrink[:, None]
-        total += share[:, None] * load_rows(sums + place * plan.size, first, stop, plan.size, plan.rows, plan)
-        norm = norm * shrink + share
+    """The context and the norm of one global, from those over each chunk of keys."""
+    item, row = tl.program_id(0) // plan.global_count, tl.program_id(0) % plan.global_count
+    column, one = tl.arange(0, plan.padded), tl.arange(0, 1)
+    total, norm = tl.zeros_like(column).to(tl.float32), tl.zeros_like(one).to(tl.float32)
+    highest = norm - 1e30
+    for start in range(0, chunks, CHUNKS_AT_ONCE):
+        place, there = chunk_places(start, item, row, chunks, plan)
+        found = tl.load(sum_norms + place, mask=there, other=float("-inf"))
+        reached = tl.maximum(highest, tl.max(found, 0))
+        shrink, shares = tl.exp2(highest - reached), tl.exp2(found - reached)
+        total = total * shrink + tl.sum(shares[:, None] * load_chunks(sums, place, there, column, plan), 0)
+        norm = norm * shrink + tl.sum(shares, 0)
         highest = reached
-    total = total / tl.where(norm > 0, norm, 1.0)[:, None]
-    store_rows(at_result(context, item, rows, plan), total, first, stop, plan.heads * plan.size, plan.rows, plan)
+    total = total / tl.where(norm > 0, norm, 1.0)
+    store_global(context, total, item, row, column, rows, plan)
     norm = tl.where(norm > 0, highest + tl.log2(norm), float("inf"))
-    tl.store(norms + item.to(tl.int64) * rows + row, norm, mask=row < stop)
+    tl.store(norms + item.to(tl.int64) * rows + row + one, norm)
+
+
+@jit
+def chunk_places(start, item, row, chunks, plan: tl.constexpr):
+    """Where some chunks from `start` on have what they give for a global, and which of them there are."""
+    chunk = start + tl.arange(0, CHUNKS_AT_ONCE)
+    return (item * chunks + chunk).to(tl.int64) * plan.global_count + row, chunk < chunks
+
+
+@jit
+def load_chunks(sums, place, there, column, plan: tl.constexpr):
+    """Sums (chunks, padded) at these places."""
+    pointers = sums + place[:, None] * plan.size + column[None, :]
+    return tl.load(pointers, mask=there[:, None] & (column[None, :] < plan.size), other=0.0)
+
+
+@jit
+def store_global(result, values, item, row, column, rows, plan: tl.constexpr):
+    """Write the row of a global of a result."""
+    pointers = at_result(result, item, rows, plan) + row * (plan.heads * plan.size) + column
+    tl.store(pointers, values.to(result.dtype.element_ty), mask=column < plan.size)
 
 
 @jit
@@ -565,17 +585,17 @@ def largest_norms(
 
 
 @jit
-def chunks_together(sums, other_sums, result, other, rows, chunks, size: tl.constexpr, plan: tl.constexpr):
-    """The rows of a tile of globals of a gradient, or of the other of two, from what each chunk gives."""
-    tiles = tl.cdiv(plan.global_count, size)
-    item, first, stop = tl.program_id(0) // tiles, tl.program_id(0) % tiles * size, plan.global_count
+def chunks_together(sums, other_sums, result, other, rows, chunks, plan: tl.constexpr):
+    """The row of one global of a gradient, or of the other of two, from what each chunk gives."""
+    item, row = tl.program_id(0) // plan.global_count, tl.program_id(0) % plan.global_count
     if tl.program_id(1) == 1:
         sums, result = other_sums, other
-    total = zeros(size, plan)
-    for chunk in range(chunks):
-        place = (item * chunks + chunk).to(tl.int64) * plan.global_count * plan.size
-        total += load_rows(sums + place, first, stop, plan.size, size, plan)
-    store_rows(at_result(result, item, rows, plan), total, first, stop, plan.heads * plan.size, size, plan)
+    column = tl.arange(0, plan.padded)
+    total = tl.zeros_like(column).to(tl.float32)
+    for start in range(0, chunks, CHUNKS_AT_ONCE):
+        place, there = chunk_places(start, item, row, chunks, plan)
+        total += tl.sum(load_chunks(sums, place, there, column, plan), 0)
+    store_global(result, total, item, row, column, rows, plan)
 
 
 @jit
@@ -869,7 +889,9 @@ def attention(
             global_rows[(batch * heads * chunks * tiles,)](
                 q, k, v, mask, seed, sums, powers, rows, seen, *strides, tiled, **how
             )
-            merged_globals[(batch * heads * tiles,)](sums, powers, context, norms, rows, chunks, tiled, num_warps=4)
+            merged_globals[(batch * heads * global_count,)](
+                sums, powers, context, norms, rows, chunks, tiled, num_warps=4
+            )
     return context, norms, *chosen
 
 
@@ -936,9 +958,7 @@ def attention_backward(
             global_rows_backward[(batch * heads * chunks * tiles,)](
                 q, k, v, mask, drawn, context, norms, gradient, deltas, sums, rows, seen, *strides, tiled, **how
             )
-            chunks_together[(batch * heads * tiles, 1)](
-                sums, sums, dq, dq, rows, chunks, tiled.rows, tiled, num_warps=4
-            )
+            chunks_together[(batch * heads * global_count, 1)](sums, sums, dq, dq, rows, chunks, tiled, num_warps=4)
         tiled, how = tiles_of("keys_backward")
         local_keys_backward[(batch * heads * tiles_of_blocks(tiled, rows, tiled.keys),)](
             q, k, v, mask, drawn, norms, gradient, deltas, dk, dv, rows, *strides, tiled, **how
@@ -960,7 +980,7 @@ def attention_backward(
             global_keys_backward[(batch * heads * chunks * tiles,)](
                 q, k, v, mask, drawn, norms, gradient, deltas, *sums, rows, *strides, tiled, **how
             )
-            chunks_together[(batch * heads * tiles, 2)](*sums, dk, dv, rows, chunks, tiled.keys, tiled, num_warps=4)
+            chunks_together[(batch * heads * global_count, 2)](*sums, dk, dv, rows, chunks, tiled, num_warps=4)
     return found
 
 
@@ -968,7 +988,7 @@ def attention_backward(
 # that fit the shared memory of compute capability 8.6, too.
 TILES = {
     "choice": (128, 64, 4, 2),
-    "rows": (128, 64, 4, 3),
+    "rows": (128, 32, 4, 3),
     "rows_backward": (64, 64, 4, 3),
     "keys_backward": (32, 64, 4, 3),
     "sparse_backward": (64, 64, 4, 2),

@@ -113,7 +113,7 @@ def test_kernels_compile_without_a_gpu(name, tmp_path, monkeypatch):
     chosen = 128 if name == "largest_norms" else chosen
     plan = kernel.plan_of(12, 64, True, True, 12, 1, 128, 128, 32, chosen, name.startswith("token"), dropout, "ieee")
     plan, launch = kernel.with_tiles(plan, torch.bfloat16, tiles)
-    constants = {"plan": plan, "size": 128 if name == "largest_norms" else 16}
+    constants = {"plan": plan, "size": 128}
     kinds = dict.fromkeys(constants, "constexpr") | {"visible": "*i1", "sparse_visible": "*i1", "seed": "*i64"}
     kinds["chosen"] = "*i32"
     sums = ("sums", "other_sums", "sum_norms", "key_sums", "value_sums")
@@ -247,4 +247,4 @@ def test_tiles_hold_what_the_block_has():
     for block, rows in ((1, 16), (16, 16), (17, 32), (100, 128), (1000, 128)):
         plan = kernel.plan_of(2, 64, False, False, 1, 1, block, 0, 0, 0, False, 0.0, "ieee")
         tiled, _ = kernel.with_tiles(plan, torch.float16, "rows")
-        assert tiled == replace(plan, rows=rows, keys=min(rows, 64))
+        assert tiled == replace(plan, rows=rows, keys=min(rows, 32))
