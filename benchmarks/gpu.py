@@ -6,7 +6,7 @@
 
 Needs a checkout with its development requirements, and CUDA; `--device cpu --tiny` is a trial of the command itself,
 whose figures say nothing of a GPU. The file is written after every entry, so that a run that is cut off leaves what it
-has. `--show` prints the Markdown tables of docs/gpu.md, and with --plot draws the layer's times as an SVG.
+has. `--show` prints its tables, or puts them into docs/gpu.md with --into, and draws the layer's times with --plot.
 
 The exit code is 1 if something was not right or not measured.
 """
@@ -36,20 +36,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=240, help="the time for correctness")
     parser.add_argument("--published", type=Path, help="lsg_self_attention.py of the published package")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a JSON file")
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE.md", help="with --show: put them there, into the block `gpu`"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="with --show: draw the layer's times")
     asked = parser.parse_args(arguments)
     if asked.show:
-        import gpu_tables
-
-        results = json.loads(asked.show.read_text(encoding="utf-8"))
-        print(gpu_tables.markdown(results))
-        if asked.plot:
-            gpu_tables.plot(results, asked.plot)
-        return 0
+        return show(asked.show, asked.into, asked.plot)
     return measure(asked)
 
 
+def show(results: Path, into: Path | None, picture: Path | None) -> int:
+    """Prints the tables or puts them into a Markdown file, and draws the plot if one is asked for."""
+    import gpu_tables
+
+    from effconv.convert.card_blocks import with_block
+
+    found = json.loads(results.read_text(encoding="utf-8"))
+    if into is None:
+        print(gpu_tables.markdown(found))
+    else:
+        into.write_text(with_block(into.read_text("utf-8"), "gpu", gpu_tables.markdown(found)), encoding="utf-8")
+    if picture is not None:
+        gpu_tables.plot(found, picture)
+    return 0
+
+
 def measure(asked: argparse.Namespace) -> int:
+    import gpu_tables
     import torch
 
     if asked.device == "cuda" and not torch.cuda.is_available():
@@ -64,7 +78,7 @@ def measure(asked: argparse.Namespace) -> int:
             print(line(part, entry), flush=True)
             results[f"{part}_seconds"] = round(time.perf_counter() - begin, 1)
             if asked.out:
-                asked.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                asked.out.write_text(gpu_tables.text(results), encoding="utf-8")
     return 0 if all(sound(part, entry) for part in asked.parts for entry in results[part]) else 1
 
 

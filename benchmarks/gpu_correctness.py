@@ -124,7 +124,7 @@ def jobs(device: str, tiny: bool) -> dict[str, Job]:
 
         for name, case in triton_worker.FULL.items():
             found[f"kernel: {name}"] = partial(kernel_case, device, case)
-        for other in ("checkpointing", "nothing seen", "strides", "checks of torch", "all dropped"):
+        for other in ("checkpointing", "nothing seen", "strides", "checks of torch", "all dropped", "torch.compile"):
             found[f"kernel: {other}"] = partial(kernel_other, device, other)
     for form in used:
         found[f"mixed lengths, {form}"] = partial(mixed_lengths, device, form)

@@ -64,6 +64,7 @@ def masked_bytes(device: str, tiny: bool, seconds: float, form: str | None, text
         options = {"block_size": 32, "sparse_block_size": 32} if tiny else {}
         model = lsgify(model, tokens, max_length=length, sparsity_factor=4, **options)
         model.config.attention_form = form
+    peak(device)  # begins anew
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
     generator = torch.Generator().manual_seed(0)
