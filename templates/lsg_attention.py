@@ -30,7 +30,7 @@ from .lsg_configuration import ATTENTION_FORMS, MAX_GLOBAL_TOKENS, sparse_chunk_
 from .lsg_kernel_cpu import cpu_attention
 from .lsg_kernel_flex import flex_rows
 from .lsg_kernel_plain import Sparse, full_attention, global_attention, plain_attention
-from .lsg_kernel_triton import INTERPRETED, triton_attention
+from .lsg_kernel_triton import INTERPRETED, chooses, obstacle, triton_attention
 
 
 class LSGAttention(nn.Module):
@@ -185,7 +185,8 @@ def lsg_attention(
         context = full_attention(q, k, v, mask, config.num_global_tokens, causal, dropout)
     else:
         sparse = None
-        if uses_sparse_keys(config):
+        chosen_later = sparse_list is None and form_of(config, q) == "triton" and chooses(config)
+        if uses_sparse_keys(config) and not chosen_later:
             sparse = select_sparse(q, k, v, mask, config, layer_index, sparse_list or sparse_tokens)
         context = window_attention(q, k, v, mask, sparse, config, causal, dropout)
     if causal and config.causal_globals == "published":
@@ -223,7 +224,9 @@ def form_of(config: Any, q: Tensor) -> str:
         return "plain"
     if q.device.type == "cpu" and not (asked == "triton" and INTERPRETED):
         return "cpu"
-    return "plain" if asked == "auto" else asked
+    if asked == "auto":  # measured in docs/reference/gpu.md; where the kernel cannot run, plain torch can
+        return "plain" if obstacle(q) else "triton"
+    return asked
 
 
 def flex_attention(

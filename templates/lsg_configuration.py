@@ -33,9 +33,10 @@ class LSGConfigMixin:
             leaks from the future; "published" returns their raw query projection, as the published code does.
         bos_pooling_padding: "masked" hides groups of "bos_pooling" that are all padding; "published" leaves them
             visible, as the published code does.
-        attention_form: how attention beyond two blocks is computed on a GPU: "auto" and "plain" in plain torch, "flex"
-            by FlexAttention, "triton" by a kernel in Triton; one that cannot run there is an error. On a CPU all but
-            "plain" take the kernel for CPUs. A graph of torch.export, ONNX or torch.jit.trace holds the plain form.
+        attention_form: how attention beyond two blocks is computed on a GPU: "plain" in plain torch, "flex" by
+            FlexAttention, "triton" by a kernel in Triton, where one that cannot run there is an error; "auto" takes the
+            kernel in Triton where it can run, else plain torch. On a CPU all but "plain" take the kernel for CPUs. A
+            graph of torch.export, ONNX or torch.jit.trace holds the plain form.
 
     Raises:
         ValueError: for values that have no meaning, all of them named in one message.

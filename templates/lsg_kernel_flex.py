@@ -21,6 +21,7 @@ from torch import Tensor
 from .lsg_kernel_cpu import sparse_starts
 
 OLDEST = (2, 6)  # torch with a FlexAttention for lengths that are no whole tiles
+SMALLEST_HEAD = 16  # that torch compiles the kernel for
 TILE = 128  # rows and keys of a tile
 FAR = 1 << 30  # beyond every block
 
@@ -53,7 +54,7 @@ def flex_rows(
     Raises:
         ValueError: for what `obstacle` names.
     """
-    why = obstacle(dropout)
+    why = obstacle(q, dropout)
     if why:
         raise ValueError(f"attention_form is 'flex', which cannot run: {why}. Set attention_form to 'auto'")
     first = config.num_global_tokens
@@ -69,10 +70,12 @@ def flex_rows(
     return kernel_for(q)(q[:, :, first:], keys, values, block_mask=seen)  # a bias on scores would be its `score_mod`
 
 
-def obstacle(dropout: float) -> str:
-    """Why this form cannot run, or "" if it can."""
+def obstacle(q: Tensor, dropout: float) -> str:
+    """Why this form cannot run for queries like q, or "" if it can."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
         return f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    if q.shape[-1] < SMALLEST_HEAD and q.device.type != "cpu":
+        return f"heads have size {q.shape[-1]}, and FlexAttention takes {SMALLEST_HEAD} and more"
     if dropout > 0:
         return f"FlexAttention does not support attention dropout, which is {dropout}: set it to 0"
     return ""

@@ -43,7 +43,7 @@ class LSGSelfAttention(nn.Module):
         lsh_seed: seed of the random projections of "lsh"; give each layer of a model another.
         padding_groups: "masked" hides groups of "pooling" and "bos_pooling" that are all padding; "published" leaves
             them visible, as the published layers do.
-        attention_form: how attention beyond two blocks is computed on a GPU: "auto" or "plain", "flex", "triton"; see
+        attention_form: how attention beyond two blocks is computed on a GPU: "auto", "plain", "flex", "triton"; see
             `LSGConfigMixin`.
 
     Raises:

@@ -27,6 +27,12 @@ from effconv.templates import lsg_kernel_triton as kernel
 FULL = {
     "norm": {"block_size": 16, "sparse_block_size": 16, "lengths": (37, 22)},
     "norm, causal": {"causal": True, "num_global_tokens": 2, "lengths": (13, 10)},
+    "norm, blocks of 12, chunks of 8": {
+        "block_size": 12, "sparsity_factor": 4, "sparse_block_size": 8, "lengths": (45, 30), "num_global_tokens": 3,
+        "heads": 1,
+    },
+    "norm, whole blocks": {"block_size": 8, "sparse_block_size": 8, "lengths": (32,), "size": 16},
+    "norm, largest elsewhere": {"lengths": (13,), "most_chosen_from": 2},
     "pooling, blocks of 32": {
         "sparsity_type": "pooling", "block_size": 32, "sparse_block_size": 32, "heads": 1, "lengths": (101,),
     },
@@ -64,20 +70,26 @@ FULL = {
 SEED = (5 << 32) + 77
 
 
-def run_full(lengths, heads=2, size=6, dtype="float32", causal=False, chunk=1024, dropout=0.0, **changes):
-    """The context and the gradients of q, k and v, through the choice of sparse keys, beside the oracle's."""
+def run_full(
+    lengths, heads=2, size=6, dtype="float32", causal=False, chunk=1024, dropout=0.0, device="cpu",
+    most_chosen_from=128, **changes,
+):  # fmt: skip
+    """The context and the gradients of q, k and v, through the choice of sparse keys, beside the oracle's.
+
+    The device is the CPU here; benchmarks/gpu_correctness.py runs the same on a GPU, without the interpreter.
+    """
     config = options(**changes)
-    kernel.CHUNK = chunk
+    kernel.CHUNK, kernel.MOST_CHOSEN_FROM = chunk, most_chosen_from
     inputs = qkv(config, lengths[0], batch=len(lengths), heads=heads, size=size, dtype=getattr(torch, dtype))
     mask = mask_of(config, lengths, lengths[0]) if len(lengths) > 1 else None
-    wanted, found = (
-        [x.detach().to(kind).requires_grad_() for x in inputs] for kind in (torch.float64, inputs[0].dtype)
-    )
+    wanted = [x.double().requires_grad_() for x in inputs]
+    found = [x.clone().to(device).requires_grad_() for x in inputs]
     if dropout:
         expected = dense_attention(*wanted, config, causal, dropout)
     else:
         expected = oracle(*wanted, mask, config, causal=causal)
-    context = lsg.lsg_attention(*found, mask, config, causal=causal, dropout=dropout)
+    moved = None if mask is None else mask.to(device)
+    context = lsg.lsg_attention(*found, moved, config, causal=causal, dropout=dropout).cpu()
     assert context.dtype == inputs[0].dtype
     weight = torch.randn(context.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pairs = {"context": (context, expected)}
@@ -92,7 +104,8 @@ def run_full(lengths, heads=2, size=6, dtype="float32", causal=False, chunk=1024
 
 
 def difference(actual, expected):
-    far = (actual.double() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+    actual, expected = actual.double().cpu(), expected.cpu()
+    far = (actual - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     return far if far == far else "nan"
 
 
@@ -166,17 +179,17 @@ def run_philox():
     return {"known answers": 0.0 if (zeros, ones) == known else 1.0}
 
 
-def run_all_dropped():
+def run_all_dropped(device="cpu"):
     config = options(sparsity_type="stride")
-    inputs = qkv(config, 13, batch=1, heads=1, dtype=torch.float32)
+    inputs = [x.to(device) for x in qkv(config, 13, batch=1, heads=1, dtype=torch.float32)]
     context = lsg.lsg_attention(*inputs, None, config, dropout=1.0)
     return {"context": context.abs().max().item()}
 
 
-def run_checkpoint():
+def run_checkpoint(device="cpu"):
     """Gradient checkpointing draws the same dropout again; another seed draws another."""
     config = options(sparsity_type="none")
-    inputs = [x.requires_grad_() for x in qkv(config, 9, batch=1, heads=1, dtype=torch.float32)]
+    inputs = [x.to(device).requires_grad_() for x in qkv(config, 9, batch=1, heads=1, dtype=torch.float32)]
 
     def run(*x):
         return lsg.lsg_attention(*x, None, config, dropout=0.3)
@@ -192,21 +205,21 @@ def run_checkpoint():
     return found
 
 
-def run_nothing_seen():
+def run_nothing_seen(device="cpu"):
     """Rows that see nothing are zero, and so are their gradients, in the narrowest dtype and with large scores."""
     config = options(sparsity_type="stride", num_global_tokens=0)
-    inputs = [(8 * x).half().requires_grad_() for x in qkv(config, 13, batch=1, heads=1)]
-    context = lsg.lsg_attention(*inputs, mask_of(config, [0], 13), config)
+    inputs = [(8 * x).half().to(device).requires_grad_() for x in qkv(config, 13, batch=1, heads=1)]
+    context = lsg.lsg_attention(*inputs, mask_of(config, [0], 13).to(device), config)
     gradients = torch.autograd.grad(context.float().sum(), inputs)
     return {
         name: difference(x, x.double() * 0) for name, x in zip(("context", *"qkv"), (context, *gradients), strict=True)
     }
 
 
-def run_strides():
+def run_strides(device="cpu"):
     """q, k and v laid out alike or each in its own way, and an expanded gradient, give the same."""
     config = options(sparsity_type="none")
-    dense = [x.requires_grad_() for x in qkv(config, 9, batch=1, heads=2, dtype=torch.float32)]
+    dense = [x.to(device).requires_grad_() for x in qkv(config, 9, batch=1, heads=2, dtype=torch.float32)]
     found = []
     as_model, columns = (lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)), (lambda x: x.mT.contiguous().mT)
     for shape in (lambda x: x, as_model, columns):
@@ -220,15 +233,31 @@ def run_strides():
     }
 
 
-def run_checks_of_torch():
-    config = options(sparsity_type="stride")
-    q, k, v = (x.requires_grad_() for x in qkv(config, 9, batch=1, heads=1, dtype=torch.float32))
-    sparse = [x.detach() for x in lsg.select_sparse(q, k, v, None, config, 0, lsg.sparse_tokens)]
-    torch.library.opcheck(
-        kernel.attention_op,
-        (q, k, v, None, *sparse, None, 1, 4, 4, 2, False, 0.0, "ieee"),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+def run_compiled(device="cpu"):
+    """torch.compile takes attention as one graph, forward and backward, and what it runs is the same."""
+    config, found = options(sparsity_type="norm"), {}
+    inputs = [x.to(device).requires_grad_() for x in qkv(config, 21, batch=1, heads=2, dtype=torch.float32)]
+    backend = "aot_eager" if device == "cpu" else "inductor"
+    program = torch.compile(
+        lambda *x: lsg.lsg_attention(*x, None, config, layer_index=0), backend=backend, fullgraph=True
     )
+    contexts = program(*inputs), lsg.lsg_attention(*inputs, None, config)
+    runs = [(x, *torch.autograd.grad(x.square().sum(), inputs)) for x in contexts]
+    for name, a, b in zip(("context", *"qkv"), *runs, strict=True):
+        found[name] = difference(a, b.double())
+    return found
+
+
+def run_checks_of_torch(device="cpu"):
+    config = options(sparsity_type="stride")
+    q, k, v = (x.to(device).requires_grad_() for x in qkv(config, 9, batch=1, heads=1, dtype=torch.float32))
+    sparse = [x.detach() for x in lsg.select_sparse(q, k, v, None, config, 0, lsg.sparse_tokens)]
+    for listed, chunk in ((sparse, 0), ((None, None, None), 4)):
+        torch.library.opcheck(
+            kernel.attention_op,
+            (q, k, v, None, *listed, None, 1, 4, 4, 2, chunk, False, 0.0, "ieee"),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
     return {"checks": 0.0}
 
 
@@ -261,11 +290,11 @@ def prepare_once():
 
 
 OTHERS = {
-    "Philox": run_philox,
     "all dropped": run_all_dropped,
     "checkpointing": run_checkpoint,
     "nothing seen": run_nothing_seen,
     "strides": run_strides,
+    "torch.compile": run_compiled,
     "checks of torch": run_checks_of_torch,
 }
 
@@ -277,11 +306,11 @@ def main() -> None:
     DEFAULTS["attention_form"] = "triton"
     draw = torch.randint
     results = {}
-    for name in (*FULL, *OTHERS):
+    for name in (*FULL, *OTHERS, "Philox"):
         seeded = name in FULL
         torch.randint = (lambda *_, **__: torch.tensor(SEED)) if seeded else draw
         try:
-            results[name] = run_full(**FULL[name]) if seeded else OTHERS[name]()
+            results[name] = run_full(**FULL[name]) if seeded else {**OTHERS, "Philox": run_philox}[name]()
         except Exception:
             results[name] = {"error": traceback.format_exc()}
     print(json.dumps(results))

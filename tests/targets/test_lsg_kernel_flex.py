@@ -133,6 +133,14 @@ def test_the_tiles_to_compute_grow_with_the_length_and_no_faster():
     assert counts[1] <= 4.2 * counts[0]
 
 
+def test_small_heads_are_refused_by_name_where_a_kernel_is_compiled():
+    """As found on a GPU: torch raises "NYI: embedding dimension ... must be at least 16" out of its compiler."""
+    q = torch.empty(1, 2, 21, 8, device="meta")
+    with pytest.raises(ValueError, match="cannot run: heads have size 8, and FlexAttention takes 16 and more"):
+        kernel.flex_rows(q, q, q, None, None, options(), False, 0.0)
+    assert kernel.obstacle(torch.empty(1, 2, 21, 16, device="meta"), 0.0) == ""
+
+
 def test_dropout_and_an_older_torch_are_refused_by_name(flex, monkeypatch):
     config = options()
     with pytest.raises(ValueError, match=r"not support attention dropout, which is 0\.1: set it to 0"):

@@ -28,10 +28,12 @@ WORKER = SUPPORT / "triton_worker.py"
 # Against float64: rounding of the inputs is not counted, rounding of weights and results is.
 TOLERANCES = {"float16": 4e-3, "bfloat16": 3e-2}
 CASES = (
-    "norm", "norm, causal", "pooling, blocks of 32", "stride", "stride, causal", "block_stride, blocks of 12",
+    "norm", "norm, causal", "norm, blocks of 12, chunks of 8", "norm, whole blocks", "norm, largest elsewhere",
+    "pooling, blocks of 32", "stride", "stride, causal", "block_stride, blocks of 12",
     "bos_pooling, published", "lsh", "none", "none, causal", "every token is a sparse key", "one sparse key a block",
     "many tiles a block, many chunks", "many globals, causal", "head of 128", "float16", "bfloat16", "dropout",
-    "dropout, causal", "Philox", "all dropped", "checkpointing", "nothing seen", "strides", "checks of torch",
+    "dropout, causal", "Philox", "all dropped", "checkpointing", "nothing seen", "strides", "torch.compile",
+    "checks of torch",
 )  # fmt: skip
 
 
@@ -81,14 +83,18 @@ def test_an_emitted_model_with_the_kernel_gives_the_recorded_outputs(tmp_path, m
 
 
 SM80, SM90 = (80, "mma.sync"), (90, "wgmma.mma_async")  # compute capability, and what multiplies there
+NOTHING = ""
 KERNELS = {
-    "token_rows": (SM90, {}),
-    "global_rows": (SM80, {"rows": 16}),
-    "token_rows_backward": (SM80, {"backward": True}),
-    "global_rows_backward": (SM80, {"backward": True, "rows": 16}),
-    "local_keys_backward": (SM90, {"backward": True}),
-    "global_keys_backward": (SM80, {"backward": True, "keys": 16}),
-    "sparse_keys_backward": (SM80, {"backward": True}),
+    "token_rows": (SM90, "rows"),
+    "global_rows": (SM80, "globals"),
+    "merged_globals": ((80, NOTHING), "globals"),
+    "largest_norms": ((80, NOTHING), "choice"),
+    "token_rows_backward": (SM80, "rows_backward"),
+    "global_rows_backward": (SM80, "globals_backward"),
+    "chunks_together": ((80, NOTHING), "globals_backward"),
+    "local_keys_backward": (SM90, "keys_backward"),
+    "global_keys_backward": (SM80, "global_keys_backward"),
+    "sparse_keys_backward": (SM80, "sparse_backward"),
 }
 
 
@@ -103,31 +109,53 @@ def test_kernels_compile_without_a_gpu(name, tmp_path, monkeypatch):
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled, ((capability, product), tiles) = getattr(kernel, name), KERNELS[name]
-    q, listed = torch.empty(1, 12, 1025, 64, dtype=torch.bfloat16), torch.ones(1, 12, 256, dtype=torch.bool)
-    dropout = 0.1 if capability == 80 else 0.0
-    plan = kernel.plan_of(q, listed, 1, 128, 128, 32, name.startswith("token"), dropout, "ieee")
-    plan, launch = kernel.with_tiles(plan, q.dtype, **tiles)
-    kinds = {"plan": "constexpr", "visible": "*i1", "sparse_visible": "*i1", "seed": "*i64"}
-    kinds |= dict.fromkeys(("norms", "deltas", "sums", "sum_norms", "key_sums", "value_sums"), "*fp32")
-    kinds |= dict.fromkeys(("rows", "seen_rows", "entries", "batch_stride", "head_stride", "stride"), "i32")
+    dropout, chosen = (0.1, 0) if capability == 80 else (0.0, 128)
+    chosen = 128 if name == "largest_norms" else chosen
+    plan = kernel.plan_of(12, 64, True, True, 12, 1, 128, 128, 32, chosen, name.startswith("token"), dropout, "ieee")
+    plan, launch = kernel.with_tiles(plan, torch.bfloat16, tiles)
+    constants = {"plan": plan, "size": 128}
+    kinds = dict.fromkeys(constants, "constexpr") | {"visible": "*i1", "sparse_visible": "*i1", "seed": "*i64"}
+    kinds["chosen"] = "*i32"
+    sums = ("sums", "other_sums", "sum_norms", "key_sums", "value_sums")
+    kinds |= dict.fromkeys(("norms", "deltas", *sums), "*fp32")
+    kinds |= dict.fromkeys(("rows", "seen_rows", "chunks", "entries", "batch_stride", "head_stride", "stride"), "i32")
     signature = {argument: kinds.get(argument, "*bf16") for argument in compiled.arg_names}
-    source = ASTSource(compiled, signature, {(compiled.arg_names.index("plan"),): plan})
+    values = {(compiled.arg_names.index(x),): value for x, value in constants.items() if x in compiled.arg_names}
+    source = ASTSource(compiled, signature, values)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
     assert product in made.asm["ptx"]
     assert made.metadata.shared <= 99 * 1024
 
 
-def test_a_gpu_gets_the_plain_form_unless_the_config_asks_for_another():
-    on_gpu, on_cpu = (SimpleNamespace(device=SimpleNamespace(type=name)) for name in ("cuda", "cpu"))
-    chosen = {
-        form: tuple(lsg.form_of(options(attention_form=form), q) for q in (on_gpu, on_cpu)) for form in ATTENTION_FORMS
-    }
+@needs_triton
+def test_a_gpu_gets_the_kernel_where_it_can_run_unless_the_config_asks_for_another_form(monkeypatch):
+    monkeypatch.setattr(kernel, "obstacle_of_gpu", lambda device: "")
+    queries = on("cuda"), on("cpu")
+    chosen = {form: tuple(lsg.form_of(options(attention_form=form), q) for q in queries) for form in ATTENTION_FORMS}
     assert chosen == {
-        "auto": ("plain", "cpu"),
+        "auto": ("triton", "cpu"),
         "plain": ("plain", "plain"),
         "flex": ("flex", "cpu"),
         "triton": ("triton", "cpu"),
     }
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("q", "obstacle"),
+    [
+        ({"dtype": torch.float64}, ""),
+        ({"size": 192}, ""),
+        ({}, "the GPU has compute capability 7.5, and it needs 8.0"),
+        ({"kind": "xpu"}, ""),
+    ],
+    ids=str,
+)
+def test_by_itself_a_gpu_gets_plain_torch_where_the_kernel_cannot_run(q, obstacle, monkeypatch):
+    monkeypatch.setattr(kernel, "obstacle_of_gpu", lambda device: obstacle)
+    q = on(**{"kind": "cuda", **q})
+    assert lsg.form_of(options(), q) == "plain"
+    assert lsg.form_of(options(attention_form="triton"), q) == "triton"  # which then says why not
 
 
 def test_the_field_is_read_at_every_call_and_the_environment_never(monkeypatch):
@@ -167,8 +195,8 @@ def test_the_kernel_says_what_it_does_not_take(monkeypatch):
 def test_what_keeps_triton_from_compiling_for_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    probe = kernel.obstacle_of_gpu.__wrapped__
-    assert probe(0) == "the GPU has compute capability 7.5, but it needs 8.0"
+    probe = kernel.probed.__wrapped__
+    assert probe(0) == "the GPU has compute capability 7.5, but it needs 8.0 or later"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     target = SimpleNamespace(get_current_target=lambda: None)
     monkeypatch.setattr(
@@ -216,8 +244,7 @@ def test_float32_is_multiplied_as_torch_is_told_to():
 
 
 def test_tiles_hold_what_the_block_has():
-    q = torch.empty(1, 2, 100, 64, dtype=torch.float16)
     for block, rows in ((1, 16), (16, 16), (17, 32), (100, 128), (1000, 128)):
-        plan = kernel.plan_of(q, None, 1, block, 0, 0, False, 0.0, "ieee")
-        tiled, _ = kernel.with_tiles(plan, q.dtype)
-        assert tiled == replace(plan, rows=rows, keys=min(rows, 64))
+        plan = kernel.plan_of(2, 64, False, False, 1, 1, block, 0, 0, 0, False, 0.0, "ieee")
+        tiled, _ = kernel.with_tiles(plan, torch.float16, "rows")
+        assert tiled == replace(plan, rows=rows, keys=min(rows, 32))
