@@ -25,6 +25,7 @@ from benchmarks.lsg import CONFIG, HEADS, WIDTH, _published_layer
 from effconv.templates import lsg_attention as lsg
 from effconv.templates import lsg_kernel_flex as flex
 from effconv.templates.lsg_configuration import ATTENTION_FORMS
+from effconv.templates.lsg_kernel_cpu import sparse_starts
 
 SHAPES = [(1, length) for length in (1024, 2048, 4096, 8192, 16384, 32768, 65536)] + [(8, 1024), (8, 4096)]
 SHORTEST = 2 * CONFIG.block_size + 1  # up to two blocks attention is full, in every form
@@ -169,7 +170,7 @@ def asked(form: str) -> Any:
 
 
 def lsg_form(config: Any) -> Form:
-    layer = lsg.LSGMix(config, 0).eval()
+    layer = lsg.LSGAttention(config, 0).eval()
     return lambda q, k, v: layer(q, k, v, None)
 
 
@@ -216,7 +217,7 @@ def pairs(length: int, config: Any) -> int:
     seen = 0
     for i in range(blocks):
         seen += first + (min(i + 2, blocks) - max(i - 1, 0)) * block
-        for start in lsg.sparse_starts(size, step, causal=False):
+        for start in sparse_starts(size, step, causal=False):
             seen += max(0, min(start + i * step + size, entries) - max(start + i * step, 0))
     return seen * block + first * (first + length)
 
