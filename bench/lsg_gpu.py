@@ -29,6 +29,7 @@ from benchmarks.lsg import CONFIG, HEADS, WIDTH
 
 from ..templates import lsg_attention as lsg
 from ..templates.lsg_configuration import ATTENTION_FORMS
+from ..templates.lsg_kernel_cpu import sparse_starts
 
 LENGTHS = [1024, 4096, 16384, 65536]
 SHORTEST = 2 * CONFIG.block_size + 1  # up to two blocks attention is full, in every form
@@ -229,7 +230,7 @@ def pairs(length: int, config: Any) -> int:
     seen = 0
     for i in range(blocks):
         seen += first + (min(i + 2, blocks) - max(i - 1, 0)) * block
-        for start in lsg.sparse_starts(size, step, causal=False):
+        for start in sparse_starts(size, step, causal=False):
             seen += max(0, min(start + i * step + size, entries) - max(start + i * step, 0))
     return seen * block + first * (first + length)
 
