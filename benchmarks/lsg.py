@@ -190,9 +190,10 @@ def _published_layer(path: Path) -> torch.nn.Module:
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.LSGSelfAttention(
+    layer: torch.nn.Module = module.LSGSelfAttention(
         CONFIG, block_size=BLOCK, sparsity_factor=FACTOR, sparsity_type="norm", attention_dropout_prob=0.0
-    ).eval()
+    )
+    return layer.eval()
 
 
 if __name__ == "__main__":
