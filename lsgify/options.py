@@ -53,7 +53,7 @@ class LSGOptions:
     use_token_ids: bool = option(True, "Add the embedding of token type 0 to the global tokens.", panel=PARITY)
     adaptive: bool = from_source_or(True, "Pad inputs to whole blocks inside the model.", panel=PARITY)
     lsh_num_pre_rounds: int = from_source_or(
-        1, "LSH hashing rounds before the one that makes the sparse keys.", panel=PARITY
+        1, "Rounds of hashing (sparsity type lsh) before the one that makes the sparse keys.", panel=PARITY
     )
     causal_globals: Literal["globals", "published"] = from_source_or(
         "globals", "What global tokens attend to in a decoder: globals only, or as published.", panel=PARITY

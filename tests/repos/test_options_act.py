@@ -158,7 +158,7 @@ TABLE = {
 SETTINGS = {
     "output": "test_promises.py::test_an_old_output_stays_until_the_new_one_is_complete",
     "architecture": tries("Model", "ForSequenceClassification", "LMHeadModel"),
-    "seed": [Try(7, {"global_init": "random"}, alone="drawn")],
+    "seed": [Try(7, {"global_init": "random"}, alone="new tensors")],
     "dtype": [*tries("float16", "bfloat16"), Try("float32", source="half")],
     "max_shard_size": tries("20KB"),
     "overwrite": "test_staging.py::test_without_overwrite_a_full_output_is_refused_also_when_it_appears_late",

@@ -226,8 +226,8 @@ MANIFESTS = {
     "empty": ("", "not readable JSON"),
     "garbage": ("{]", "not readable JSON"),
     "too deep": ("[" * 100_000, "not readable JSON"),
-    "a list": ("[]", "lacks"),
-    "without fields": ("{}", "lacks format, target"),
+    "a list": ("[]", "has no format"),
+    "without fields": ("{}", "has no format, target"),
 }
 
 
