@@ -22,7 +22,6 @@ Condition = Callable[[Config], bool]
 Size = str | int | Callable[[Config], int]  # of an axis: a field of the config, a number, or what gives one
 LABELS = "num_labels"
 CAUSAL_AUTO = "AutoModelForCausalLM"
-# What may stand in front of a family's class name without its being another class: DistilBertModel is no BertModel.
 # What a family may need of a target, and how a message says it.
 SCORE_BIAS, DECODER = "score_bias", "decoder"
 NEEDS: Mapping[str, str] = {

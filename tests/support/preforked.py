@@ -97,6 +97,7 @@ def become(job: dict) -> None:
     for name, module in list(sys.modules.items()):  # read from the environment at import
         if name.startswith("transformers") and "HF_MODULES_CACHE" in vars(module):
             module.HF_MODULES_CACHE = modules
+    sys.path[:0] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = job["arguments"]
     if sys.argv[0] == "-m":
         sys.path.insert(0, os.getcwd())

@@ -1,0 +1,67 @@
+"""docs/how-to/extending.md: a target is one folder and one row, and may live in another package than effconv."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from environments import stranger
+from typer.testing import CliRunner
+
+import effconv
+from effconv import cli
+from effconv.convert.families.registry import FAMILIES, families_for
+from effconv.targets import registry
+from tiny import save_tiny
+
+TESTS = Path(__file__).parent
+ROW = registry.Row("toy_target.target:UNIFORM", "toy_target.options:UniformOptions", "Convert to uniform attention.")
+LOAD = """
+import sys, torch
+from transformers import AutoModel
+assert not any(name.startswith(("effconv", "toy_target")) for name in sys.modules)
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__name__ == "UniformBertModel", type(model)
+assert model(torch.arange(5, 105)[None]).last_hidden_state.isfinite().all()
+"""
+
+
+@pytest.fixture
+def row(monkeypatch):
+    """The toy target, as its own package would add it; the process that verifies a repo must be able to import it."""
+    monkeypatch.setitem(registry.ROWS, "uniform", ROW)
+    monkeypatch.setitem(cli.CONVERTING, "uniform", ROW)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.syspath_prepend(TESTS)
+    yield
+    registry.TARGETS.pop("uniform", None)
+
+
+def test_a_folder_and_a_row_are_a_target(row, verified_in_forks, preforked, tmp_path):
+    source = save_tiny(tmp_path / "source", "bert", "ForMaskedLM", 64)
+    with verified_in_forks():
+        result = effconv.convert(source, "uniform", output=tmp_path / "repo", max_length=128)
+    assert [check.name for check in result.measured if check.passed is False] == []
+    passed = {check.name for check in result.measured if check.passed}
+    assert passed == {check.name for check in registry.TARGETS["uniform"].checks} - {"same_embedding"}
+    assert "mean of the values" in (tmp_path / "repo" / "README.md").read_text(encoding="utf-8")
+    emitted = (tmp_path / "repo" / "uniform_attention.py").read_text(encoding="utf-8")
+    assert emitted == (resources.files("toy_target") / "uniform_attention.py").read_text(encoding="utf-8")
+    assert "already converted to uniform" in effconv.inspect(tmp_path / "repo").why_not
+    (tmp_path / "load.py").write_text(LOAD)
+    command = [*preforked, str(tmp_path / "load.py"), str(tmp_path / "repo")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_it_takes_every_family_that_needs_no_more(row):
+    assert registry.TARGETS["uniform"].families == families_for(())
+    assert {name for name, family in FAMILIES.items() if not family.requirements} == set(families_for(()))
+
+
+def test_its_options_are_a_command(row, tmp_path):
+    said = CliRunner().invoke(cli.app, ["uniform", str(tmp_path / "missing"), "--max-len", "128"])
+    assert "missing" in said.output + str(said.exception), said
+    assert "--max-len" in CliRunner().invoke(cli.app, ["uniform", "--help"]).output
