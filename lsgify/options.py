@@ -61,7 +61,7 @@ class LSGOptions:
         "seen", "Whether a decoder sees a masked first token.", panel=PARITY
     )
     attention_form: AttentionForm = open_option(
-        "auto", "Form that a GPU runs; auto is plain torch. On CPUs only plain changes it.", panel=SPEED
+        "auto", "Form that a GPU runs; auto: the fastest that can. On CPUs only plain changes it.", panel=SPEED
     )
 
     def __post_init__(self) -> None:
