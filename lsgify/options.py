@@ -65,7 +65,9 @@ class LSGOptions:
         "seen", "First encoder token in a decoder if it is masked: seen, or hidden as published.", panel=PARITY
     )
     attention_form: AttentionForm = from_source_or(
-        "auto", "Implementation on a GPU; auto is plain. On CPUs only plain has an effect.", panel=SPEED
+        "auto",
+        "Implementation on a GPU; auto takes the fastest that can run. On CPUs only plain has an effect.",
+        panel=SPEED,
     )
 
     def __post_init__(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from importlib import resources
-from pathlib import Path
 
 import pytest
 from environments import stranger
+from places import SUPPORT
 from typer.testing import CliRunner
 
 import effconv
@@ -16,7 +16,6 @@ from effconv.convert.families.registry import FAMILIES, families_for
 from effconv.targets import registry
 from tiny import save_tiny
 
-TESTS = Path(__file__).parent
 ROW = registry.Row("toy_target.target:UNIFORM", "toy_target.options:UniformOptions", "Convert to uniform attention.")
 LOAD = """
 import sys, torch
@@ -33,8 +32,8 @@ def row(monkeypatch):
     """The toy target, as its own package would add it; the process that verifies a repo must be able to import it."""
     monkeypatch.setitem(registry.ROWS, "uniform", ROW)
     monkeypatch.setitem(cli.CONVERTING, "uniform", ROW)
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    monkeypatch.syspath_prepend(TESTS)
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
+    monkeypatch.syspath_prepend(SUPPORT)
     yield
     registry.TARGETS.pop("uniform", None)
 
