@@ -199,7 +199,7 @@ def test_what_a_model_cannot_do_is_a_row(monkeypatch):
     rows = run_made(monkeypatch, workers, [64, 128, 256])
     assert {(r.model, r.case.length): r.failed for r in rows} == {
         ("short", 64): "", ("short", 128): "takes at most 64 tokens", ("short", 256): "takes at most 64 tokens",
-        ("large", 64): "", ("large", 128): "out of memory", ("large", 256): "out of memory at 128 tokens already",
+        ("large", 64): "", ("large", 128): "out of memory", ("large", 256): "out of memory already at 128 tokens",
         ("able", 64): "", ("able", 128): "", ("able", 256): "",
     }  # fmt: skip
 
