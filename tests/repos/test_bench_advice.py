@@ -172,7 +172,7 @@ def test_a_check_that_is_off_by_more_than_the_spread_is_said_to_be(seconds, with
     assert check["within_spread"] is within
     first, *more = check_in_words(check)
     off = sorted(seconds)[len(seconds) // 2] / 4 - 1
-    assert first.startswith(f"Checked at 4,096 tokens: memory +0%, time {off:+.0%} against")
+    assert first.startswith(f"Checked at 4,096 tokens: memory +0%, time {off:+.0%} compared with")
     assert [said in sentence for sentence in more] == ([True] if said else [])
     _, failed = check_of(probe(WIDE, (1.0, 2.0)), Row("made up", "", Case(4096), 1, "cpu", failed="out of memory"))
     assert "failed (out of memory)" in check_in_words(failed)[0]

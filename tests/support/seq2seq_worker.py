@@ -189,7 +189,7 @@ def check_what_is_not_supported_is_refused(job):
         given = {**inputs, "attention_mask": None, **arguments}
         raises(ValueError, words, lambda given=given: model(**given))
     long = {**inputs, "input_ids": torch.full((1, 257), 7), "attention_mask": None}
-    raises(ValueError, "takes 256", lambda: model(**long))
+    raises(ValueError, "takes at most 256", lambda: model(**long))
     encoder = model.get_encoder()
     raises(ValueError, "position_ids", lambda: encoder(tokens, position_ids=torch.arange(20)[None]))
     assert encoder(torch.full((1, 256), 7)).last_hidden_state.shape[1] == 258

@@ -183,7 +183,7 @@ def test_dropout_changes_weights_only_when_asked():
 def test_without_adaptive_padding_other_lengths_are_refused():
     config = options(adaptive=False)
     assert lsg.lsg_attention(*qkv(config, 12), None, config).shape[2] == 13
-    with pytest.raises(ValueError, match="no multiple of block_size 4"):
+    with pytest.raises(ValueError, match="must be a multiple of block_size 4"):
         lsg.lsg_attention(*qkv(config, 13), None, config)
 
 
