@@ -10,6 +10,8 @@ added atomically, so that the same input gives the same bits.
 
 Without Triton the file can be imported all the same: `obstacle` then says so. Axes: b batch, h heads, t tokens, g
 globals, l entries of the sparse list, d head size. Rows are those of q, keys those of k, v and the sparse list.
+
+One file of over 400 lines: forward and backward of a kernel, and the tiles that they share, are read together.
 """
 
 from __future__ import annotations
