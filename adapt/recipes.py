@@ -143,7 +143,7 @@ def _check_exact(
 def equal_up_to(target: Target, manifest: Mapping[str, Any]) -> int:
     """Tokens up to which a repo equals its source, as its checks have shown; 0 where it does not."""
     exact = target.exact(manifest["options"])
-    return 0 if manifest.get("adapted") or equal_positions(manifest) else exact
+    return exact if exact and not manifest.get("adapted") and not equal_positions(manifest) else 0
 
 
 def _check_contrastive(phases: tuple[Phase, ...], lengths: tuple[int, ...], reach: int) -> None:

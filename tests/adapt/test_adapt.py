@@ -575,7 +575,7 @@ def test_checkpoints_are_given_up_only_on_request_and_continued_only_with_the_sa
         effconv.adapt(repos["linformer"], steps=6, watch=stop, **options)
     with pytest.raises(OutputError, match="there are checkpoints of an earlier run"):
         effconv.adapt(repos["linformer"], steps=6, **options)
-    with pytest.raises(BadInputError, match=r"started with something else:\n.*steps: 6 then, 9 now"):
+    with pytest.raises(BadInputError, match=r"started with other settings:\n.*steps: started with 6, now 9"):
         effconv.adapt(repos["linformer"], resume=True, steps=9, **options)
     assert effconv.adapt(repos["linformer"], steps=5, overwrite=True, **options).record["steps"] == 5
 
@@ -626,7 +626,7 @@ def bad(name, error, what, **options):
         ),
         bad("no dense source", UnsupportedError, "not made from a dense source", repo="upgraded"),
         bad("an encoder and a decoder", UnsupportedError, "encoder-decoder", repo="seq2seq"),
-        bad("beyond the repo", UsageError, "more than 128", lengths="129", repo="lsg"),
+        bad("beyond the repo", UsageError, "take 128", lengths="129", repo="lsg"),
         bad("globals without a teacher", UnsupportedError, "global tokens", objective="attention", repo="lsg"),
         bad("no globals", UsageError, "nothing to train", train="globals"),
         bad("no such repo", UsageError, "no such folder", repo="missing"),

@@ -135,7 +135,7 @@ def test_pieces_run_on_from_one_document_to_the_next():
     corpus = Corpus(lambda epoch: iter(tokens), [tokens[0] + 100], [101], [102], {})
     pieces = pieces_of(corpus, 16, least=3)
     assert pieces.tolist() == [[101, *range(16 * i, 16 * i + 16), 102] for i in range(3)]
-    with pytest.raises(BadInputError, match="3 pieces of 16 tokens"):
+    with pytest.raises(BadInputError, match="passages of 16 tokens, and the training text has 3"):
         pieces_of(corpus, 16, least=4)
 
 

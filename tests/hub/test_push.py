@@ -152,7 +152,7 @@ print(json.dumps([type(loaded).__name__, states.shape[1], encoder.encode(["the c
         lines = [line.split() for line in run.out.splitlines()]
         assert ["changed", "README.md"] in [words[:2] for words in lines]
         weights = (repo / "model.safetensors").stat().st_size
-        assert ["left", "alone", "model.safetensors", f"{weights / 1e6:.1f}", "MB"] in lines
+        assert ["unchanged", "model.safetensors", f"{weights / 1e6:.1f}", "MB"] in lines
         assert "dry run: nothing was uploaded" in run.out
         assert not hub.count("POST")
 
