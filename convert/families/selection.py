@@ -47,8 +47,8 @@ def family_of(
         if model_type in brought.model_types:
             return brought
         names = sorted({*names, *brought.model_types} - {brought.name})
-    if model_type in FAMILIES and model_type not in names and abilities is not None:
-        missing = sorted(FAMILIES[str(model_type)].requirements - set(abilities))
+    if isinstance(model_type, str) and model_type in FAMILIES and model_type not in names and abilities is not None:
+        missing = sorted(FAMILIES[model_type].requirements - set(abilities))
         raise UnsupportedError(
             f"this target does not take {model_type}"
             + (f": {', and '.join(NEEDS[name] for name in missing)}" if missing else ""),

@@ -74,7 +74,7 @@ def test_a_layer_that_cannot_run_is_an_entry_that_says_why(monkeypatch):
     }
     monkeypatch.setattr(gpu_layers, "layers", lambda *_: made)
     broken, sound = gpu_layers.run("cpu", [(1, 300)])
-    assert broken["error"].startswith("ValueError: attention_form is 'broken': set it to one of")
+    assert broken["error"].startswith("ValueError: attention_form must be one of")
     assert not gpu.sound("layers", broken)
     assert gpu.sound("layers", sound)
     assert {"forward_ms", "train_ms", "train_tflops"} <= sound.keys()
