@@ -56,7 +56,7 @@ def lsgify(
     config = json.loads(dense.to_json_string(use_diff=False))
     stock = type(model).__module__.startswith("transformers.")  # whatever code the config of its folder names
     family, config, chosen = settle(LSG, LSGOptions(**options), config, own_code=stock)
-    head, unknown = head_of({"architectures": [type(model).__name__]}, family)
+    head, unknown = head_of({"architectures": [type(model).__name__]}, family, target=LSG.name)
     checkpoint = _MemoryCheckpoint(model.state_dict())
     context, plan = plan_tensors(
         checkpoint, LSG, chosen, family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown

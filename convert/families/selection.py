@@ -117,7 +117,7 @@ def head_of(
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return family.head(family.default_head), None
     before = converted(config)
-    suffix = family.suffix_of(named[0], before.target if before else "")
+    suffix = family.suffix_of(named[0], before.target if before else target)
     if any(head.suffix == suffix for head in family.heads):
         return family.head(suffix), None
     return family.head("Model"), named[0]

@@ -257,7 +257,7 @@ def test_inputs_in_every_form_give_the_same():
 def test_what_does_not_fit_is_refused():
     model = tiny()
     for words, given in {
-        "takes 60": {"input_ids": torch.full((1, 61), 7)},
+        "takes at most 60": {"input_ids": torch.full((1, 61), 7)},
         "exactly one": {"input_ids": torch.full((1, 5), 7), "inputs_embeds": torch.ones(1, 5, 16)},
         "must have the shape of the input": {"input_ids": torch.full((1, 5), 7), "attention_mask": torch.ones(1, 4)},
     }.items():
