@@ -60,6 +60,7 @@ class Plan:
     family: str
     architecture: str
     rows: tuple[Row, ...]
+    carried: frozenset[str] = frozenset()  # emitted names that the repo's own class does not read
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())

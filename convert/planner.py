@@ -75,6 +75,7 @@ class _Planner:
         self.family, self.head = context.family, context.head
         self.unknown_class, self.asked, self.dtype = unknown_class, asked, dtype
         self.stored, self.faults = _canonical(checkpoint, self.family)
+        self.carried: set[str] = set()
         self.tied = self._tied()
         self.declared = {weight.name: weight for weight in self.family.weights(context.config, self.head)}
         self.dropped = target.drops(context)
@@ -119,6 +120,7 @@ class _Planner:
             family=self.family.name,
             architecture=class_name(self.emits.code, self.target.code, self.emitted_head.suffix),
             rows=tuple(self._ordered()),
+            carried=frozenset(self.carried),
         )
 
     def _ordered(self) -> list[Row]:
@@ -283,7 +285,9 @@ class _Planner:
         except ValueError as error:
             self.faults.append(f"{tensor.name}: {error}")
             return
-        self._add(Rule((name,), name, op, why), [tensor], self._emitted_name(name) if base else name, shape)
+        emitted = self._emitted_name(name) if base else name
+        self.carried.add(emitted)
+        self._add(Rule((name,), name, op, why), [tensor], emitted, shape)
 
     def _is_foreign_head(self, name: str) -> bool:
         """Whether a tensor belongs to a head, outside the base model."""

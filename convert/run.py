@@ -296,9 +296,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "dense_source": target.brings is None and not upgraded,
         "heads": heads,
         "new": new,
-        "carried": [
-            row.target for row in ready.plan.rows if row.target and ("kept for" in row.why or "carried" in row.why)
-        ],
+        "carried": [row.target for row in ready.plan.rows if row.target in ready.plan.carried],
         **({"upgraded": dict(upgraded)} if upgraded else {}),
         **({"source_config": changed} if (changed := overrides(context, ready.source.config)) else {}),
     }
