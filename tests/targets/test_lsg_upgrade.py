@@ -297,4 +297,4 @@ def test_other_targets_refuse_what_was_converted_before(tmp_path):
     assert inspect_source(lsg).becomes == ["lsg"]
     assert inspect_source(tmp_path / "published").becomes == ["lsg"]
     assert inspect_source(linformer).becomes == []
-    assert "linformer already" in inspect_source(linformer).why_not
+    assert "already converted to linformer" in inspect_source(linformer).why_not
