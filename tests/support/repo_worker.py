@@ -73,6 +73,10 @@ def check_nothing_loads_without_trust_remote_code(job):
             )
 
 
+# transformers 4 ends these families' hidden_states before the last norm, transformers 5 and our code after it.
+ENDS_BEFORE_ITS_NORM = ("roberta-prelayernorm",)
+
+
 def check_every_head_equals_the_source_without_globals_on_short_inputs(job):
     for head, auto_name in job["heads"].items():
         torch.manual_seed(0)
@@ -94,6 +98,8 @@ def check_every_head_equals_the_source_without_globals_on_short_inputs(job):
             if name == "hidden_states":
                 assert len(actual[name]) == len(tensor)
                 pairs = list(zip(actual[name], tensor, strict=True))
+                if transformers.__version__ < "5" and stock.config.model_type in ENDS_BEFORE_ITS_NORM:
+                    pairs.pop()
             elif isinstance(tensor, torch.Tensor):
                 pairs = [(actual[name], tensor)]
             else:
