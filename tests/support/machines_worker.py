@@ -80,14 +80,18 @@ def check_repo(found: Findings, job: dict[str, Any], without: Sequence[str] = ()
         found.bits[f"model of {job['name']}"] = bits_of(*(given[name] for name in sorted(given)))
 
 
+def path_of(name: str) -> str:
+    """Where tests named FILE or FILE::TEST are, in whatever folder of the tests."""
+    file, *test = name.split("::")
+    return "::".join([str(next(TESTS.rglob(file))), *test])
+
+
 def run_goldens(found: Findings, names: list[str]) -> None:
     """Tests of recorded cases, in this process: they run under the setting that it was started with."""
     options = ["-n", "0", "-q", "-p", "no:cacheprovider", "-W", "ignore", f"--confcutdir={TESTS}"]
     before = found.held
     with contextlib.redirect_stdout(sys.stderr):
-        pytest.main(
-            [*options, f"--rootdir={TESTS.parent}", *(str(next(TESTS.rglob(name))) for name in names)], plugins=[found]
-        )
+        pytest.main([*options, f"--rootdir={TESTS.parent}", *map(path_of, names)], plugins=[found])
     if found.held == before:
         found.faults.append("no recorded case was run")
 
