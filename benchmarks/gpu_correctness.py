@@ -208,7 +208,7 @@ def compared(
         shown = context.double().where(defined.to(device), 0.0)
         got = torch.autograd.grad((shown * weight.to(device)).sum(), given)
         for name, a, b in zip(
-            ("context", "dq", "dk", "dv"), (shown, *got), (expected.where(defined, 0.0), *gradients), strict=False
+            ("context", "dq", "dk", "dv"), (shown, *got), (expected.where(defined, 0.0), *gradients), strict=True
         ):
             found[f"{form}, {name}"] = distance(a, b), LIMITS[inputs[0].dtype]
     return found
@@ -243,7 +243,7 @@ def same_bits(device: str, forms: tuple[str, ...]) -> Found:
         for _ in range(2):
             context = lsg.lsg_attention(*inputs, None, config)
             runs.append((context, *torch.autograd.grad(context.square().sum(), inputs)))
-        for name, one, other in zip(("context", "dq", "dk", "dv"), *runs, strict=False):
+        for name, one, other in zip(("context", "dq", "dk", "dv"), *runs, strict=True):
             found[f"{form}, {name}"] = float(not torch.equal(one, other)), 0.0
     return found
 

@@ -139,7 +139,17 @@ def check_tokens(tokens: Sequence[int], tokenizer: Any, rows: int, name: str) ->
 
 
 def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
+    """The special tokens that the tokenizer puts before and after a text.
+
+    Raises:
+        BadInputError: the tokenizer with special tokens does not keep the text's own tokens together.
+    """
     body, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    lead = next(i for i in range(len(whole)) if whole[i : i + len(body)] == body)
+    lead = next((i for i in range(len(whole)) if body and whole[i : i + len(body)] == body), None)
+    if lead is None:
+        raise BadInputError(
+            f"cannot tell the special tokens from the text: 'a' is {body} without them and {whole} with them",
+            where="the source's tokenizer files",
+            hint="use the tokenizer that belongs to the weights",
+        )
     return whole[:lead], whole[lead + len(body) :]

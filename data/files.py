@@ -1,4 +1,4 @@
-"""Files and datasets as they are named: what can only be a file, what has columns, and what is refused for it."""
+"""Names of files and datasets: which are refused, and which have columns."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PATHS = ("/", "./", "../", "~")  # what no dataset's name begins with
 
 
 def require_files(names: Sequence[str], where: str) -> None:
-    """Raises for folders, for text files that cannot be read, and for what can only be a file and is not there.
+    """Raises for folders, unreadable text files and missing files.
 
     Args:
-        names: of files or datasets. where: the option that has them.
+        names: files or datasets. where: the option that lists them.
     """
     for name in names:
         if Path(name).is_dir():
-            raise UsageError(f"{name} is a folder", where=where, hint="give the files in it, such as folder/*.txt")
+            raise UsageError(f"{name} is a folder", where=where, hint="give its files, such as folder/*.txt")
         if not Path(name).exists() and (name.startswith(PATHS) or Path(name).suffix in (*TABULAR, *TEXTS)):
-            raise BadInputError(f"no such file: {name}", where=where, hint="check the name, and where you stand")
+            raise BadInputError(f"no such file: {name}", where=where, hint="check the name and the current folder")
     require_readable([Path(name) for name in names if Path(name).exists() and not has_columns(name)], where)
 
 

@@ -104,3 +104,16 @@ def test_a_calibration_on_what_is_no_text_further_on_is_bad_input(late, tmp_path
     check(caught.value, late, "--calibrate")
     assert json.loads((source / "config.json").read_text()) == before
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends"), [({False: [7], True: [1, 7, 2]}, ([1], [2])), ({False: [7], True: [7, 2]}, ([], [2]))]
+)
+def test_the_special_tokens_around_a_text_are_told(ids, ends):
+    assert text_files.special_ends(lambda text, add_special_tokens: {"input_ids": ids[add_special_tokens]}) == ends
+
+
+@pytest.mark.parametrize("ids", [{False: [], True: []}, {False: [], True: [1, 2]}, {False: [7], True: [1, 8, 2]}])
+def test_a_tokenizer_that_drops_or_changes_the_text_is_bad_input(ids):
+    with pytest.raises(BadInputError, match="cannot tell the special tokens"):
+        text_files.special_ends(lambda text, add_special_tokens: {"input_ids": ids[add_special_tokens]})
