@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 from .convert.errors import UnsupportedError
 from .convert.families.converted import converted
-from .convert.families.grammar import number
 from .convert.families.registry import FAMILIES
 from .convert.families.selection import family_of
 from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
@@ -88,7 +87,7 @@ def inspect_source(
             check_floats(tensors)
             chosen, unknown_class = choose_head(checkpoint, found.config, family, None)
             head = chosen.suffix
-            max_length = number(found.config, "max_position_embeddings") - family.special_positions
+            max_length = family.longest(found.config)
             becomes = [
                 target.name
                 for target in TARGETS.values()

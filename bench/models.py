@@ -55,7 +55,7 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     How the table grows (tiled, interpolated) changes its values alone.
     """
     family = FAMILIES[str(config["model_type"])]
-    fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions}
+    fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions(config)}
     what = f"dense (SDPA), positions extended from {had:,}" if length > had else "dense (SDPA)"
     return Subject(name, what, fields, reach=max(length, had), dense=True)
 

@@ -63,7 +63,7 @@ def opened(model: str, options: BenchOptions) -> Opened:
             hint=f"upgrade it first (effconv {before.target} {model}), or give a repo that has {manifests.NAME}",
         )
     if family is not None:
-        had = int(found.config.get("max_position_embeddings", 512)) - family.special_positions
+        had = family.longest(family.read_config(found.config))
         return Opened(name, found, None, found.config, had)
     reach = found.config.get("max_position_embeddings")
     reach = reach if isinstance(reach, int) else None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
-from .families.grammar import number
 from .ops import InterpolatePositions, TilePositions
 from .target import Context, Rule
 
@@ -26,7 +25,7 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
                 hint="leave it out",
             )
         return []
-    stored = number(context.config, "max_position_embeddings") - family.special_positions
+    stored = family.longest(context.config)
     if length == stored:
         if how != "repeat":
             raise UsageError(
@@ -38,7 +37,7 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
     why = f"drops the last {stored - length} of {stored} positions" if length < stored and how == "repeat" else ""
     resize = TilePositions if how == "repeat" else InterpolatePositions
     tables = family.position_tables(context.head)
-    return [Rule((table,), table, resize(length, family.special_rows), why) for table in tables]
+    return [Rule((table,), table, resize(length, family.special_rows(context.config)), why) for table in tables]
 
 
 def equal_positions(manifest: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import SourceHash, Written, execute
 from .failed import refused
-from .families.grammar import number, shape_of
+from .families.grammar import shape_of
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
@@ -288,7 +288,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     ]
     return {
         "max_length": int(context.options.max_length),
-        "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
+        "source_max_length": context.family.longest(context.config),
         "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
         "auto": context.emitted_head.auto,
         "part": part,

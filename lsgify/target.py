@@ -29,7 +29,7 @@ def _config(context: Context) -> dict[str, Any]:
     return {
         **fields,
         "lsh_seed": context.seed if seed is None else seed,
-        "max_position_embeddings": context.options.max_length + context.family.special_positions,
+        "max_position_embeddings": context.options.max_length + context.family.special_positions(context.config),
     }
 
 
@@ -102,7 +102,7 @@ def _global_rule(context: Context) -> Rule:
         GlobalEmbeddings(
             bos=_bos(context),
             mask=_mask(context),
-            special=family.special_rows,
+            special=family.special_rows(context.config),
             stride=options.global_positional_stride,
             init=options.global_init,
             seed=context.seed,

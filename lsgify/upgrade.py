@@ -11,7 +11,7 @@ from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
 from ..convert.families.converted import LSG, converted
-from ..convert.families.grammar import Config, number
+from ..convert.families.grammar import Config
 from ..convert.families.registry import ENCODER_DECODERS, FAMILIES
 from ..convert.options import is_open
 from ..convert.target import Context
@@ -27,9 +27,8 @@ def stated(config: Config) -> dict[str, Any]:
     before = converted(config)
     if before is None or before.target != LSG or before.family not in FAMILIES:
         return {}
-    special = FAMILIES[before.family].special_positions
     found = {name: config[name] for name in CONFIG_FIELDS if config.get(name) is not None}
-    found["max_length"] = number(config, "max_position_embeddings") - special
+    found["max_length"] = FAMILIES[before.family].longest(config)
     if not before.published:
         return found
     # What the published code makes of such a config when it loads it, and what it does where ours can do either.

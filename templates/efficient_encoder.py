@@ -138,7 +138,7 @@ class EncoderMixin(AdaptedModel):
     The class attributes and small methods say how a family or a target differs; the values here are BERT's.
     """
 
-    special_positions: ClassVar[int] = 0  # rows of the position table that no token uses
+    special_positions: int = 0  # rows of the position table that no token uses
     embedding_inputs: ClassVar[tuple[str, ...]] = ()  # ids that the stock embeddings take beside those of `embed`
     projects_padding: ClassVar[bool] = False  # whether rows of padding that a target adds go through `project` too
 

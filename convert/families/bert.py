@@ -85,7 +85,7 @@ LM_HEAD_TIED = {"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_hea
 ROBERTA = Family(
     name="roberta",
     prefix="roberta",
-    code=FamilyCode(module="roberta", model_type="roberta", class_prefix="Roberta", special_positions=2),
+    code=FamilyCode(module="roberta", model_type="roberta", class_prefix="Roberta", after_padding=True),
     embeddings=embeddings(H),
     layer=BERT_LAYER,
     pooler=POOLER,
@@ -106,14 +106,14 @@ ROBERTA = Family(
 CAMEMBERT = replace(
     ROBERTA,
     name="camembert",
-    code=FamilyCode(module="camembert", model_type="camembert", class_prefix="Camembert", special_positions=2),
+    code=FamilyCode(module="camembert", model_type="camembert", class_prefix="Camembert", after_padding=True),
 )
 
 
 XLM_ROBERTA = replace(
     ROBERTA,
     name="xlm-roberta",
-    code=FamilyCode(module="xlm_roberta", model_type="xlm-roberta", class_prefix="XLMRoberta", special_positions=2),
+    code=FamilyCode(module="xlm_roberta", model_type="xlm-roberta", class_prefix="XLMRoberta", after_padding=True),
 )
 
 
@@ -122,7 +122,7 @@ DATA2VEC_TEXT = replace(
     name="data2vec-text",
     prefix="data2vec_text",
     code=FamilyCode(
-        module="data2vec_text", model_type="data2vec-text", class_prefix="Data2VecText", special_positions=2
+        module="data2vec_text", model_type="data2vec-text", class_prefix="Data2VecText", after_padding=True
     ),
     tokenizer="RobertaTokenizer",
 )
@@ -136,7 +136,7 @@ XLM_ROBERTA_XL = replace(
         module="xlm_roberta_xl",
         model_type="xlm-roberta-xl",
         class_prefix="XLMRobertaXL",
-        special_positions=2,
+        after_padding=True,
         model_lines=body(
             """
             def normalize(self, rows: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ ROBERTA_PRELAYERNORM = replace(
         module="roberta_prelayernorm",
         model_type="roberta-prelayernorm",
         class_prefix="RobertaPreLayerNorm",
-        special_positions=2,
+        after_padding=True,
         model_lines=body(
             """
             def final(self, x: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class FamilyCode:
         model_type: as in config.json, such as `xlm-roberta`.
         class_prefix: of the stock classes, such as `XLMRoberta`.
         special_positions: rows of the position table that no token uses.
+        after_padding: whether positions begin behind that of the padding token, at `pad_token_id` + 1.
         layers_path: attribute path from the base model to its list of layers; empty where `model_lines` have
             `layer_lists`.
         attention_path: attribute path from a layer to its self-attention.
@@ -45,6 +46,7 @@ class FamilyCode:
     model_type: str
     class_prefix: str
     special_positions: int = 0
+    after_padding: bool = False
     layers_path: str = "encoder.layer"
     attention_path: str = "attention.self"
     projections: tuple[str, str, str] = ("query", "key", "value")

@@ -184,15 +184,41 @@ class Family:
         """The tokenizer of a source that names none."""
         return self.tokenizer or f"{self.code.class_prefix}Tokenizer"
 
-    @property
-    def special_positions(self) -> int:
-        """Rows of the position table that no token uses (RoBERTa: 2), counted in config.max_position_embeddings."""
-        return self.code.special_positions
+    def special_positions(self, config: Config) -> int:
+        """Rows of the position table that no token uses (RoBERTa: 2), counted in config.max_position_embeddings.
 
-    @property
-    def special_rows(self) -> int:
+        Raises:
+            BadInputError: they depend on the id of the padding token, and the config has none.
+        """
+        if not self.code.after_padding:
+            return self.code.special_positions
+        padding = config.get("pad_token_id", 1)  # what the config classes of these families have where it says nothing
+        if type(padding) is not int or padding < 0:
+            raise BadInputError(
+                f"positions of {self.name} begin behind pad_token_id, which is {padding!r}",
+                where="config.json: pad_token_id",
+                hint="set it to the id of the padding token with which the model was trained",
+            )
+        return padding + 1
+
+    def special_rows(self, config: Config) -> int:
         """Leading rows of a position table that no token uses, whether the config counts them or not."""
-        return self.special_positions + self.uncounted_positions
+        return self.special_positions(config) + self.uncounted_positions
+
+    def longest(self, config: Config) -> int:
+        """How many tokens a model of this config takes.
+
+        Raises:
+            BadInputError: the config does not say it, or leaves no position for a token.
+        """
+        rows, special = number(config, "max_position_embeddings"), self.special_positions(config)
+        if rows <= special:
+            raise BadInputError(
+                f"max_position_embeddings is {rows}, but the first {special} positions of {self.name} are no token's",
+                where="config.json: max_position_embeddings, pad_token_id",
+                hint="correct config.json, or download it again",
+            )
+        return rows - special
 
     @property
     def computes_positions(self) -> bool:

@@ -74,7 +74,7 @@ def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Cali
     )
     model, tokenizer = load_teacher(folder, context.config)
     text = read_text(options.calibrate, tokenizer, model.config.vocab_size)
-    reach = model.config.max_position_embeddings - context.family.special_positions
+    reach = context.family.longest(context.config)
     lengths = [length for length in LENGTHS if length <= reach] or [reach]
     batches = text_batches(text.tokens, text.prefix, text.suffix, lengths)
     sites = attention_sites(model, context.family, context.config)

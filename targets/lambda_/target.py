@@ -20,7 +20,7 @@ def _config(context: Context) -> dict[str, Any]:
         "key_depth": options.key_depth,
         "intra_depth": options.intra_depth,
         "local_context_size": options.local_context,
-        "max_position_embeddings": options.max_length + context.family.special_positions,
+        "max_position_embeddings": options.max_length + context.family.special_positions(context.config),
         "use_cache": False,
     }
 

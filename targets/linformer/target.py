@@ -67,7 +67,7 @@ def _config(context: Context) -> dict[str, Any]:
         "mask_mode": options.mask_mode,
         "projection_bias": options.projection_bias,
         "projection_weighting": options.weighting,
-        "max_position_embeddings": options.max_length + context.family.special_positions,
+        "max_position_embeddings": options.max_length + context.family.special_positions(context.config),
         "use_cache": False,
     }
 

@@ -79,7 +79,7 @@ def calibrate_transnormer(context: Context, folder: Path, progress: Progress) ->
     family, config = context.family, context.config
     model, tokenizer = load_teacher(folder, context.config)
     text = read_text(context.options.calibrate, tokenizer, model.config.vocab_size)
-    samples = _samples(text, model.config.max_position_embeddings - family.special_positions, context.seed)
+    samples = _samples(text, family.longest(config), context.seed)
     stored = family.layer_paths(config)
     emitted = SimpleNamespace(
         hidden_size=number(config, family.hidden_size),

@@ -61,7 +61,7 @@ def _config(context: Context) -> dict[str, Any]:
         "position_encoding": options.position_encoding,
         "feed_forward": options.ffn,
         "mask_mode": options.mask_mode,
-        "max_position_embeddings": options.max_length + context.family.special_positions,
+        "max_position_embeddings": options.max_length + context.family.special_positions(context.config),
         "use_cache": False,
     }
 

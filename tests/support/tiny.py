@@ -152,7 +152,7 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
             "forced_eos_token_id": None,
             "decoder_start_token_id": 2 * (not pegasus),
         }
-    offset = FAMILIES[family].special_positions > 0
+    offset = FAMILIES[family].special_positions({}) > 0
     return {
         "hidden_size": 32,
         "num_hidden_layers": 2,

@@ -47,6 +47,11 @@ def variants(family: str, head: str) -> dict[str, dict]:
     return found
 
 
+def after_padding(family: str) -> bool:
+    """Whether the first position depends on the id of the padding token."""
+    return FAMILIES[family].code.after_padding
+
+
 def type_of(family: str, head: str):
     return getattr(transformers, FAMILIES[family].code.class_prefix + head)
 
@@ -98,23 +103,33 @@ def test_the_declared_tensors_are_those_of_transformers(family, head, variant):
     assert dict(zip(canonical(family, tied), canonical(family, tied.values()), strict=True)) == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_position_is_where_transformers_begins_to_count(family, tmp_path):
-    entry, model = FAMILIES[family], stock(family, "Model")
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        *((name, {}) for name in FAMILIES),
+        *((name, {"pad_token_id": 4, "max_position_embeddings": 69}) for name in FAMILIES if after_padding(name)),
+        ("roberta", {"pad_token_id": 0, "max_position_embeddings": 65}),
+    ],
+)
+def test_the_first_position_is_where_transformers_begins_to_count(family, fields, tmp_path):
+    entry, model = FAMILIES[family], stock(family, "Model", **fields)
     tensors = dict(zip(canonical(family, model.state_dict()), model.state_dict().values(), strict=True))
     tables = entry.position_tables(entry.head("Model"))
     longest = model.config.max_position_embeddings
-    assert {len(tensors[table]) for table in tables} == {longest + entry.special_rows - entry.special_positions}
-    source = save_tiny(tmp_path / "source", family, "Model")
+    config = model.config.to_dict()
+    rows = entry.special_rows(config)
+    assert {len(tensors[table]) for table in tables} == {longest + rows - entry.special_positions(config)}
+    assert entry.longest(config) == 64
+    source = save_tiny(tmp_path / "source", family, "Model", **fields)
     ids = torch.arange(5, 69)[None]  # the 64 tokens that it takes
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if family in ENCODER_DECODERS else {})}
     for table in tables:
         model = type_of(family, "Model").from_pretrained(source).eval()
         before = model(**inputs).last_hidden_state
         with torch.no_grad():
-            model.get_parameter(table)[: entry.special_rows] += 1
+            model.get_parameter(table)[:rows] += 1
             assert torch.equal(model(**inputs).last_hidden_state, before)
-            model.get_parameter(table)[entry.special_rows] += 1
+            model.get_parameter(table)[rows] += 1
             assert not torch.equal(model(**inputs).last_hidden_state, before)
 
 

@@ -203,7 +203,7 @@ def test_an_option_that_no_target_has_is_refused_with_those_there_are(tmp_path):
 def test_positions_repeat_behind_the_rows_that_no_token_uses(family, length, tmp_path):
     source = save_tiny(tmp_path / "source", family)
     convert(source, tmp_path / "out", max_length=length)
-    special = FAMILIES[family].special_positions
+    special = FAMILIES[family].special_positions({})
     name = f"{family}.embeddings.position_embeddings.weight"
     old, new = read(source)[name], read(tmp_path / "out")[name]
     rows = [*range(special), *(special + t % 64 for t in range(length))]
@@ -217,7 +217,7 @@ def test_interpolated_positions_are_what_numpy_makes_of_each_column(family, leng
 
     source = save_tiny(tmp_path / "source", family)
     convert(source, tmp_path / "out", max_length=length, positions="interpolate")
-    special = FAMILIES[family].special_positions
+    special = FAMILIES[family].special_positions({})
     name = f"{family}.embeddings.position_embeddings.weight"
     old, new = read(source)[name].numpy(), read(tmp_path / "out")[name].numpy()
     at = np.linspace(0, 63, length)
@@ -234,7 +234,7 @@ SIZES = [(60, 4096), (61, 64), (77, 1000), (513, 100), (600, 513), (1025, 60), (
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "distilbert"])
 def test_a_table_of_any_size_becomes_one_of_any_other(family, stored, length, tmp_path):
     source = save_tiny(tmp_path / "source", family, "Model", stored)
-    special = FAMILIES[family].special_positions
+    special = FAMILIES[family].special_positions({})
     (old,) = (value for name, value in read(source).items() if name.endswith("position_embeddings.weight"))
     assert old.shape[0] == special + stored
     expected = {

@@ -14,7 +14,7 @@ from .options import UniformOptions
 
 
 def _config(context: Context) -> dict[str, Any]:
-    positions = context.options.max_length + context.family.special_positions
+    positions = context.options.max_length + context.family.special_positions(context.config)
     return {"max_position_embeddings": positions, "use_cache": False}
 
 
