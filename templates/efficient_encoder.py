@@ -89,7 +89,19 @@ class EfficientSelfAttention(nn.Module):
             context = visible.attend(self.mix, q, k, v)
         else:
             context = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible).transpose(1, 2)
-        return self.tail(context.flatten(2), x), None
+        return self.tail(taking_part(context.flatten(2), self.mix.parameters()), x), None
+
+
+def taking_part(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """x, with a gradient of zero for those of the parameters that this input does not use.
+
+    An attention may need some of its parameters for longer inputs only. DistributedDataParallel and other wrappers
+    expect a gradient of every parameter in every step.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    zeros = [parameter.flatten()[:0].sum() for parameter in parameters if parameter.requires_grad]
+    return x + sum(zeros).to(x.dtype) if zeros else x
 
 
 class AdaptedModel:

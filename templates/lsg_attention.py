@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .efficient_encoder import EncoderMixin, attention_dropout
+from .efficient_encoder import EncoderMixin, attention_dropout, taking_part
 from .lsg_configuration import ATTENTION_FORMS, MAX_GLOBAL_TOKENS, sparse_chunk_size, uses_sparse_keys
 from .lsg_kernel_cpu import cpu_attention
 from .lsg_kernel_flex import flex_rows
@@ -88,6 +88,8 @@ class LSGEncoderMixin(EncoderMixin):
             mask[:, 0] = False
         if config.num_global_tokens:
             x = torch.cat([self.embed_globals(batch, x.device).to(x.dtype), x], dim=1)
+        else:
+            x = taking_part(x, self.globals_module().global_embeddings.parameters())
         if mask is not None:
             mask = F.pad(F.pad(mask, (config.num_global_tokens, 0), value=True), (0, padding))
         if self.projects_padding:

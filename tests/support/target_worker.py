@@ -11,6 +11,7 @@ JOB.json is {"results", "save", "repos": [{"name", "repo", "auto", "autos", "tok
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
 import traceback
@@ -133,6 +134,18 @@ def check_a_step_of_training_changes_what_is_new(job):
         assert parameter.isfinite().all(), name
         if parameter.requires_grad and (".mix." in name or ".gate." in name):
             assert not torch.equal(parameter, before[name]), f"{name} was not trained"
+
+
+def check_every_parameter_has_a_gradient_at_every_length(job):
+    """DistributedDataParallel waits for the gradient of each."""
+    model = load(job)
+    models = [model, load(job, num_global_tokens=0)] if hasattr(model.config, "num_global_tokens") else [model]
+    for model, length in itertools.product(models, (2, 12, job["tokens"])):
+        model.train().zero_grad()
+        found = model(**ids(model, length))
+        sum(value.float().square().mean() for value in found.values() if isinstance(value, torch.Tensor)).backward()
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, f"no gradient at {length} tokens: {without[:5]}"
 
 
 def check_half_precision_and_autocast(job):
