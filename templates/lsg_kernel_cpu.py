@@ -27,6 +27,7 @@ from torch import Tensor
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
 # its operators under its own module name, and never takes the place of another's.
 NAMESPACE = re.sub(r"\W", "_", __name__)
+Pair = tuple[Tensor | None, Tensor | None]  # the sparse list: keys and values (b, h, l, d), or None
 
 
 @dataclass(frozen=True)
@@ -251,11 +252,7 @@ class Layout:
         return slice(0, self.global_count if self.causal else self.global_count + self.length)
 
     def bias(self, item: int, block: int) -> Tensor | None:
-        """Added to the scores of a block, (h or 1, rows or 1, w); None where all slots may be seen.
-
-        A bias of the formula's own would be added here: the rows' positions are `own`, those of the slots `Ring.rows`.
-        Its gradient is `change`, in the backward.
-        """
+        """Added to the scores of a block, (h or 1, rows or 1, w); None where all slots may be seen."""
         if not (self.causal or self.hides[item][block]):
             return None
         visible = self.slot_visible[item, :, block, None]
@@ -272,6 +269,10 @@ class Layout:
         if self.key_visible is None:
             return None
         return self.as_bias(self.key_visible[item, None, None, self.seen_by_globals()])
+
+    def change_scores(self, change: Tensor, shares: Tensor, item: int, block: int | None, heads: slice) -> None:
+        """Make of `change`, the gradient of the weights of some heads of a block (None: of globals), the scores'."""
+        torch._softmax_backward_data(change, shares, -1, self.dtype, grad_input=change)
 
     def as_bias(self, visible: Tensor) -> Tensor:
         """Half of the lowest number and not -inf: a row that may see nothing gets finite weights, not NaN."""
@@ -326,13 +327,7 @@ def attention(
     sparse_values: Tensor | None,
     sparse_visible: Tensor | None,
     seed: Tensor | None,
-    global_count: int,
-    block: int,
-    sparse_size: int,
-    sparse_step: int,
-    causal: bool,
-    dropout: float,
-    at_once: int,
+    *options: Any,
 ) -> Tensor:
     """The context (b, h, g + t, d) of globals and tokens.
 
@@ -345,15 +340,18 @@ def attention(
         sparse_values: likewise.
         sparse_visible: bool (b, h or 1, l), likewise.
         seed: int64 scalar to draw the dropout from; None for no dropout.
-        global_count: g.
-        block: tokens in a block.
-        sparse_size: sparse keys on each side of the local ones.
-        sparse_step: entries of the sparse list for one block.
-        causal: no token sees a later one, and globals see each other only.
-        dropout: probability for attention weights.
-        at_once: heads whose weights are made at once. Dropout repeats only for the same number.
+        options: those of `Layout`, and then `dropout`, the probability for attention weights, and `at_once`, the number
+            of heads whose weights are made at once. Dropout repeats only for the same number.
     """
-    layout = Layout(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
+    *places, dropout, at_once = options
+    layout = Layout(q, visible, sparse_visible, *places)
+    return forward(layout, q, k, v, (sparse_keys, sparse_values), seed, dropout, at_once)
+
+
+def forward(
+    layout: Layout, q: Tensor, k: Tensor, v: Tensor, sparse: Pair, seed: Tensor | None, dropout: float, at_once: int
+) -> Tensor:
+    """The context (b, h, g + t, d); arguments as of `attention`."""
     context = rows_first(torch.empty, q)
     # Of fewer than 192 rows torch's fused attention gets no faster by threads (2.13), while products and softmax do. In
     # bfloat16 they would round the scores, which it does not.
@@ -374,9 +372,9 @@ def attention(
 
     for item in range(layout.batch):
         scratch.zero_()
-        sources = layout.lists(k, sparse_keys, item), layout.lists(v, sparse_values, item)
+        sources = layout.lists(k, sparse[0], item), layout.lists(v, sparse[1], item)
         for held, x in zip(scratch, (k, v), strict=True):
-            held[:, layout.globals] = x[item, :, :global_count]
+            held[:, layout.globals] = x[item, :, : layout.global_count]
         for number in range(layout.blocks):
             for held, lists in zip(scratch, sources, strict=True):
                 for ring, rows in lists:
@@ -398,28 +396,38 @@ def attention_backward(
     sparse_values: Tensor | None,
     sparse_visible: Tensor | None,
     seed: Tensor | None,
-    global_count: int,
-    block: int,
-    sparse_size: int,
-    sparse_step: int,
-    causal: bool,
+    *options: Any,
+) -> list[Tensor]:
+    """The gradients of q, k and v, and of the sparse keys and values where there are any; arguments as above."""
+    *places, dropout, at_once = options
+    layout = Layout(q, visible, sparse_visible, *places)
+    return backward(layout, gradient, q, k, v, (sparse_keys, sparse_values), seed, dropout, at_once)
+
+
+def backward(
+    layout: Layout,
+    given: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sparse: Pair,
+    seed: Any,
     dropout: float,
     at_once: int,
 ) -> list[Tensor]:
-    """The gradients of q, k and v, and of the sparse keys and values where there are any; arguments as above.
+    """The gradients of q, k and v, and of the sparse keys and values where there are any.
 
-    With the weights P of a block, the factors M of dropout and G, the gradient of the context: dV = (M P)^T G,
+    With the weights P of a block, the factors M of dropout and G, the gradient of the context (`given`): dV = (M P)^T G,
     dP = M (G V^T), dS = P (dP - sum(P dP)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
     """
-    layout = Layout(q, visible, sparse_visible, global_count, block, sparse_size, sparse_step, causal)
     dq, dk, dv = (rows_first(torch.empty, x) for x in (q, k, v))
-    dsk, dsv = (None if x is None else rows_first(torch.zeros, x) for x in (sparse_keys, sparse_values))
+    dsk, dsv = (None if x is None else rows_first(torch.zeros, x) for x in sparse)
     weights, changes = Weights(layout, at_once, dropout, seed), Weights(layout, at_once)
     scratch = layout.scratches(4)
     scale = layout.size**-0.5
 
-    def write(item: int, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
-        queries, arriving = (x[item, :, rows].to(layout.dtype) for x in (q, gradient))
+    def write(item: int, block: int | None, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
+        queries, arriving = (x[item, :, rows].to(layout.dtype) for x in (q, given))
         written = dq[item, :, rows]
         for few in parts(len(queries), at_once):
             keys, values, to_keys, to_values = (x[few] for x in window)
@@ -430,31 +438,31 @@ def attention_backward(
             change = torch.bmm(arriving[few], values.transpose(1, 2), out=changes.room(queries[few], keys))
             if factors is not None:
                 change *= factors
-            torch._softmax_backward_data(change, shares, -1, layout.dtype, grad_input=change)
+            layout.change_scores(change, shares, item, block, few)
             written[few] = (change @ keys).mul_(scale)
             add_product(to_keys, change.transpose(1, 2), queries[few], scale)
 
     for item in range(layout.batch):
         scratch.zero_()
-        sources = layout.lists(k, sparse_keys, item), layout.lists(v, sparse_values, item)
+        sources = layout.lists(k, sparse[0], item), layout.lists(v, sparse[1], item)
         targets = layout.lists(dk, dsk, item), layout.lists(dv, dsv, item)
         for held, x in zip(scratch[:2], (k, v), strict=True):
-            held[:, layout.globals] = x[item, :, :global_count]
+            held[:, layout.globals] = x[item, :, : layout.global_count]
         for number in range(layout.blocks):
             for held, total, lists in zip(scratch[:2], scratch[2:], sources, strict=True):
                 for ring, rows in lists:
                     ring.enter(number, rows, held)
                     ring.clear(number, total)
-            write(item, layout.rows(number), layout.bias(item, number), *scratch[:, :, layout.window(number)])
+            write(item, number, layout.rows(number), layout.bias(item, number), *scratch[:, :, layout.window(number)])
             for total, lists in zip(scratch[2:], targets, strict=True):
                 for ring, rows in lists:  # a local key goes once, a sparse one from each side
                     ring.leave(number, rows, total, last=number == layout.blocks - 1, add=ring is not layout.local)
         for total, x in zip(scratch[2:], (dk, dv), strict=True):
-            x[item, :, :global_count] = total[:, layout.globals]
+            x[item, :, : layout.global_count] = total[:, layout.globals]
         seen = layout.seen_by_globals()
         keys, values = (x[item, :, seen].to(layout.dtype) for x in (k, v))
         for rows in layout.global_rows():
-            write(item, rows, layout.global_bias(item), keys, values, dk[item, :, seen], dv[item, :, seen])
+            write(item, None, rows, layout.global_bias(item), keys, values, dk[item, :, seen], dv[item, :, seen])
     return [x for x in (dq, dk, dv, dsk, dsv) if x is not None]
 
 
