@@ -405,19 +405,11 @@ def attention_backward(
 
 
 def backward(
-    layout: Layout,
-    given: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sparse: Pair,
-    seed: Any,
-    dropout: float,
-    at_once: int,
+    layout: Layout, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sparse: Pair, seed: Any, dropout: float, at_once: int
 ) -> list[Tensor]:
     """The gradients of q, k and v, and of the sparse keys and values where there are any.
 
-    With the weights P of a block, the factors M of dropout and G, the gradient of the context (`given`): dV = (M P)^T G,
+    With the weights P of a block, the factors M of dropout and G, the gradient of the context: dV = (M P)^T G,
     dP = M (G V^T), dS = P (dP - sum(P dP)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
     """
     dq, dk, dv = (rows_first(torch.empty, x) for x in (q, k, v))
@@ -427,7 +419,7 @@ def backward(
     scale = layout.size**-0.5
 
     def write(item: int, block: int | None, rows: slice, bias: Tensor | None, *window: Tensor) -> None:
-        queries, arriving = (x[item, :, rows].to(layout.dtype) for x in (q, given))
+        queries, arriving = (x[item, :, rows].to(layout.dtype) for x in (q, grad))
         written = dq[item, :, rows]
         for few in parts(len(queries), at_once):
             keys, values, to_keys, to_values = (x[few] for x in window)
