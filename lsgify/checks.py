@@ -45,6 +45,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     heads, globals_ = config.num_attention_heads, config.num_global_tokens
     width = config.hidden_size // heads
     generator = torch.Generator().manual_seed(0)
+    bias = _some_bias(model.base_model, generator)
     found, lengths = [], []
     for blocks in (3, 5):
         tokens = blocks * config.block_size - (config.block_size // 3 if config.adaptive else 0)
@@ -52,8 +53,15 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
         mask = torch.ones((2, globals_ + tokens), dtype=torch.bool)
         mask[1, -tokens // 3 :] = False
         with torch.no_grad():
-            got = attentions[0](q, k, v, mask)
-        wanted = dense_attention(q, k, v, mask, config).float()
+            got = attentions[0](q, k, v, mask, **({} if bias is None else {"bias": bias}))
+        wanted = dense_attention(q, k, v, mask, config, bias).float()
         found.append(difference(got.transpose(1, 2), wanted.transpose(1, 2), mask))
         lengths.append(tokens)
     return worst_of(found), {"tokens": lengths}
+
+
+def _some_bias(base: torch.nn.Module, generator: torch.Generator) -> torch.Tensor | None:
+    """Random numbers in the shape of the bias that the model's layers add to scores; None where they add none."""
+    if not hasattr(base, "attention_bias"):
+        return None
+    return torch.randn(base.attention_bias().shape, generator=generator)

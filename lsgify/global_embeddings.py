@@ -105,3 +105,27 @@ class GlobalEmbeddings:
 def _row(table: Array, index: int | None) -> np.ndarray:
     row: np.ndarray = Array(table.data[index : None if index is None else index + 1], table.dtype).float32()[0]
     return row
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalBias:
+    """Makes the bias (1, heads) of global keys from the table (buckets, heads) of the bias for distances.
+
+    A global key gets what the farthest keys get, the mean of the last bucket on either side: so it takes no share that
+    a close key had.
+    """
+
+    action = "derive"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        (table,) = inputs
+        if len(table) != 2 or table[0] < 2 or table[0] % 2:
+            raise ValueError(
+                f"the table of the bias has the shape {table}, not an even number of buckets and the heads"
+            )
+        return (1, table[1])
+
+    def apply(self, *inputs: Array) -> Array:
+        table = inputs[0].float32()
+        half = len(table) // 2
+        return from_float32(table[[half - 1, -1]].mean(axis=0, keepdims=True), inputs[0].dtype)

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any) -> Tensor:
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any, bias: Tensor | None = None) -> Tensor:
     """LSG attention over more than two blocks; of a decoder (`config.is_decoder`) no row sees a later token.
 
     Args:
         q, k, v: (b, h, g + t, d), the g global tokens first.
         mask: bool (b, g + t), True for what may be attended to.
         config: with the fields of an LSG config.
+        bias: added to the scores of tokens, (h, 2 R + 2): column R + D for a key at distance D, the last for a global.
 
     Returns:
         Context (b, h, g + t, d), float64.
     """
     q, k, v = q.double(), k.double(), v.double()
+    places = torch.arange(q.shape[2]).double()[None, None, :, None].expand(len(q), q.shape[1], -1, 1)
+    if bias is not None:  # each key brings its position along as a further channel of its value
+        v = torch.cat([v, places - config.num_global_tokens], dim=-1)
     globals_, block = config.num_global_tokens, config.block_size
     tokens = q.shape[2] - globals_
     padding = -tokens % block
@@ -50,13 +54,25 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: Any) 
     # Global rows see globals and tokens, never the sparse keys, which summarise tokens; in a decoder, globals only.
     top = torch.ones(globals_, rows.shape[1], dtype=torch.bool)
     top[:, globals_ + (0 if causal else tokens + padding) :] = False
-    all_keys, all_visible = torch.cat(keys, 2), torch.cat(visible, 2)
+    all_keys, all_visible, all_values = torch.cat(keys, 2), torch.cat(visible, 2), torch.cat(values, 2)
     scores = q @ all_keys.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        all_values, stands = all_values[..., :-1], all_values[..., -1]
+        scores[:, :, globals_:] += _bias(bias.double(), tokens, globals_, stands)
     scores = scores.masked_fill(~(torch.cat([top, rows]) & all_visible[:, :, None, :]), -math.inf)
-    context = torch.softmax(scores, -1).nan_to_num(0.0) @ torch.cat(values, 2)
+    context = torch.softmax(scores, -1).nan_to_num(0.0) @ all_values
     if causal and config.causal_globals == "published":
         context[:, :, :globals_] = q[:, :, :globals_]
     return context
+
+
+def _bias(bias: Tensor, tokens: int, globals_: int, stands: Tensor) -> Tensor:
+    """What the rows of tokens get for keys (b, h, tokens, keys) that stand at the positions (b, h, keys)."""
+    reach = bias.shape[1] // 2 - 1
+    distance = (stands[:, :, None] - torch.arange(tokens)[:, None]).round().long().clamp(-reach, reach) + reach
+    distance[..., :globals_] = 2 * reach + 1
+    head = torch.arange(len(bias))[:, None, None]
+    return bias[head, distance]
 
 
 def _sparse_window(tokens: int, entries: int, config: Any, causal: bool) -> Tensor:
@@ -98,8 +114,8 @@ def _sparse(first: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Any) -> t
             offsets = torch.stack([(torch.arange(run) + head * run) % block for head in range(heads)])
             index = (torch.arange(tokens // block)[None, :, None] * block + offsets[:, None]).flatten(1)
         index = index.expand(len(k), heads, -1)
-        wide = index[..., None].expand(-1, -1, -1, k.shape[-1])
-        return k.gather(2, wide), v.gather(2, wide), seen.gather(2, index)
+        keys, values = (x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1])) for x in (k, v))
+        return keys, values, seen.gather(2, index)
     shown = seen.unflatten(2, (-1, factor))
     if kind == "pooling":
         weights = shown.double() / shown.double().sum(-1, keepdim=True).clamp(min=1)

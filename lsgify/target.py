@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..convert.errors import BadInputError, UsageError
-from ..convert.families.grammar import DECODER, Weight, number
+from ..convert.families.grammar import DECODER, SCORE_BIAS, Family, Weight, number
 from ..convert.positions import equal_positions, position_rules
 from ..convert.recipe import Recipe
-from ..convert.repo.modelcode import Seq2SeqCode, TargetCode
+from ..convert.repo.modelcode import BiasedCode, Seq2SeqCode, TargetCode
 from ..convert.target import Check, Context, Rule, Target, common_checks
-from .global_embeddings import GlobalEmbeddings
+from .global_embeddings import GlobalBias, GlobalEmbeddings
 from .options import ROWS, LSGOptions, label
 from .upgrade import CONFIG_FIELDS, globals_of, resolve_options, stated, upgraded
 
@@ -37,7 +37,15 @@ def _weights(context: Context) -> Sequence[Weight]:
     if context.family.part(context.head):  # a decoder alone: there is no encoder to read global tokens
         return ()
     words = next(weight for weight in context.family.embeddings if weight.name == context.family.words)
-    return (Weight(context.family.global_embeddings, (ROWS, words.shape[1])),)
+    weights = [Weight(context.family.global_embeddings, (ROWS, words.shape[1]))]
+    if context.family.score_bias:
+        weights.append(Weight(global_bias(context.family), (1, context.family.num_heads)))
+    return weights
+
+
+def global_bias(family: Family) -> str:
+    """The canonical name of what a row gets for a global key, where the family adds a bias to scores."""
+    return family.global_embeddings.replace("global_embeddings", "global_bias")
 
 
 def _drops(context: Context) -> dict[str, str]:
@@ -62,6 +70,10 @@ def _rules(context: Context) -> Sequence[Rule]:
         )
     _refuse_idle(context)
     rules = [] if family.part(context.head) else [_global_rule(context)]
+    if family.score_bias:
+        name = global_bias(family)
+        kept = globals_of(context) == "kept"
+        rules.append(Rule((name,), name) if kept else Rule((family.score_bias,), name, GlobalBias()))
     return [*rules, *position_rules(context, options.max_length, options.positions)]
 
 
@@ -170,7 +182,7 @@ def _exact(options: Mapping[str, Any]) -> int:
 LSG = Target(
     name="lsg",
     summary="local + sparse + global attention, linear in the length (arXiv 2210.15497)",
-    can=(DECODER,),
+    can=(DECODER, SCORE_BIAS),
     causal=True,
     accepts_converted=True,
     resolve_options=resolve_options,
@@ -193,6 +205,12 @@ LSG = Target(
             ("lsg_kernel_flex", "flex_rows"),
             ("lsg_kernel_plain", "plain_attention"),
             ("lsg_kernel_triton", "triton_attention"),
+        ),
+        biased=BiasedCode(
+            self_attention=("lsg_score_bias", "BiasedSelfAttention"),
+            attention=("lsg_score_bias", "BiasedLSGAttention"),
+            encoder_mixin=("lsg_score_bias", "BiasedLSGEncoderMixin"),
+            others=(("lsg_kernel_cpu_bias", "cpu_attention"),),
         ),
         seq2seq=Seq2SeqCode(
             template="modeling_lsg_seq2seq.py.jinja",

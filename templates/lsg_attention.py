@@ -8,12 +8,6 @@ Axes: b batch, h heads, t tokens, d head size, l entries of the sparse list.
 
 Inputs of up to two blocks get full attention. Beyond that memory is linear in the length, and one of several forms of
 the same formula is run: see `form_of`.
-
-Where a bias on scores would enter (of relative positions, say): each form adds to the scores of a tile of rows and keys
-where the positions of both are known, so that one function of head, row and key could serve all. That is in the masks
-that lsg_kernel_plain.py gives to `attend`, in `Layout.bias` of lsg_kernel_cpu.py, in FlexAttention's `score_mod`
-(lsg_kernel_flex.py), and where q meets k in lsg_kernel_triton.py (`add_keys`, `score_changes`). A key of the sparse
-list stands for one token ("norm", "stride", "block_stride") or for several, whose position must then be chosen.
 """
 
 from __future__ import annotations
@@ -177,13 +171,7 @@ def lsg_attention(
         ValueError: for a length that is no multiple of the block size where `config.adaptive` is false, and for an
             `attention_form` that cannot run.
     """
-    length = q.shape[2] - config.num_global_tokens
-    if length > 2 * config.block_size and length % config.block_size and not config.adaptive:
-        raise ValueError(
-            f"the input length must be a multiple of block_size {config.block_size}, got {length}: pad the input, or "
-            "set adaptive=True"
-        )
-    if length <= 2 * config.block_size:
+    if checked_length(q, config) <= 2 * config.block_size:
         context = full_attention(q, k, v, mask, config.num_global_tokens, causal, dropout)
     else:
         sparse = None
@@ -195,6 +183,17 @@ def lsg_attention(
         first = config.num_global_tokens
         context = torch.cat([q[:, :, :first], context[:, :, first:]], dim=2)
     return context
+
+
+def checked_length(q: Tensor, config: Any) -> int:
+    """The number of tokens t of q (b, h, g + t, d); raises ValueError where it must be a multiple of the block size."""
+    length = q.shape[2] - config.num_global_tokens
+    if length > 2 * config.block_size and length % config.block_size and not config.adaptive:
+        raise ValueError(
+            f"the input length must be a multiple of block_size {config.block_size}, got {length}: pad the input, or "
+            "set adaptive=True"
+        )
+    return length
 
 
 def window_attention(

@@ -7,6 +7,7 @@ Axes: b batch, h heads, t tokens, d head size, n blocks, l entries of the sparse
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ from .lsg_kernel_cpu import sparse_starts
 Sparse = tuple[
     Tensor, Tensor, Tensor
 ]  # the sparse list: keys and values (b, h, l, d), and visible, bool (b, h or 1, l)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """Softmax attention; `visible` broadcasts to (b, h, rows, keys). Every score of this form is made here.
+
+    A row that may see nothing gets finite numbers (near the mean of all values), not NaN: hence half of the lowest
+    number in place of -inf, which no score can push over the edge of a 16-bit format.
+    """
+    bias = None
+    if visible is not None:
+        bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device)
+        bias = bias.masked_fill(~visible, torch.finfo(q.dtype).min / 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def plain_attention(
@@ -66,6 +80,7 @@ def block_attention(
     config: Any,
     causal: bool,
     dropout: float,
+    attend: Callable[..., Tensor] = attend,
 ) -> Tensor:
     """The tokens' rows (b, h, t, d), block by block, each block against one window of keys."""
     batch, heads, rows, _ = q.shape
@@ -143,16 +158,3 @@ def sparse_parts(keys: Tensor, values: Tensor, visible: Tensor, config: Any, blo
         )
         for start in sparse_starts(size, entries, causal)
     ]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """Softmax attention; `visible` broadcasts to (b, h, rows, keys). Every score of this form is made here.
-
-    A row that may see nothing gets finite numbers (near the mean of all values), not NaN: hence half of the lowest
-    number in place of -inf, which no score can push over the edge of a 16-bit format.
-    """
-    bias = None
-    if visible is not None:
-        bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device)
-        bias = bias.masked_fill(~visible, torch.finfo(q.dtype).min / 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -40,6 +41,7 @@ class FamilyCode:
         model_lines: further lines of the base model's body.
         encoder: where the base model has a decoder too; then `layers_path` begins at the encoder.
         decoder_heads: suffixes of the classes that consist of the decoder alone.
+        score_bias: whether attention adds a bias to scores. Then `model_lines` have `bias_by_distance`.
     """
 
     module: str
@@ -54,6 +56,12 @@ class FamilyCode:
     model_lines: tuple[str, ...] = ()
     encoder: EncoderCode | None = None
     decoder_heads: tuple[str, ...] = ()
+    score_bias: bool = False
+
+    @property
+    def attention(self) -> str:
+        """`attention_path` in Python: `layer[0].SelfAttention` of `layer.0.SelfAttention`."""
+        return re.sub(r"\.(\d+)", r"[\1]", self.attention_path)
 
     @property
     def config_class(self) -> str:

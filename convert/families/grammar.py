@@ -119,6 +119,7 @@ class Family:
         read_config: the source's config with what it may leave out; raises BadInputError for one that cannot be.
         flax: how JAX checkpoints store it, where effconv reads them.
         needs: what a target must be able to do for it, of `NEEDS`, beyond what follows from the rest of the entry.
+        score_bias: the table (buckets, heads) of the bias on scores, where the family has one.
         types_in_globals: whether token type 0 is part of every embedding, and so of LSG's global tokens too.
     """
 
@@ -156,12 +157,14 @@ class Family:
     read_config: Callable[[Config], Config] = lambda config: config
     flax: FlaxNames | None = None
     needs: frozenset[str] = frozenset()
+    score_bias: str = ""
     types_in_globals: bool = False
 
     @property
     def requirements(self) -> frozenset[str]:
         """Everything that a target must be able to do for it."""
-        return self.needs | ({DECODER} if self.code.encoder else frozenset())
+        implied = {DECODER: self.code.encoder is not None, SCORE_BIAS: self.code.score_bias}
+        return self.needs | {need for need, present in implied.items() if present}
 
     def canonical_name(self, stored: str) -> str | None:
         """The canonical name of a stored tensor of either side; None for a JAX name that no model has."""

@@ -22,10 +22,6 @@ WRAPPER = "it wraps an encoder and a decoder of other architectures"
 
 # model_type: (the reason, what to use instead)
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "mpnet": (
-        RELATIVE,
-        "sentence-transformers/all-distilroberta-v1 or all-MiniLM-L12-v2 in place of all-mpnet-base-v2",
-    ),
     "deberta": (DISENTANGLED, "a roberta or electra checkpoint of the same size"),
     "deberta-v2": (DISENTANGLED, "a roberta or electra checkpoint of the same size; xlm-roberta in place of mDeBERTa"),
     "modernbert": (

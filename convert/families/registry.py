@@ -10,6 +10,7 @@ from .bert import BERT, CAMEMBERT, DATA2VEC_TEXT, ERNIE, ROBERTA, ROBERTA_PRELAY
 from .distilbert import DISTILBERT
 from .electra import ELECTRA
 from .grammar import Family
+from .mpnet import MPNET
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -17,6 +18,7 @@ FAMILIES: Mapping[str, Family] = {
         *(BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT),
         *(XLM_ROBERTA_XL, ROBERTA_PRELAYERNORM, DATA2VEC_TEXT, ERNIE),
         *(BART, MBART, PEGASUS),
+        *(MPNET,),
     )
 }
 

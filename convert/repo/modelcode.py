@@ -30,6 +30,16 @@ class Seq2SeqCode:
 
 
 @dataclass(frozen=True, slots=True)
+class BiasedCode:
+    """A target's parts for families whose attention adds a bias to scores; each as (module, class)."""
+
+    self_attention: tuple[str, str]
+    attention: tuple[str, str]
+    encoder_mixin: tuple[str, str]
+    others: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TargetCode:
     """What the rendered files need to know of a target; a part of it is named as (module, class).
 
@@ -42,6 +52,8 @@ class TargetCode:
         others: further modules that the repo needs, each with a name to import from it.
         package: where its own files are, among them card_NAME.md.jinja, the part of the card on its attention.
         seq2seq: what takes the place of some of these in models of an encoder and a decoder, where it takes them.
+        biased: likewise for families with a bias on scores.
+        self_attention: the module with the projections, around the attention.
     """
 
     name: str
@@ -52,18 +64,30 @@ class TargetCode:
     others: tuple[tuple[str, str], ...] = ()
     package: str = TEMPLATES
     seq2seq: Seq2SeqCode | None = None
+    biased: BiasedCode | None = None
+    self_attention: tuple[str, str] = (CORE, "EfficientSelfAttention")
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
-        parts = (self.attention, self.encoder_mixin, self.config_mixin, *self.others)
+        parts = (self.self_attention, self.attention, self.encoder_mixin, self.config_mixin, *self.others)
         return tuple(f"{module}.py" for module in sorted({CORE, *(module for module, _ in parts)}))
 
     def for_family(self, family: FamilyCode) -> TargetCode:
         """The parts that a family needs."""
-        if not family.encoder or self.seq2seq is None:
-            return self
-        return replace(self, config_mixin=self.seq2seq.config_mixin)
+        code = self
+        if family.score_bias and self.biased is not None:
+            parts = self.biased
+            code = replace(
+                code,
+                self_attention=parts.self_attention,
+                attention=parts.attention,
+                encoder_mixin=parts.encoder_mixin,
+                others=(*code.others, *parts.others, code.attention),
+            )
+        if family.encoder and self.seq2seq is not None:
+            code = replace(code, config_mixin=self.seq2seq.config_mixin)
+        return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +227,11 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
 def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
-    core = ["EfficientSelfAttention", "HeadMixin", *(("AdaptedModel", "visible_tokens") if family.encoder else ())]
+    core = ["HeadMixin", *(("AdaptedModel", "visible_tokens") if family.encoder else ())]
     used = [
         (of.configuration_module, of.config),
         *((CORE, name) for name in core),
+        target.self_attention,
         target.attention,
         target.encoder_mixin,
     ]

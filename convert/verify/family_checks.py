@@ -25,15 +25,29 @@ class DenseAttention(nn.Module):
         super().__init__()
         self.causal = causal
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """The context (b, h, t, d) of q, k and v (b, h, t, d); `mask` is bool (b, t), True for what may be seen."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """The context (b, h, t, d) of q, k and v (b, h, t, d).
+
+        Args:
+            mask: bool (b, t), True for what may be seen.
+            bias: added to scores, (h, 2 R + 2): column R + D is for a key D tokens behind its row (lsg_score_bias.py).
+        """
         tokens = q.shape[2]
         seen = torch.ones((1, 1, tokens, tokens), dtype=torch.bool)
         if self.causal:
             seen = seen.tril()
         if mask is not None:
             seen = seen & mask[:, None, None, :]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        if bias is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        added = bias_of_distances(bias, torch.arange(tokens)[:, None], torch.arange(tokens))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.where(seen, added, -math.inf))
+
+
+def bias_of_distances(bias: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    """The bias (h, ...) of keys for rows, by positions that broadcast; the last column is not for distances."""
+    reach = bias.shape[1] // 2 - 1
+    return bias[:, (keys - rows).clamp(-reach, reach) + reach]
 
 
 def stock_attention_equals_source(

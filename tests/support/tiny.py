@@ -38,6 +38,7 @@ SPECIAL_TOKENS = {
     "BarthezTokenizer": ANGLED,
     "AlbertTokenizer": BRACKETED
     | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "MPNetTokenizer": ANGLED | {"unk_token": "[UNK]"},
     "PegasusTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask_2>"},
 }
 BYTE_BPE = ("RobertaTokenizer", "BartTokenizer")
@@ -196,7 +197,7 @@ def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     elif special["unk_token"] == "<unk>":
         vocab_size = _save_unigram(folder, special)
     else:
-        vocab_size = _save_wordpiece(folder)
+        vocab_size = _save_wordpiece(folder, special)
     own = {"offset": 2, "mask_token_sent": "<mask_1>"} if family == "pegasus" else {}
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(
@@ -205,19 +206,25 @@ def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     return vocab_size
 
 
-def _save_wordpiece(folder: Path) -> int:
+def _save_wordpiece(folder: Path, special: dict[str, str]) -> int:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+    bracketed = special is BRACKETED
+    order = [] if bracketed else [special[f"{name}_token"] for name in ("cls", "pad", "sep", "unk", "mask")]
     vocab = wordpiece_vocab()
+    vocab[: len(order)] = order
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(vocab[:5])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    if bracketed:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    else:  # MPNet's
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     tokenizer.save(str(folder / "tokenizer.json"))
     return len(vocab)
 
