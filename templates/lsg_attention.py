@@ -343,7 +343,11 @@ def group_means(keys: Tensor, values: Tensor, visible: Tensor, factor: int) -> t
 
 def weighted_groups(x: Tensor, weights: Tensor) -> Tensor:
     """Sums of x (b, h, t, d) over groups of tokens, with weights (b, h or 1, l, f): (b, h, l, d)."""
-    return (weights[..., None, :] @ x.unflatten(2, weights.shape[2:])).squeeze(-2)
+    groups, shares = x.unflatten(2, weights.shape[2:]).unbind(3), weights[..., None].unbind(3)
+    total = groups[0] * shares[0]
+    for row, share in zip(groups[1:], shares[1:], strict=True):  # a quarter of a product's time on a CPU
+        total = torch.addcmul(total, row, share)
+    return total
 
 
 def strided(keys: Tensor, values: Tensor, visible: Tensor, factor: int) -> tuple[Tensor, Tensor, Tensor]:
