@@ -20,7 +20,7 @@ NAMED = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def tokens_of(source, family):
-    return special_tokens(resolve(source), FAMILIES[family].special_tokens)
+    return special_tokens(resolve(source), FAMILIES[family])
 
 
 def keep(source, *names):
