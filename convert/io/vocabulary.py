@@ -77,8 +77,8 @@ def _from_tokenizer_file(parsed: Mapping[str, Any], wanted: set[str]) -> dict[st
 
 def _lines(path: Path, wanted: set[str]) -> dict[str, int]:
     """A token a line; the last of several equal lines counts, as in transformers."""
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        tokens = ((line.removesuffix("\n").removesuffix("\r"), i) for i, line in enumerate(lines))
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        tokens = ((line.removesuffix("\n"), i) for i, line in enumerate(lines))
         return {token: i for token, i in tokens if token in wanted}
 
 
@@ -99,14 +99,13 @@ def _counted(path: Path, name: str, names: Names) -> dict[str, int]:
 
 
 def _from_pieces(pieces: list[str], kind: TokenizerClass, names: Names, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Ids as the class numbers the pieces of a sentencepiece model."""
     ids = _listed(pieces)
     if kind.layout == "fairseq":  # the first three pieces give way to four tokens; codes and the mask come last
         ids = {piece: i + 1 for piece, i in ids.items() if i >= 3}
-        ids |= {names[key]: i for i, key in enumerate(FIRST) if key in names}
-        return ids | ({names["mask"]: len(pieces) + 1 + kind.codes} if "mask" in names else {})
+        ids |= {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": len(pieces) + 1 + kind.codes}
     if kind.layout == "camembert":
-        ids = {names["pad"]: 1, **{piece: i + 4 for piece, i in ids.items()}} if "pad" in names else ids
-        return ids | ({names["mask"]: len(pieces) + 4} if "mask" in names else {})
+        ids = {"<pad>": 1, **{piece: i + 4 for piece, i in ids.items()}, "<unk>": 3}
     if kind.layout == "pegasus":
         offset = settings.get("offset", PEGASUS_OFFSET)
         ids = {piece: i + offset for piece, i in ids.items() if type(offset) is int}
