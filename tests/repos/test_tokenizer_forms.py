@@ -19,23 +19,20 @@ from tiny import save_tiny, wordpiece_vocab
 
 STORED = ("config.json", "model.safetensors")
 BERTS = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *wordpiece_vocab()[5:]]
-PHOBERT = [
-    "th@@",
-    "e",
-    "the",
-    *(f"{letter}@@" for letter in "abcdefghijklmnopqrstuvwxyz"),
-    *"abcdfghijklmnopqrstuvwxyz",
-]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PHOBERT = ["th@@", "the", *(f"{letter}@@" for letter in LETTERS), *LETTERS]
 CODES = "#version: 0.2\nt h 9\nh e</w> 8\nth e</w> 7\n"
 CODE = """
 import pathlib
 pathlib.Path({marker!r}).touch()
 from transformers import PreTrainedTokenizer
+from .deeper import cut as _  # from a folder, transformers 4 finds what a class imports directly
 from .letters import cut
 class Letters(PreTrainedTokenizer):
     vocab_files_names = {{"vocab_file": "letters.tsv"}}
     def __init__(self, vocab_file, **options):
-        self.ids = {{line.split("\\t")[0]: i for i, line in enumerate(pathlib.Path(vocab_file).read_text().splitlines())}}
+        lines = pathlib.Path(vocab_file).read_text().splitlines()
+        self.ids = {{line.split("\\t")[0]: i for i, line in enumerate(lines)}}
         super().__init__(**options)
     vocab_size = property(lambda self: len(self.ids))
     def get_vocab(self): return dict(self.ids)
@@ -164,7 +161,7 @@ def test_code_of_its_own_is_carried_and_not_run(tmp_path):
     source = own_code(tmp_path / "source")
     result = convert(source, tmp_path / "out")
     found = tokenizer_in(tmp_path / "out")
-    assert found.code == ("tokenization_letters.py", "letters.py", "deeper.py")
+    assert found.code == ("tokenization_letters.py", "deeper.py", "letters.py")
     assert found.vocabulary == ("letters.tsv",)
     for name in (*found.code, *found.vocabulary):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
