@@ -66,6 +66,7 @@ def _vocabulary(source: Source, kind: TokenizerClass | None, names: Names) -> Ma
 
 def _from_tokenizer_file(parsed: Mapping[str, Any], wanted: set[str]) -> dict[str, int]:
     vocabulary = _mapping(parsed.get("model")).get("vocab")
+    found: list[tuple[object, object]]
     if isinstance(vocabulary, list):  # Unigram: [piece, score] pairs
         found = [(entry[0] if isinstance(entry, list) and entry else None, i) for i, entry in enumerate(vocabulary)]
     else:
