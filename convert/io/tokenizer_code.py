@@ -13,9 +13,8 @@ from .tokenizer_classes import SETTINGS
 AUTO = "AutoTokenizer"
 # How transformers finds the files that a code file imports relatively.
 RELATIVE_IMPORT = re.compile(r"^\s*(?:import\s+\.(\w+)\s*$|from\s+\.(\w+)\s+import)", re.MULTILINE)
-NEVER = re.compile(
-    r"config\.json|modules\.json|.*\.(py|safetensors)|(pytorch_|tf_|flax_)?model.*\.(bin|h5|msgpack|json)"
-)
+# Whatever the code names: not code, weights or hidden files, and what the repo has of its own.
+NEVER = re.compile(r"\..*|(config|modules)\.json|.*\.(py|safetensors)|(pytorch_|tf_|flax_)?model.*\.(bin|h5|msgpack)")
 # Files beside a model that belong to the model, to its training or to a page. A class of its own may read any other.
 MODEL_FILES = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|onnx|onnx_data|gguf|tflite|mlmodel|npz|py|pyc|md|rst|png|jpe?g|gif|svg"

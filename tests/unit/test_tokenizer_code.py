@@ -58,12 +58,12 @@ def test_references_are_read_where_transformers_reads_them(settings, config, exp
 
 
 def test_files_of_the_model_of_its_training_and_of_the_page_are_left_out():
-    carried = ["vocab.txt", "tokenizer_78b3253a26.model", "dict.bin2", "letters.tsv", "data/table.csv", "named.md"]
+    carried = ["vocab.txt", "model_vocab.json", "tokenizer_78b3253a26.model", "dict.bin2", "data/table.csv", "named.md"]
     others = [
         *("config.json", "pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "README.md"),
         *("training_args.bin", "optimizer.pt", "trainer_state.json", "eval_results.json", ".gitattributes"),
         *("modeling_own.py", "LICENSE", "modules.json", "sentence_bert_config.json", "tokenizer_config.json"),
-        *("1_Pooling/config.json", "onnx/model.onnx", "logo.png", "effconv.json", "data/other.csv"),
+        *("1_Pooling/config.json", "onnx/model.onnx", ".env", "logo.png", "effconv.json", "data/other.csv"),
     ]
-    code = ['FILES = {"table": "table.csv", "more": \'named.md\', "all": "config.json", "w": "pytorch_model.bin"}']
+    code = ["A = {'a': 'table.csv', 'b': 'named.md'}", 'B = ["config.json", "pytorch_model.bin", ".env"]']
     assert may_read([*carried, *others], code) == carried
