@@ -6,12 +6,14 @@ import math
 import os
 from dataclasses import asdict, dataclass
 
-from .convert.errors import UnsupportedError
+from .convert.errors import BadInputError, UnsupportedError
 from .convert.families.converted import converted
+from .convert.families.grammar import Family
 from .convert.families.registry import FAMILIES
 from .convert.families.selection import family_of
 from .convert.io.reader import DENSE_FORMATS, FILES, open_checkpoint
 from .convert.io.source import Source, resolve, sentence_modules
+from .convert.io.tokenizer import tokenizer_of
 from .convert.options import Settings
 from .convert.planner import check_floats, choose_head
 from .convert.prepare import ask, planned
@@ -26,6 +28,7 @@ class Inspection:
     Attributes:
         parameters: number of elements of all stored tensors. bytes: size of their data.
         max_length: maximum input length in tokens.
+        tokenizer: class and vocabulary files of its tokenizer.
         becomes: targets that accept its family and head.
         why_not: why no target accepts it, if none does.
     """
@@ -41,6 +44,7 @@ class Inspection:
     dtypes: dict[str, int]
     tensors: int
     max_length: int | None
+    tokenizer: str
     becomes: list[str]
     why_not: str = ""
 
@@ -75,7 +79,7 @@ def inspect_source(
     dtypes: dict[str, int] = {}
     for tensor in tensors:
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    head = max_length = None
+    head = max_length = family = None
     becomes: list[str] = []
     why_not = ""
     try:
@@ -115,9 +119,17 @@ def inspect_source(
         dtypes=dtypes,
         tensors=len(tensors),
         max_length=max_length,
+        tokenizer=_tokenizer(found, family),
         becomes=becomes,
         why_not=why_not,
     )
+
+
+def _tokenizer(source: Source, family: Family | None) -> str:
+    try:
+        return tokenizer_of(source, family).described()
+    except BadInputError as error:
+        return f"damaged: {error.what}"
 
 
 def _as_planned(source: Source, targets: list[Target]) -> tuple[str | None, int | None, list[str]]:

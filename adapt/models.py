@@ -15,7 +15,7 @@ from ..convert.errors import BadInputError, UsageError
 from ..convert.families.grammar import Family
 from ..convert.families.registry import FAMILIES
 from ..convert.text import special_ends
-from ..convert.verify.loaded import Loaded
+from ..convert.verify.loaded import DoesNotApply, Loaded
 from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase
 from .sentence import pooling_of
@@ -83,12 +83,15 @@ def load_pair(
     objectives = {objective for phase in phases for objective in phase.objectives}
     auto = "AutoModelForMaskedLM" if "mlm" in objectives else loaded.auto
     student = loaded.model(auto)
-    tokenizer = loaded.tokenizer
+    try:
+        tokenizer = loaded.tokenizer
+    except DoesNotApply as reason:
+        raise BadInputError(str(reason), where=str(repo), hint="training needs the tokenizer") from None
     if "mlm" in objectives and tokenizer.mask_token_id is None:
         raise BadInputError("the tokenizer has no mask token", where=str(repo), hint="choose another objective")
     source = None
     if teacher is not None:
-        _check_tokenizers(tokenizer, teacher)
+        _check_tokenizers(tokenizer, teacher, trust_remote_code)
         asked = manifest.get("source_config", {})
         source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code, asked)
     family = FAMILIES.get(manifest["family"])
@@ -213,11 +216,11 @@ def _load_teacher(folder: Path, auto: str, trust_remote_code: bool, asked: Mappi
     return model.eval().requires_grad_(False)
 
 
-def _check_tokenizers(tokenizer: Any, teacher: Path) -> None:
+def _check_tokenizers(tokenizer: Any, teacher: Path, trust_remote_code: bool) -> None:
     import transformers
 
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(teacher)
+        theirs = transformers.AutoTokenizer.from_pretrained(teacher, trust_remote_code=trust_remote_code)
     except Exception:  # a teacher without tokenizer files: then the repo's own, which came from it, must do
         return
     ours, others = tokenizer.get_vocab(), theirs.get_vocab()

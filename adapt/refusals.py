@@ -35,13 +35,20 @@ def require_data(options: AdaptOptions) -> None:
 
 
 def require_objectives(
-    folder: Path, manifest: Mapping[str, Any], target: Target, phases: Sequence[Phase], train: str
+    folder: Path,
+    manifest: Mapping[str, Any],
+    target: Target,
+    phases: Sequence[Phase],
+    train: str,
+    *,
+    trust_remote_code: bool = False,
 ) -> None:
     """Raises UnsupportedError for an objective that the repo cannot have, BadInputError where it has no tokenizer.
 
-    UsageError where global tokens are to be trained that the repo does not use.
+    UsageError where global tokens are to be trained that the repo does not use, or its tokenizer has code of its own
+    that may not run.
     """
-    require_tokenizer(folder)
+    require_tokenizer(folder, trust_remote_code=trust_remote_code)
     objectives = {objective for phase in phases for objective in phase.objectives}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if train in ("globals", "new") and config.get("num_global_tokens") == 0:

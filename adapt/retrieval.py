@@ -65,7 +65,7 @@ def retrieval(
         raise UsageError("--documents must be at least 2", where="--documents", hint="such as --documents 50")
     if not files:
         raise UsageError("no text given", where="--data", hint="give one or more UTF-8 text files with --data")
-    manifests = [_checked(folder, tokens) for folder in folders]
+    manifests = [_checked(folder, tokens, trust_remote_code) for folder in folders]
     require_readable(files, "--data")
     folder = source_of(against, manifests[0], token, offline)
     reach = min(int(manifest["source_max_length"]) for manifest in manifests)
@@ -117,7 +117,7 @@ def retrieval(
     return {"task": shape, "data": text.record, "rows": rows}
 
 
-def _checked(folder: Path, tokens: int) -> dict[str, Any]:
+def _checked(folder: Path, tokens: int, trust_remote_code: bool) -> dict[str, Any]:
     """The manifest of a repo whose files are what it says, and that takes documents of so many tokens."""
     if not folder.exists():
         raise UsageError(
@@ -132,6 +132,6 @@ def _checked(folder: Path, tokens: int) -> dict[str, Any]:
             where="--tokens",
             hint=f"give --tokens {manifest['max_length']} or fewer, or convert with --max-len {tokens}",
         )
-    require_tokenizer(folder)
+    require_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_hashes(folder, manifest)
     return manifest

@@ -137,7 +137,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
             where=str(folder),
             hint="train without a teacher: --objective mlm",
         )
-    require_objectives(folder, manifest, target, phases, recipe.train)
+    require_objectives(folder, manifest, target, phases, recipe.train, trust_remote_code=options.trust_remote_code)
     require_effect(options, phases)
     require_data(options)
     if options.whiten:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
-from ..convert.io.source import TOKENIZER_FILES
+from ..convert.io.tokenizer import tokenizer_of
 from ..convert.options import Progress
 from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
@@ -99,7 +99,8 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     progress("texts", 0, 0)
     where = ", ".join(options.data)
     texts = read_texts(options.data, column=options.text_column, lines=options.lines)
-    lengths = Lengths(count_tokens(texts, tokenizer_of(model), int(model.dense["vocab_size"]), where))
+    tokenizer = load_tokenizer(model, options.trust_remote_code)
+    lengths = Lengths(count_tokens(texts, tokenizer, int(model.dense["vocab_size"]), where))
     settings = {
         "model": model.name, "data": [Path(name).name for name in options.data], "dtype": options.dtypes()[0],
         "run": "training step" if options.train else "forward", "threads": options.thread_count(),
@@ -179,26 +180,34 @@ def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:
         )
 
 
-def tokenizer_of(model: Opened) -> Any:
+def load_tokenizer(model: Opened, trust_remote_code: bool) -> Any:
     """The model's tokenizer.
 
     Raises:
         BadInputError: it has none.
+        UsageError: it has code of its own that may not run.
     """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    names = [name for name in TOKENIZER_FILES if model.source.has(name)]
-    if not names:
+    found = tokenizer_of(model.source)
+    if not found.exists:
         raise BadInputError(
             "the model has no tokenizer",
             where=model.name,
             hint="add the tokenizer's files: text lengths are counted in its tokens",
         )
-    for name in names:
+    if found.references and not trust_remote_code:
+        raise UsageError(
+            f"the tokenizer of {model.name} has Python code of its own",
+            where=model.name,
+            hint="if you trust the code, pass --trust-remote-code to run it",
+        )
+    for name in found.files:
         model.source.path(name)
     folder = model.source.path("config.json").parent
-    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=model.manifest is not None)
+    trusted = trust_remote_code or model.manifest is not None  # effconv's own code
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
 
 
 def probe_of(candidate: Candidate, rows: Sequence[Row], probed: int) -> Probe | None:

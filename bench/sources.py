@@ -14,6 +14,7 @@ from ..convert.families.registry import FAMILIES
 from ..convert.io.reader import open_checkpoint
 from ..convert.io.source import Source, hub_errors, resolve
 from ..convert.io.tensorfile import file_sha256
+from ..convert.io.tokenizer_classes import VOCABULARIES
 from ..convert.repo import manifest as manifests
 from ..convert.repo.card import command
 from ..convert.run import source_folder
@@ -113,7 +114,8 @@ def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Ope
 
 def _fetched(found: Source) -> Path:
     for name in found.files:
-        if Path(name).suffix in (".json", ".py", ".safetensors", ".txt", ".md", ".model", ".bin"):
+        kinds = (".json", ".py", ".safetensors", ".txt", ".md", ".model", ".bin")
+        if Path(name).suffix in kinds or Path(name).name in VOCABULARIES:
             found.path(name.removeprefix(found.root))
     return source_folder(found)
 

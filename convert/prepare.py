@@ -104,7 +104,7 @@ def planned(asked: Asked, *, remote: bool) -> Prepared:
     # A target that makes a model of another family has heads of its own: the source is read with the one that it has.
     read_as = settings.architecture if target.emits is None or target.brings else None
     head, unknown_class = choose_head(checkpoint, config, family, read_as, target.name)
-    tokens = special_tokens(source, family.special_tokens)
+    tokens = special_tokens(source, family)
     context, plan = plan_tensors(
         checkpoint, target, asked.options, family, head, config, tokens, settings, unknown_class
     )

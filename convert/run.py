@@ -17,6 +17,7 @@ from .families.grammar import shape_of
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
+from .io.tokenizer import tokenizer_of
 from .notices import notices, overrides
 from .options import Progress, Settings, parse_size
 from .plan import Plan
@@ -183,7 +184,8 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
     emit(folder, ready.source, target, context, ready.plan, weights.written)
-    findings = [*weights.unsound, *notices(context, ready.source.config), *weights.calibration.get("findings", ())]
+    said = [*notices(context, ready.source.config), *_of_tokenizer(ready)]
+    findings = [*weights.unsound, *said, *weights.calibration.get("findings", ())]
     manifest = make_manifest(
         version=__version__,
         target=target.name,
@@ -258,11 +260,25 @@ def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
         return Calibration({}, {})
     import importlib
 
+    for name in tokenizer_of(ready.source, ready.context.family).files:  # of a Hub source: fetched
+        ready.source.path(name)
     module, _, function = ready.target.calibration.partition(":")
     found: Calibration = getattr(importlib.import_module(module), function)(
         ready.context, source_folder(ready.source), progress
     )
     return found
+
+
+def _of_tokenizer(ready: Prepared) -> list[str]:
+    """What a user must know of a tokenizer with code of its own."""
+    found = tokenizer_of(ready.source, ready.context.family)
+    if not found.references:
+        return []
+    there = [reference for reference in found.references if "--" in reference]
+    copied = ", ".join((*found.code, *found.vocabulary))
+    where = f"stays where it is ({', '.join(there)})" if there else f"was copied ({copied})"
+    ran = "" if ready.settings.trust_remote_code else " and was not run: --trust-remote-code lets the checks run it"
+    return [f"the tokenizer {found.name} is Python code of the source: it {where}{ran}"]
 
 
 def _facts(ready: Prepared) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, CheckFailedError, UsageError, listing
+from ..convert.io.tokenizer_classes import VOCABULARIES
 from ..convert.repo.card_blocks import front_matter, merged, named, with_field
 from ..convert.repo.manifest import NAME, manifest_text
 from .changes import CARD, LocalFile
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
-PATHLESS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # vocabularies: any text may be a word of theirs
+PATHLESS = VOCABULARIES  # any text may be a word of theirs
 BINARY = (".safetensors", ".bin", ".model")
 
 

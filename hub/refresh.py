@@ -16,6 +16,7 @@ from ..convert.families.registry import FAMILIES
 from ..convert.io.source import HUB_ID, hub_errors
 from ..convert.io.staging import Staging, check_output, output_errors
 from ..convert.io.tensorfile import file_sha256
+from ..convert.io.tokenizer import tokenizer_in
 from ..convert.options import Progress
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged, named, names_in
@@ -238,7 +239,9 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
             f"config.json cannot be read ({error})", where=str(config_path), hint="convert again"
         ) from None
     files = code if today == config else {**code, "config.json": newer}
-    gone = tuple(sorted(name for name in manifest["files"] if name.endswith(".py") and name not in code))
+    theirs = tokenizer_in(folder).code  # came with the source
+    python = [name for name in manifest["files"] if name.endswith(".py")]
+    gone = tuple(sorted(name for name in python if name not in code and name not in theirs))
     changed = bool(gone) or any(_text(folder / name) != text for name, text in files.items())
     options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else None
     return _Fresh(files, gone, changed, target, {**manifest, **({} if options is None else {"options": options})})

@@ -107,6 +107,7 @@ def show_inspection(found: Inspection, targets: Mapping[str, Target], *, as_json
         "parameters": f"{found.parameters:,} in {found.tensors} tensors, {bytes_text(found.bytes)}",
         "dtype": types,
         "tokens": f"{found.max_length:,}" if found.max_length else "–",
+        "tokenizer": found.tokenizer,
         "targets": ", ".join(targets[name].asked_for for name in found.becomes) or f"none: {found.why_not}",
     }
     for name, value in rows.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, listing
 from ..convert.families.grammar import Config, Family, number
-from ..convert.io.tokenizer import has_tokenizer
+from ..convert.io.tokenizer import tokenizer_in
 from ..convert.options import Progress
 
 THREADS = 2  # fixed: another number of threads may sum in another order, and a fit shall repeat bit for bit
@@ -48,8 +48,11 @@ def load_teacher(folder: Path, config: Config) -> tuple[Any, Any]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(THREADS)
+    found = tokenizer_in(folder)
+    if found.references:
+        raise _no_tokenizer(folder, f"has Python code of its own ({', '.join(found.code or found.references)})")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if found.exists else None
     except Exception as error:  # each tokenizer class fails in its own way where files are missing or damaged
         raise _no_tokenizer(folder, f"cannot be loaded ({type(error).__name__}: {error})") from None
     if tokenizer is None:
@@ -70,7 +73,7 @@ def _no_tokenizer(folder: Path, why: str) -> BadInputError:
     return BadInputError(
         f"the source's tokenizer {why}, but fitting on text needs it",
         where=str(folder),
-        hint="put the tokenizer's files next to config.json",
+        hint="put the files of a tokenizer of transformers next to config.json",
     )
 
 

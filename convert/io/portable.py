@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .source import read_json
+from .tokenizer_classes import VOCABULARIES
 
 LOCAL_PATH = re.compile(r"(?:~?/|~\\|[A-Za-z]:[\\/])[^\s/\\]+[/\\]\S.*")  # of two parts at least: "/" may be a token
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
-FREE = ("tokenizer.json", "vocab.json", "added_tokens.json")  # vocabularies: any text may be a word of theirs
+FREE = (*VOCABULARIES, "added_tokens.json")  # any text may be a word of theirs
 
 
 def portable(value: Any) -> Any:

@@ -20,18 +20,6 @@ HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xe
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HOSTILE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a file name: what a system or a terminal may obey
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-)
-
 
 @dataclass(frozen=True)
 class Source:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from ..execute import Written
 from ..families.grammar import Family, Head
 from ..io.dtypes import FLOATS, NAMES
 from ..io.portable import copy_portable, portable
-from ..io.source import TOKENIZER_FILES, Source, sentence_modules
-from ..io.tokenizer import class_to_load, edited
+from ..io.source import Source, sentence_modules
+from ..io.tokenizer import CONFIG, edited, tokenizer_of
+from ..io.tokenizer_classes import SETTINGS
 from ..plan import Plan
 from ..target import Context, Target
 from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
@@ -71,27 +74,35 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     for name, text in code_files(target, context.emits, context.emitted_head).items():
         (folder / name).write_text(text, encoding="utf-8")
     max_length = int(context.options.max_length)
-    _tokenizer(folder, source, max_length, class_to_load(source, context.family))
+    _tokenizer(folder, source, max_length, context.family)
     for name in CARRIED:
         if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
             copy_portable(source.path(name) if source.has(name) else source.fetch(name), folder / name)
     _sentence_transformers(folder, source, max_length)
 
 
-def _tokenizer(folder: Path, source: Source, max_length: int, tokenizer_class: str) -> None:
-    for name in TOKENIZER_FILES:
-        if not source.has(name):
-            continue
-        if name in ("tokenizer.json", "tokenizer_config.json"):
-            parsed = edited(name, source.json(name), max_length, tokenizer_class)
-            parsed = portable(parsed) if name == "tokenizer_config.json" else parsed
+def _tokenizer(folder: Path, source: Source, max_length: int, family: Family) -> None:
+    """The tokenizer's files: settings and tokenizer.json with the new length, the others byte for byte."""
+    tokenizer = tokenizer_of(source, family)
+    for name in tokenizer.files:
+        if (folder / name).exists():
+            raise BadInputError(
+                f"the tokenizer has a file {name}, which is also a file of the repo", where=name, hint="rename the file"
+            )
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        whole = re.fullmatch(r"tokenizer(\.[\d.]+)?\.json", name)
+        if whole or name == CONFIG:
+            parsed = edited(name, source.json(name), max_length, tokenizer, source.config)
+            parsed = parsed if whole else portable(parsed)
             pretty = source.path(name).read_bytes()[:64].count(b"\n") > 0  # laid out as the source's
             text = json.dumps(parsed, ensure_ascii=False, indent=2 if pretty else None)
             (folder / name).write_text(text + "\n", encoding="utf-8")
-        else:
+        elif name in SETTINGS:
             copy_portable(source.path(name), folder / name)
-    if any((folder / name).exists() for name in TOKENIZER_FILES) and not (folder / "tokenizer_config.json").exists():
-        _write(folder / "tokenizer_config.json", edited("tokenizer_config.json", {}, max_length, tokenizer_class))
+        else:
+            shutil.copyfile(source.path(name), folder / name)
+    if tokenizer.files and CONFIG not in tokenizer.settings:
+        _write(folder / CONFIG, edited(CONFIG, {}, max_length, tokenizer, source.config))
 
 
 def _sentence_transformers(folder: Path, source: Source, max_length: int) -> None:

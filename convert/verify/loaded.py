@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..io.dtypes import FLOATS
+from ..io.tokenizer import tokenizer_in
+from ..io.tokenizer_classes import FILE
+
+SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # what reads its models
 
 
 class DoesNotApply(Exception):
@@ -40,7 +45,28 @@ class Loaded:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return transformers.AutoTokenizer.from_pretrained(self.repo, trust_remote_code=True)
+        """The repo's tokenizer.
+
+        Raises:
+            DoesNotApply: its Python code came with the source and may not run, or it needs a package that is missing.
+        """
+        self.require_trusted_tokenizer()
+        try:
+            return transformers.AutoTokenizer.from_pretrained(self.repo, trust_remote_code=True)
+        except Exception as error:
+            why = why_not_here(self.repo, error)
+            if why:
+                raise DoesNotApply(f"the tokenizer does not load here: {why}") from None
+            raise
+
+    def require_trusted_tokenizer(self) -> None:
+        """Raises DoesNotApply where loading the tokenizer would run code of the source that nobody allowed."""
+        found = tokenizer_in(self.repo)
+        if found.references and not self.trust_remote_code:
+            raise DoesNotApply(
+                f"the tokenizer is Python code of the source ({', '.join(found.code or found.references)}), which runs "
+                "only with --trust-remote-code"
+            )
 
     @property
     def auto(self) -> str:
@@ -107,6 +133,27 @@ class Loaded:
     @property
     def max_length(self) -> int:
         return int(self.manifest["max_length"])
+
+
+def why_not_here(folder: Path, error: Exception) -> str:
+    """The missing package because of which a tokenizer cannot be loaded; "" where the error has another cause.
+
+    For a sentencepiece model, transformers names tiktoken or nothing at all.
+    """
+    found = tokenizer_in(folder).vocabulary
+    if FILE not in found and any(name.endswith((".model", ".spm")) for name in found):
+        missing = [name for name, module in SENTENCEPIECE.items() if not _installed(module)]
+        if missing:
+            return f"it needs {' and '.join(missing)} (pip install {' '.join(missing)})"
+    lines = str(error).strip().splitlines()
+    return (lines or [type(error).__name__])[0].strip() if isinstance(error, ImportError) else ""
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def outputs(model: nn.Module, auto: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

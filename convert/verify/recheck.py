@@ -108,7 +108,7 @@ def fidelity_of(
             where=str(folder),
             hint="compare their outputs with effconv verify --against SOURCE",
         )
-    require_tokenizer(folder)
+    require_tokenizer(folder, trust_remote_code=trust_remote_code)
     reach = min(int(manifest["max_length"]), int(manifest["source_max_length"]))
     reached = [length for length in wanted if length <= reach]
     beyond = [str(length) for length in wanted if length > reach]

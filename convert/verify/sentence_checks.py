@@ -81,6 +81,7 @@ def _models(loaded: Loaded, root: Path, overrides: dict[str, Any]) -> tuple[Any,
     """The repo and its source as sentence encoders in float32."""
     from sentence_transformers import SentenceTransformer
 
+    loaded.require_trusted_tokenizer()
     try:
         theirs = SentenceTransformer(str(root), device="cpu", trust_remote_code=loaded.trust_remote_code)
         theirs[0].auto_model  # noqa: B018 - a router, or an encoder of another kind, has none

@@ -66,6 +66,9 @@ def main() -> None:
             fidelity = file_fidelity(loaded, **job["fidelity"]) if "fidelity" in job else builtin_fidelity(loaded)
         except BadInputError as error:  # the user's text
             return _say({"refused": {"what": error.what, "where": error.where, "hint": error.hint}})
+        except DoesNotApply as reason:  # a tokenizer that does not load here
+            if "fidelity" in job:
+                return _say({"refused": {"what": str(reason), "where": str(loaded.repo), "hint": ""}})
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     found = [result["details"].pop("record") for result in results if "record" in result["details"]]
     records = {RECORD: found[0]} if found else {}

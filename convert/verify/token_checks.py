@@ -15,12 +15,13 @@ from typing import Any
 import tokenizers
 import transformers
 
-from ..io.tokenizer import has_tokenizer
+from ..io.tokenizer import has_tokenizer, tokenizer_in
 from .loaded import DoesNotApply, Loaded
 
 RECORD = "tokenizer"  # of a manifest's measurements: what `verify` compares with where no source is given
 VERSION = 1  # of the texts and of what is made of them: a record of another version cannot be compared
 TIME_LIMIT = 120  # seconds for loading without trust_remote_code, which may wait for an answer
+WORDS = 64  # of its vocabulary that a tokenizer is asked for, at most about twice as many
 SHORT = 12  # tokens to which texts are cut in one of the ways
 
 # Scripts, cases, accents, digits, white space, symbols, emoji, and what looks like special tokens.
@@ -52,11 +53,14 @@ def same_tokens(loaded: Loaded) -> tuple[None, dict[str, Any]]:
         AssertionError: with the first text that differs, and what either makes of it.
         DoesNotApply: there is no tokenizer, or nothing to compare with.
     """
+    if has_tokenizer(loaded.repo):
+        loaded.require_trusted_tokenizer()
     expected = _source_encodings(loaded)
     if not has_tokenizer(loaded.repo):
         if expected is None:
             raise DoesNotApply("the repo has no tokenizer")
         raise AssertionError("the source has a tokenizer, but the repo has none of its files")
+    require_tells_apart(loaded.tokenizer)
     ours = encodings(loaded.tokenizer, _left_out(loaded.repo))
     record = {"texts": VERSION, "sha256": digest(ours), "versions": _versions()}
     if expected is not None:
@@ -81,6 +85,24 @@ def encodings(tokenizer: Any, left_out: Collection[str] = ()) -> dict[str, Any]:
     special = {str(token): int(tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens}
     sides = {"padding_side": tokenizer.padding_side, "truncation_side": tokenizer.truncation_side}
     return {**made, "special tokens": {**special, **sides}}
+
+
+def require_tells_apart(tokenizer: Any) -> None:
+    """Raises AssertionError for a tokenizer without a vocabulary: equal to the source's, and of no use.
+
+    A class that does not find its files may load without them, and then gives special tokens alone, or one unknown
+    token a word. Its own words are texts, too: a vocabulary of DNA knows no word of the others.
+    """
+    words = sorted(tokenizer.get_vocab())
+    texts = [*(text for text in TEXTS if text.strip()), *words[:: max(1, len(words) // WORDS)]]
+    made = [tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
+    special = set(tokenizer.all_special_ids)
+    told = {ids for ids in made if not special.issuperset(ids)}
+    if len(told) < 2:
+        raise AssertionError(
+            f"the tokenizer ({type(tokenizer).__name__}) gives no other ids than special tokens for any text: its "
+            "vocabulary is missing, or is that of another class (tokenizer_config.json: tokenizer_class)"
+        )
 
 
 def digest(made: Mapping[str, Any]) -> str:
@@ -125,13 +147,12 @@ def _source_encodings(loaded: Loaded) -> dict[str, Any] | None:
         if not has_tokenizer(source):
             return None
         if has_tokenizer(loaded.repo):
-            encodings(loaded.tokenizer)  # what the repo brings must work in any case
+            require_tells_apart(loaded.tokenizer)  # what the repo brings must work in any case
         reason = str(error).strip().splitlines() or [""]
         raise DoesNotApply(
             f"the source's own tokenizer does not load here ({type(error).__name__}: {reason[0]})"
         ) from None
-    own_files = set(getattr(theirs, "vocab_files_names", {}).values())
-    if not has_tokenizer(source) and not any((source / name).is_file() for name in own_files):
+    if not has_tokenizer(source):
         return None  # made by transformers from nothing
     return encodings(theirs, _left_out(loaded.repo))
 
@@ -153,6 +174,8 @@ def _compared_with_record(record: dict[str, Any], manifest: Mapping[str, Any]) -
 
 def _untrusted(repo: Path, ours: Mapping[str, Any]) -> str:
     """What a user gets who leaves `trust_remote_code` out; nobody answers the question that transformers may ask."""
+    if tokenizer_in(repo).references:
+        return "not compared: the tokenizer has Python code of its own"
     faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
     terminal, sys.stdin = sys.stdin, io.StringIO()
     try:

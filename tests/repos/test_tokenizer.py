@@ -20,7 +20,7 @@ NAMED = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def tokens_of(source, family):
-    return special_tokens(resolve(source), FAMILIES[family].special_tokens)
+    return special_tokens(resolve(source), FAMILIES[family])
 
 
 def keep(source, *names):
@@ -28,6 +28,12 @@ def keep(source, *names):
     for path in source.iterdir():
         if path.name not in ("config.json", "model.safetensors", *names):
             path.unlink()
+
+
+def rename(source, **tokens):
+    """Names special tokens in both files that name them: without added_tokens_decoder, the second file counts."""
+    for name in NAMED:
+        edit_json(source / name, **tokens)
 
 
 @pytest.mark.parametrize("named", [NAMED, NAMED[:1], NAMED[1:], ()])
@@ -60,16 +66,27 @@ def test_a_tokenizer_config_that_names_no_tokens_means_the_familys_own(family, t
 
 def test_tokens_under_other_names_are_found(tmp_path):
     source = save_tiny(tmp_path / "source")
-    edit_json(source / "tokenizer_config.json", mask_token={"content": "the", "lstrip": True}, cls_token="of")
+    rename(source, mask_token={"content": "the", "lstrip": True}, cls_token="of")
     parsed = read_json(source / "tokenizer.json")
     vocab = parsed["model"]["vocab"]
     assert (tokens_of(source, "bert").mask, tokens_of(source, "bert").cls) == (vocab["the"], vocab["of"])
 
 
+@pytest.mark.parametrize("decoder", [True, False])
+def test_special_tokens_map_counts_where_transformers_reads_it(decoder, tmp_path):
+    source = save_tiny(tmp_path / "source")
+    edit_json(source / "special_tokens_map.json", mask_token="the")
+    if decoder:
+        edit_json(source / "tokenizer_config.json", added_tokens_decoder={"4": {"content": "[MASK]"}})
+    from transformers import AutoTokenizer
+
+    assert tokens_of(source, "bert").mask == AutoTokenizer.from_pretrained(source).mask_token_id
+
+
 @pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
 def test_an_added_token_is_found_wherever_it_is_declared(file, tmp_path):
     source = save_tiny(tmp_path / "source")
-    edit_json(source / "tokenizer_config.json", mask_token="<hidden>")
+    rename(source, mask_token="<hidden>")
     if file == "added_tokens.json":
         write_json(source / file, {"<hidden>": 7})
     elif file == "tokenizer_config.json":
@@ -90,7 +107,7 @@ def test_a_unigram_vocabulary_is_read_by_place(tmp_path):
 
 def test_globals_start_from_the_tokens_that_the_tokenizer_names(tmp_path):
     source = save_tiny(tmp_path / "source")
-    edit_json(source / "tokenizer_config.json", mask_token="the", cls_token="of")
+    rename(source, mask_token="the", cls_token="of")
     convert(source, tmp_path / "out")
     stored, vocab = read(source), read_json(source / "tokenizer.json")["model"]["vocab"]
     words = stored["bert.embeddings.word_embeddings.weight"]
@@ -103,7 +120,7 @@ def test_globals_start_from_the_tokens_that_the_tokenizer_names(tmp_path):
 
 def test_without_a_mask_token_the_way_out_is_named_and_works(tmp_path):
     source = save_tiny(tmp_path / "source")
-    edit_json(source / "tokenizer_config.json", mask_token="<nowhere>")
+    rename(source, mask_token="<nowhere>")
     with pytest.raises(BadInputError, match="no mask token") as caught:
         convert(source, tmp_path / "out")
     assert "--global-init random" in caught.value.hint
@@ -155,7 +172,7 @@ def test_no_beginning_token_at_all_is_an_error_that_says_what_to_add(tmp_path):
 
 def test_a_token_beyond_the_vocabulary_is_an_error(tmp_path):
     source = save_tiny(tmp_path / "source")
-    edit_json(source / "tokenizer_config.json", mask_token="<hidden>")
+    rename(source, mask_token="<hidden>")
     write_json(source / "added_tokens.json", {"<hidden>": 9999})
     with pytest.raises(BadInputError, match="mask token is 9999"):
         convert(source, tmp_path / "out")
