@@ -135,4 +135,7 @@ def plan_tensors(
     context = replace(context, emitted=emitted_config(target, context))
     dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
-    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
+    plan = make_plan(
+        checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype, requested=settings.drop
+    )
+    return context, plan

@@ -17,6 +17,7 @@ from .families.grammar import number, shape_of
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
+from .io.unwrapped import readable_folder
 from .notices import notices, overrides
 from .options import Progress, Settings, parse_size
 from .plan import Plan
@@ -27,6 +28,8 @@ from .repo.manifest import Measured, hash_files, make_manifest, with_measurement
 from .target import Calibration, Target
 from .text import counted
 from .verify.run import require_passed, run_checks
+
+RECORDED = ("architecture", "seed", "dtype", "max_shard_size", "drop")  # settings that change what is converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +292,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     return {
         "max_length": int(context.options.max_length),
         "source_max_length": number(context.config, "max_position_embeddings") - context.family.special_positions,
-        "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
+        "settings": {name: _portable(getattr(settings, name)) for name in RECORDED},
         "auto": context.emitted_head.auto,
         "part": part,
         # a head that the repo approximates, so that fidelity is meaningful
@@ -319,8 +322,8 @@ def _portable(value: object) -> object:
 
 
 def source_folder(source: Source) -> Path:
-    """The local folder with config and weights."""
-    return source.path("config.json").parent
+    """The local folder with config and weights, as transformers can load it."""
+    return readable_folder(source)
 
 
 def _absolute(path: Path) -> Path:
