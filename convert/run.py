@@ -25,6 +25,7 @@ from .prepare import Prepared, ask, planned
 from .repo.card import write_card
 from .repo.emit import emit
 from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
+from .repo.sentence import sentence_class
 from .target import Calibration, Target
 from .text import counted
 from .verify.run import require_passed, run_checks
@@ -185,8 +186,9 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     """
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
-    emit(folder, ready.source, target, context, ready.plan, weights.written)
+    carried = emit(folder, ready.source, target, context, ready.plan, weights.written)
     findings = [*weights.unsound, *notices(context, ready.source.config), *weights.calibration.get("findings", ())]
+    loads = sentence_class(folder)
     manifest = make_manifest(
         version=__version__,
         target=target.name,
@@ -196,8 +198,10 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
         options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},
         plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
         files={},
-        findings=findings,
+        findings=[*findings, *carried],
     ) | _facts(ready)
+    if loads not in ("", "SentenceTransformer"):
+        manifest["sentence_class"] = loads
     if target.calibration:
         manifest["calibration"] = {name: value for name, value in weights.calibration.items() if name != "findings"}
     return manifest
