@@ -148,7 +148,8 @@ class Settings:
             raise UsageError(
                 f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}", where="--seed", hint="such as 123"
             )
-        object.__setattr__(self, "drop", (self.drop,) if isinstance(self.drop, str) else tuple(self.drop))
+        drop: object = self.drop  # Python users may give one pattern
+        object.__setattr__(self, "drop", (drop,) if isinstance(drop, str) else tuple(self.drop))
         parse_size(self.max_shard_size)
         if self.keep_failed and not self.verify:
             raise UsageError(

@@ -49,7 +49,7 @@ def carried(fields: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 def _loader() -> Any:
     import yaml
 
-    class Core(yaml.SafeLoader):
+    class Core(yaml.SafeLoader):  # type: ignore[misc]
         """Plain scalars by the core schema; everything else as PyYAML has it."""
 
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}

@@ -42,7 +42,7 @@ def write_sentence_files(folder: Path, source: Source, max_length: int) -> list[
     Raises:
         BadInputError: a module's folder or code has the name of another file, or its code is not there.
     """
-    found = []
+    found: list[str] = []
     for name in (MODEL_SETTINGS, COLBERT_SETTINGS):  # an old source keeps some above its encoder
         stored = next((path for path in (source.root + name, name) if path in source.files), None)
         if stored:

@@ -172,5 +172,5 @@ def _settings(folder: Path) -> Iterator[tuple[str, Any]]:
                 yield name, portable(read_json(file, name)) if file.suffix == ".json" else file.read_bytes()
 
 
-def _without_lengths(settings: dict[str, Any]) -> dict[str, Any]:
+def _without_lengths(settings: dict[str, Any]) -> Any:
     return portable({key: value for key, value in settings.items() if key not in ("max_seq_length", *DOCUMENT_LENGTHS)})
