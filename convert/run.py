@@ -23,7 +23,7 @@ from .options import Progress, Settings, parse_size
 from .plan import Plan
 from .prepare import Prepared, ask, planned
 from .repo.card import write_card
-from .repo.emit import emit
+from .repo.emit import code_files, emit
 from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
 from .repo.sentence import sentence_class
 from .target import Calibration, Target
@@ -202,6 +202,10 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     ) | _facts(ready)
     if loads not in ("", "SentenceTransformer"):
         manifest["sentence_class"] = loads
+    ours = code_files(target, context.emits, context.emitted_head)
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.py")))
+    if theirs := [name for name in names if name not in ours]:
+        manifest["source_code"] = theirs  # which a refresh leaves as it is
     if target.calibration:
         manifest["calibration"] = {name: value for name, value in weights.calibration.items() if name != "findings"}
     return manifest
