@@ -69,7 +69,7 @@ def converting_command(name: str) -> Command:
             values[several.name] = together(flag_of(several), values[several.name], values.pop("more")) or None
         given = {key: value for key, value in values.items() if value is not None}
         if plan_only:
-            show_plan(plan(source, name, **given), as_json=as_json)
+            show_plan(plan(source, name, **given, **sharing), as_json=as_json)
             return
         if sharing["push_to_hub"] is not None:
             quiet_hub(bars=True)

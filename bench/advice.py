@@ -11,6 +11,7 @@ from typing import Any
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.io.source import TOKENIZER_FILES
 from ..convert.options import Progress
+from ..convert.verify.against import named_source
 from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
 from .choices import Advised, Candidate, Lengths, Probe
@@ -18,7 +19,7 @@ from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
 from .reasons import none_needed, reasons
-from .sources import Opened, opened, source_name
+from .sources import Opened, opened
 from .timing import clock_name
 from .whole import Case, Row, measure
 
@@ -107,7 +108,7 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
         "clock": clock_name(options.thread_count() if options.device == "cpu" else 0),
     }  # fmt: skip
     asked = options.token_lengths()
-    source = model.name if model.manifest is None else source_name(model.manifest)
+    source = model.name if model.manifest is None else named_source(model.manifest)
     length = choices.needed_length(lengths, asked or choices.LENGTHS)
     if lengths.covered(model.had) >= choices.COVERED and (asked is None or length <= model.had):
         return Advice(machine(), settings, lengths, model.had, None, none_needed(lengths, model.had, source))
@@ -261,7 +262,7 @@ def _convertible(model: Opened, named: str) -> str:
     """What `effconv lsg` takes: the source, or an LSG repo itself, which is resized."""
     if model.manifest is None or model.manifest["target"] == "lsg":
         return named
-    return source_name(model.manifest)
+    return named_source(model.manifest)
 
 
 def _options(candidate: Candidate) -> dict[str, Any]:

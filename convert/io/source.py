@@ -188,9 +188,14 @@ def _walk(folder: Path, depth: int = 2) -> Iterator[str]:
                 yield f"{entry.name}/{name}"
 
 
+def go_offline() -> None:
+    """Turns on offline mode of the Hub's client, and of datasets."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # both read it at their import, so before it
+
+
 def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) -> Source:
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the client at its import, so before it
+        go_offline()
     with hub_errors(hub_id):
         from huggingface_hub import HfApi, constants
 

@@ -277,7 +277,7 @@ def test_a_source_of_another_family_or_none_at_all_is_refused(repo, tmp_path):
         effconv.verify(repo, against=save_tiny(tmp_path / "other", "roberta"))
     with pytest.raises(BadInputError, match="no such folder"):
         effconv.verify(repo, against="./nowhere")
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(BadInputError, match="no such folder"):
         effconv.verify("./nowhere")
 
 
