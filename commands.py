@@ -131,12 +131,14 @@ def measuring_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import bench
         from .convert.errors import StoppedError
+        from .data.files import is_text
         from .report.bench import show_advice, show_bench
         from .report.console import Progress
 
         models, as_json = values.pop("models"), values.pop("json")
         if values["data"]:  # the shell expands --data *.txt: the other files arrive as arguments
-            values["data"], models = (*values["data"], *models[1:]), models[:1]
+            texts = [name for name in models[1:] if is_text(name)]
+            values["data"], models = (*values["data"], *texts), [name for name in models if name not in texts]
         with Progress() as progress:
             found = bench(models, progress=progress, **values)
         show = show_advice if values["data"] else show_bench
@@ -146,7 +148,9 @@ def measuring_command(name: str) -> Command:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     model = typer.Argument(
-        metavar="MODEL", help="Models to measure: converted repos, other model folders or Hub ids.", show_default=False
+        metavar="MODEL",
+        help="Models to measure: converted repos, other model folders or Hub ids. With --data: one model, then files.",
+        show_default=False,
     )
     parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
     parameters += _parameters(BenchOptions)

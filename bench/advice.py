@@ -80,7 +80,9 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     """
     if len(models) != 1:
         raise UsageError(
-            "--data needs exactly one model", where="MODEL...", hint="name one model, then the texts after --data"
+            f"--data needs exactly one model, got {', '.join(models)}",
+            where="MODEL...",
+            hint="name one model, then existing text files after --data",
         )
     if len(options.dtypes()) > 1 or options.batch != "1" or options.mixed or options.with_:
         raise UsageError(
@@ -281,6 +283,17 @@ def _free(device: str) -> int:
             return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         except (OSError, StopIteration):
             pass
+    else:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError(
+                f"no device {device} on this machine",
+                where=f"--device {device}",
+                hint="leave out --device to measure on the CPU",
+            )
     raise UsageError(
-        "this system does not report its free memory", where="--memory", hint="give it, such as --memory 16G"
+        "this system does not report its free memory" if device == "cpu" else f"--device {device} needs --memory",
+        where="--memory",
+        hint="give the memory available to the model, such as --memory 16G",
     )

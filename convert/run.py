@@ -183,7 +183,8 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
     emit(folder, ready.source, target, context, ready.plan, weights.written)
-    findings = [*weights.unsound, *notices(context, ready.source.config), *weights.calibration.get("findings", ())]
+    said = notices(context, ready.source.config, asked=ready.settings.architecture)
+    findings = [*weights.unsound, *said, *weights.calibration.get("findings", ())]
     manifest = make_manifest(
         version=__version__,
         target=target.name,

@@ -29,7 +29,7 @@ class LSGOptions:
     max_length: int = from_source_or(4096, "Maximum input length in tokens.", flag="--max-len")
     block_size: int = from_source_or(128, "Tokens per block. A token attends to its block and both neighbours.")
     sparse_block_size: int = from_source_or(128, "Sparse keys on each side of the local keys. 0 for none.")
-    sparsity_factor: int = from_source_or(2, "Tokens per sparse key.")
+    sparsity_factor: int = from_source_or(2, "Tokens per sparse key. 0 for no sparse keys.")
     sparsity_type: SparsityType = from_source_or("norm", "How sparse keys are selected or pooled.")
     num_global_tokens: int = from_source_or(1, "Learned global tokens, which attend to all tokens: 0 to 512.")
     mask_first_token: bool = from_source_or(False, "Mask the first token (CLS). A global token replaces it.")

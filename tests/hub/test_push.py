@@ -544,6 +544,9 @@ class TestConvertingCommands:
             (["--push-to-hub", "me/long", "--offline"], 6),
             (["--push-to-hub", "me/long", "--license", "MIT License"], 2),
             (["--license", "mit"], 2),
+            (["--license", "mit", "--plan"], 2),
+            (["--public", "--plan"], 2),
+            (["--push-to-hub", "me/a/b", "--plan"], 2),
         ],
     )
     def test_what_would_keep_it_from_pushing_shows_before_the_conversion(
