@@ -81,7 +81,7 @@ def retrieval(
         longest = min(int(manifest["max_length"]) for manifest in manifests)
         raise UsageError(
             f"queries come from after the first {reach} tokens (the source's maximum), and documents of {tokens} "
-            f"tokens have no room there for {least} queries of {query_tokens} tokens",
+            f"tokens have no room there for {_queries(least)} of {query_tokens} tokens",
             where="--tokens, --queries, --query-tokens",
             hint=f"give longer documents (the repos take {longest} tokens), or fewer or shorter queries",
         )
@@ -122,6 +122,10 @@ def retrieval(
         "query_tokens": query_tokens,
     }
     return {"task": shape, "data": text.record, "rows": rows}
+
+
+def _queries(count: int) -> str:
+    return "1 query" if count == 1 else f"{count} queries"
 
 
 def _checked(folder: Path, tokens: int) -> dict[str, Any]:

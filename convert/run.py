@@ -217,7 +217,7 @@ def check_repo(
         return Checked(manifest, None, {})
     if weights.unsound:
         raise CheckFailedError(
-            f"the weights hold NaN or infinite values:\n{listing(weights.unsound)}",
+            f"the weights hold NaN or infinite values:\n{listing(weights.written.not_finite)}",
             where=ready.source.where(),
             hint="use another checkpoint, or pass --no-verify to convert this one anyway",
         )
@@ -327,5 +327,9 @@ def source_folder(source: Source) -> Path:
 def _absolute(path: Path) -> Path:
     expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
-        raise OutputError("the output path has no folder name", where=str(path), hint="give a folder with --output")
+        raise OutputError(
+            "the output cannot be the current folder, or one above it",
+            where=f"--output {path}",
+            hint="give a new folder",
+        )
     return expanded.absolute()

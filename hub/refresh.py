@@ -13,7 +13,7 @@ from typing import Any
 
 from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
-from ..convert.io.source import HUB_ID, hub_errors
+from ..convert.io.source import HUB_ID, cached, hub_errors
 from ..convert.io.staging import Staging, check_apart, check_output, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
@@ -325,11 +325,13 @@ def _fetched(repo_id: str, revision: str | None, token: str | None, offline: boo
     if not HUB_ID.fullmatch(repo_id):
         raise BadInputError("no such folder", where=repo_id, hint="give the folder of a repo, or a Hub id (user/name)")
     progress(f"fetch {repo_id}", 0, 0)
-    with hub_errors(repo_id):
+    with hub_errors(repo_id, named=True):
         from huggingface_hub import HfApi, constants, snapshot_download
 
         if offline or constants.HF_HUB_OFFLINE:
-            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            folder = cached(repo_id, revision, "--offline" if offline else "HF_HUB_OFFLINE").folder
+            assert folder is not None
+            return folder
         api = HfApi(token=token)
         commit = api.model_info(repo_id, revision=revision).sha
         return Path(snapshot_download(repo_id, revision=commit, token=token))

@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint, Tensor, damaged, stored_twice
 from .dtypes import SIZES
 from .flax_msgpack import open_flax
 from .pickled import open_pickled
-from .source import Source, checked_name, read_json
+from .source import Source, checked_name, read_json, require_no_pointers
 
 FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "msgpack": "flax_model.msgpack"}
 DENSE_FORMATS = ("safetensors", "bin")
@@ -45,6 +45,7 @@ def open_checkpoint(
         if source.has(single) or source.has(index):
             weight_map = {} if source.has(single) else _weight_map(source, index)
             names = sorted(set(weight_map.values())) or [single]
+            require_no_pointers(source, names)
             if single.endswith(".msgpack"):
                 checkpoint: Checkpoint = open_flax(source, names)
             elif single.endswith(".bin"):
@@ -63,7 +64,9 @@ def open_checkpoint(
     raise BadInputError(
         f"no readable weights: expected {' or '.join(FILES[name] for name in formats)}, or an index of shards",
         where=source.where() + (f" (found {', '.join(stored[:4])})" if stored else ""),
-        hint="save the model with save_pretrained first",
+        hint="load the model with transformers 4 (from_tf=True), and save it with save_pretrained"
+        if any(name.endswith(".h5") for name in stored)
+        else "load the model with transformers, and save it with save_pretrained",
     )
 
 

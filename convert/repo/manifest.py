@@ -174,11 +174,7 @@ def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),
-        *(
-            f"{name}: its content differs from the manifest"
-            for name in stated.keys() & found.keys()
-            if stated[name] != found[name]
-        ),
+        *(f"{name}: changed" for name in stated.keys() & found.keys() if stated[name] != found[name]),
     ]
 
 
@@ -189,5 +185,5 @@ def check_hashes(repo: Path, manifest: Mapping[str, Any]) -> None:
         raise CheckFailedError(
             f"the files of the repo differ from its manifest:\n{listing(changed)}",
             where=str(repo),
-            hint="restore the files, or convert the source again",
+            hint="restore changed and missing files and remove those not in the manifest, or convert the source again",
         )

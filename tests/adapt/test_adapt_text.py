@@ -246,7 +246,7 @@ def test_phases_have_shares_that_add_up():
     "text", ["", "attentoin", "hidden:2", "hidden:.2", "hidden+hidden", "attention:x,hidden", "mlm:1,hidden"]
 )
 def test_an_objective_that_means_nothing_is_refused(text):
-    with pytest.raises(UsageError, match="invalid objective"):
+    with pytest.raises(UsageError, match=r"objective|phase"):
         phases_of(text)
 
 

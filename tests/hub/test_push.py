@@ -253,7 +253,7 @@ class TestRefusals:
         (repo / "extra.txt").write_text("")
         run = client.push(repo, "me/long")
         assert run.code == 5
-        assert "lsg_attention.py: its content differs" in run.err
+        assert "lsg_attention.py: changed" in run.err
         assert "extra.txt: not in the manifest" in run.err
         assert hub.repos == {}
 

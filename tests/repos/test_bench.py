@@ -493,7 +493,7 @@ def test_sizes_of_memory():
     ):
         assert parse_size(text, "--memory") == size
     for text in ("", "G", "16X", "-1G", "0"):
-        with pytest.raises(UsageError, match="expected a size") as error:
+        with pytest.raises(UsageError, match="is not a size") as error:
             parse_size(text, "--memory")
         assert error.value.where == "--memory"
 

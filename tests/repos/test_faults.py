@@ -201,7 +201,7 @@ SOURCES = {
     "modules.json is an object": (write_text("modules.json", "{}"), 4, "modules.json"),
     "a module outside": (write_text("modules.json", '[{"path": ""}, {"path": "../x"}]'), 4, "'../x'"),
     "an encoder outside": (write_text("modules.json", '[{"path": "../x"}]'), 4, "'../x'"),
-    "NaN weights": (nan, 5, f"{WORDS} holds NaN"),
+    "NaN weights": (nan, 5, f"    {WORDS}\n"),
 }  # fmt: skip
 
 
@@ -237,7 +237,7 @@ OPTIONS = {
     "an unknown head": (("--architecture", "ForFun"), 2, "ForMaskedLM"),
     "output at the source": (("-o", "source", "--overwrite"), 7, "overlap"),
     "output inside the source": (("-o", "source/out"), 7, "overlap"),
-    "output around the source": (("-o", ".", "--overwrite"), 7, "no folder name"),
+    "output around the source": (("-o", ".", "--overwrite"), 7, "cannot be the current folder"),
     "output is a file": (("-o", "file", "--overwrite"), 7, "not a folder"),
     "output below a file": (("-o", "file/out"), 7, "not a folder"),
     "output exists": (("-o", "full"), 7, "--overwrite"),

@@ -188,15 +188,15 @@ def change_several(repo):
 
 
 CHANGES = {
-    "a bit of the weights": (flip_one_bit, ["model.safetensors: its content differs"]),
-    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: its content differs"]),
-    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: its content differs"]),
+    "a bit of the weights": (flip_one_bit, ["model.safetensors: changed"]),
+    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: changed"]),
+    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: changed"]),
     "a file more": (lambda repo: add_file(repo / "evil.py"), ["evil.py: not in the manifest"]),
     "a file more, deep": (lambda repo: add_file(repo / "a" / "b" / "c"), ["a/b/c: not in the manifest"]),
     "a file less": (lambda repo: (repo / "tokenizer.json").unlink(), ["tokenizer.json: missing"]),
     "several": (
         change_several,
-        ["config.json: missing", "vocab.txt: missing", "model.safetensors: its content differs"],
+        ["config.json: missing", "vocab.txt: missing", "model.safetensors: changed"],
     ),
 }
 
