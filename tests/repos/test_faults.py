@@ -170,7 +170,7 @@ SOURCES = {
     "header length huge": (change_bytes(lambda raw: b"\xff" * 8 + raw[8:]), 4, "the header claims"),
     "header garbage": (change_bytes(lambda raw: raw[:8] + b"!" * 100 + raw[108:]), 4, "not a JSON object"),
     "empty weights": (change_bytes(lambda raw: b""), 4, "shorter than its header"),
-    "a Git LFS pointer": (change_bytes(lambda raw: b"version https://git-lfs.github.com/spec/v1\n"), 4, "damaged"),
+    "a Git LFS pointer": (change_bytes(lambda raw: b"version https://git-lfs.github.com/spec/v1\n"), 4, "git lfs pull"),
     "no weights": (lambda source: (source / "model.safetensors").unlink(), 4, "no readable weights"),
     "flax weights only": (flax_only, 4, "flax_model.msgpack"),
     "a missing shard": (cut_shards, 4, "model-00002-of-00003"),
