@@ -56,7 +56,7 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     """
     family = FAMILIES[str(config["model_type"])]
     fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions(config)}
-    what = f"dense (SDPA), positions extended from {had:,}" if length > had else "dense (SDPA)"
+    what = "dense (SDPA), random weights" + (f", positions extended from {had:,}" if length > had else "")
     return Subject(name, what, fields, reach=max(length, had), dense=True)
 
 

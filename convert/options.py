@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from .errors import UsageError, listing
 MAX_LENGTH_HELP = "Maximum input length in tokens."
 CALIBRATE_HELP = "UTF-8 text file to fit on, can be repeated. [default: built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
+NAME = re.compile(r"(?<![\w-])[a-z][a-z0-9_]*(?![\w-])")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 Progress = Callable[[str, int, int], None]  # called with a step, what of it is done, and how much there is
 
 
@@ -73,14 +76,36 @@ def changed(options: object, values: Mapping[str, Any], stated: Mapping[str, Any
     }
 
 
-def require_sound(command: str, faults: Sequence[str]) -> None:
-    """Raises UsageError with all faults, if there are any."""
-    if faults:
-        raise UsageError(
-            f"these options cannot be used:\n{listing(faults)}",
-            where=f"effconv {command}",
-            hint=f"effconv {command} --help lists the valid values",
-        )
+def require_sound(
+    command: str, faults: Sequence[str], options: Any = None, also: Mapping[str, str] | None = None
+) -> None:
+    """Raises UsageError with all faults, if there are any.
+
+    Args:
+        options: whose fields the faults may name; they are shown as flags. also: other names, such as those that the
+            config has for them, and their fields.
+    """
+    if not faults:
+        return
+    flags = {field.name: flag_of(field) for field in dataclasses.fields(options)} if options is not None else {}
+    flags |= {name: flags[own] for name, own in (also or {}).items()}
+    said = [_with_flags(fault, flags) for fault in faults]
+    named = dict.fromkeys(flag for fault in said for flag in FLAG.findall(fault))
+    raise UsageError(
+        said[0] if len(said) == 1 else f"these options cannot be used:\n{listing(said)}",
+        where=", ".join(named) or f"effconv {command}",
+        hint=f"effconv {command} --help describes each option",
+    )
+
+
+def _with_flags(fault: str, flags: Mapping[str, str]) -> str:
+    """A fault that names flags instead of fields. A field that is an ordinary word is one only at the beginning."""
+
+    def flag(match: re.Match[str]) -> str:
+        name = match[0]
+        return flags[name] if name in flags and ("_" in name or match.start() == 0) else name
+
+    return NAME.sub(flag, fault)
 
 
 def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = "5GB or 500MB") -> int:
@@ -100,7 +125,7 @@ def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = 
     except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise UsageError(f"expected a size in bytes, got {text!r}", where=where, hint=f"give a size such as {such_as}")
+        raise UsageError(f"{text!r} is not a size", where=where, hint=f"give a size such as {such_as}")
     return size
 
 
@@ -109,7 +134,9 @@ class Settings:
     """The options that all converting commands share."""
 
     output: Path | None = option(
-        None, "Output folder. [default: TARGET-SOURCE-LENGTH in the current folder]", short="-o"
+        None,
+        "Output folder. [default: TARGET-SOURCE-LENGTH in the current folder, such as lsg-bert-base-uncased-4096]",
+        short="-o",
     )
     architecture: str | None = option(
         None, "Head of the new model, such as ForSequenceClassification. [default: the source's]"
@@ -146,7 +173,9 @@ class Settings:
             raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="use one of " + ", ".join(choices))
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
             raise UsageError(
-                f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}", where="--seed", hint="such as 123"
+                f"--seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}",
+                where="--seed",
+                hint="give a number such as 123",
             )
         drop: object = self.drop  # Python users may give one pattern
         object.__setattr__(self, "drop", (drop,) if isinstance(drop, str) else tuple(self.drop))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .families.activations import require_activation
 from .families.grammar import Family, Head
 from .families.refused import compares_with_source
 from .families.selection import asked_config, family_of
@@ -77,6 +78,7 @@ def settle(
     family = family_of(
         config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
     )
+    require_activation(config)
     config = family.read_config(config)
     return family, config, target.resolve_options(options, config)
 

@@ -188,7 +188,7 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
     carried = emit(folder, ready.source, target, context, ready.plan, weights.written)
-    said = [*notices(context, ready.source.config), *_of_tokenizer(ready)]
+    said = [*notices(context, ready.source.config, asked=ready.settings.architecture), *_of_tokenizer(ready)]
     findings = [*weights.unsound, *said, *weights.calibration.get("findings", ())]
     loads = sentence_class(folder)
     manifest = make_manifest(
@@ -229,7 +229,7 @@ def check_repo(
         return Checked(manifest, None, {})
     if weights.unsound:
         raise CheckFailedError(
-            f"the weights hold NaN or infinite values:\n{listing(weights.unsound)}",
+            f"the weights hold NaN or infinite values:\n{listing(weights.written.not_finite)}",
             where=ready.source.where(),
             hint="use another checkpoint, or pass --no-verify to convert this one anyway",
         )
@@ -353,5 +353,9 @@ def source_folder(source: Source) -> Path:
 def _absolute(path: Path) -> Path:
     expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
-        raise OutputError("the output path has no folder name", where=str(path), hint="give a folder with --output")
+        raise OutputError(
+            "the output cannot be the current folder, or one above it",
+            where=f"--output {path}",
+            hint="give a new folder",
+        )
     return expanded.absolute()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInputError, UnsupportedError, UsageError
+from ..errors import BadInputError, UnsupportedError, UsageError, did_you_mean
 from .code import FamilyCode
 
 if TYPE_CHECKING:
@@ -271,7 +271,9 @@ class Family:
         suffix = self.suffix_of(architecture, target)
         if all(head.suffix != suffix for head in self.heads):
             raise UsageError(
-                f"{self.name} has no head {suffix!r}", where="--architecture", hint=self._heads_there_are()
+                f"{self.name} has no head {suffix!r}{did_you_mean(suffix, [head.suffix for head in self.heads])}",
+                where="--architecture",
+                hint=self._heads_there_are(),
             )
         return self.head(suffix)
 
@@ -365,7 +367,9 @@ def number(config: Config, name: str, most: int = 1 << 31) -> int:
         value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
     if type(value) is not int or not 1 <= value <= most:
         raise BadInputError(
-            f"{name} must be a positive integer of at most {most}, got {value!r}",
+            f"config.json has no {name}"
+            if value is None
+            else f"{name} must be a positive integer of at most {most:,}, got {value!r}",
             where="config.json",
             hint="correct config.json, or download it again",
         )

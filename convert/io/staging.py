@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..errors import EffconvError, OutputError, UsageError
+from ..errors import EffconvError, OutputError
 from . import system
 
 LONGEST_NAME = 255  # bytes of a file's name, on Linux and macOS
@@ -164,7 +164,7 @@ def check_apart(source: Path | None, output: Path) -> None:
     here, there = source.resolve(), output.resolve()
     around = [(here, folder) for folder in (there, *there.parents)] + [(folder, there) for folder in here.parents]
     if any(system.same_place(one, other) for one, other in around):
-        raise UsageError(
+        raise OutputError(
             "the output folder and the source folder must not overlap",
             where=str(output),
             hint="choose another folder with --output",

@@ -15,6 +15,7 @@ from hub_runs import Client, files_of
 from transformers import AutoConfig
 
 import effconv
+from effconv.convert.errors import HubError, OutputError
 from effconv.convert.repo.card_blocks import blocks, front_matter
 from effconv.convert.repo.manifest import changed_files
 from hub_server import LoopbackHub
@@ -81,6 +82,23 @@ def test_code_of_the_source_and_the_class_of_a_colbert_stay(tmp_path):
     restate(repo)
     effconv.refresh(repo, verify=False)
     assert files_of(repo) == before
+
+
+def test_an_output_inside_the_repo_is_refused(made):
+    before = files_of(made)
+    with pytest.raises(OutputError, match="must not overlap"):
+        effconv.refresh(made, output=made / "new")
+    assert files_of(made) == before
+
+
+def test_a_push_without_a_token_leaves_the_folder_as_it_was(old, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    before = files_of(old)
+    with pytest.raises(HubError, match="no token"):
+        effconv.refresh(old, push=True)
+    assert files_of(old) == before
 
 
 @pytest.fixture

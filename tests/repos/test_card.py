@@ -331,4 +331,4 @@ class TestEveryTarget:
         (repo / "README.md").write_text(after + "Mine.\n")
         add_to_card(repo, "speed", "| faster |")
         assert (repo / "README.md").read_text() == after.replace("| fast |", "| faster |") + "Mine.\n"
-        assert changed_files(repo, read_manifest(repo)) == ["README.md: its content differs from the manifest"]
+        assert changed_files(repo, read_manifest(repo)) == ["README.md: changed"]

@@ -170,7 +170,7 @@ SOURCES = {
     "header length huge": (change_bytes(lambda raw: b"\xff" * 8 + raw[8:]), 4, "the header claims"),
     "header garbage": (change_bytes(lambda raw: raw[:8] + b"!" * 100 + raw[108:]), 4, "not a JSON object"),
     "empty weights": (change_bytes(lambda raw: b""), 4, "shorter than its header"),
-    "a Git LFS pointer": (change_bytes(lambda raw: b"version https://git-lfs.github.com/spec/v1\n"), 4, "damaged"),
+    "a Git LFS pointer": (change_bytes(lambda raw: b"version https://git-lfs.github.com/spec/v1\n"), 4, "git lfs pull"),
     "no weights": (lambda source: (source / "model.safetensors").unlink(), 4, "no readable weights"),
     "flax weights only": (flax_only, 4, "flax_model.msgpack"),
     "a missing shard": (cut_shards, 4, "model-00002-of-00003"),
@@ -201,7 +201,7 @@ SOURCES = {
     "modules.json is an object": (write_text("modules.json", "{}"), 4, "modules.json"),
     "a module outside": (write_text("modules.json", '[{"path": ""}, {"path": "../x"}]'), 4, "'../x'"),
     "an encoder outside": (write_text("modules.json", '[{"path": "../x"}]'), 4, "'../x'"),
-    "NaN weights": (nan, 5, f"{WORDS} holds NaN"),
+    "NaN weights": (nan, 5, f"    {WORDS}\n"),
 }  # fmt: skip
 
 
@@ -235,9 +235,9 @@ OPTIONS = {
     "a revision of a folder": (("--revision", "main"), 2, "--revision applies only to Hub sources"),
     "the first global of a dense source": (("--keep-first-global-token",), 2, "--keep-first-global-token"),
     "an unknown head": (("--architecture", "ForFun"), 2, "ForMaskedLM"),
-    "output at the source": (("-o", "source", "--overwrite"), 2, "overlap"),
-    "output inside the source": (("-o", "source/out"), 2, "overlap"),
-    "output around the source": (("-o", ".", "--overwrite"), 7, "no folder name"),
+    "output at the source": (("-o", "source", "--overwrite"), 7, "overlap"),
+    "output inside the source": (("-o", "source/out"), 7, "overlap"),
+    "output around the source": (("-o", ".", "--overwrite"), 7, "cannot be the current folder"),
     "output is a file": (("-o", "file", "--overwrite"), 7, "not a folder"),
     "output below a file": (("-o", "file/out"), 7, "not a folder"),
     "output exists": (("-o", "full"), 7, "--overwrite"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from checkpoints import snapshot
 
-from effconv.convert.errors import OutputError, UsageError
+from effconv.convert.errors import OutputError
 from effconv.convert.io import staging
 from effconv.convert.io.staging import (
     Staging,
@@ -245,11 +245,11 @@ def test_a_journal_of_a_living_run_is_left_alone(tmp_path):
 @pytest.mark.parametrize("relation", [".", "inside", "..", "inside/deep", "../source"])
 def test_an_output_that_overlaps_the_source_is_refused(relation, tmp_path):
     source = make(tmp_path / "source", OLD)
-    with pytest.raises(UsageError, match="overlap"):
+    with pytest.raises(OutputError, match="overlap"):
         check_apart(source, source / relation)
     link = tmp_path / "link"
     link.symlink_to(source)
-    with pytest.raises(UsageError, match="overlap"):
+    with pytest.raises(OutputError, match="overlap"):
         check_apart(link, source)
     check_apart(source, tmp_path / "source-2")
 
