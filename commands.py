@@ -197,7 +197,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         )
         hint, default = hints[field.name], field.default
         if isinstance(default, tuple):  # an option that can be repeated: a list for Typer
-            hint, default, option.metavar = list[get_args(hint)[0]], None, "FILE"  # type: ignore[misc]
+            hint, default, option.metavar = list[get_args(hint)[0]], None, field.metadata["metavar"]  # type: ignore[misc]
         annotation = Annotated[hint, option]  # type: ignore[valid-type]
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

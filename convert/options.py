@@ -24,6 +24,7 @@ def option(
     short: str | None = None,
     panel: str = "",
     fallback: Any = None,
+    metavar: str = "FILE",
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -31,8 +32,11 @@ def option(
         flag: the flag, if it differs from the field's name (`--max-len` for max_length).
         panel: heading of its section in the help.
         fallback: value for a source that states none. For options whose default (None) means "the source's value".
+        metavar: of one value of an option that can be repeated, whose default is a tuple.
     """
-    metadata = {"help": help, "flag": flag, "short": short, "panel": panel, "fallback": fallback}
+    metadata = {
+        "help": help, "flag": flag, "short": short, "panel": panel, "fallback": fallback, "metavar": metavar
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -112,6 +116,11 @@ class Settings:
     )
     seed: int = option(123, "Random seed for new tensors.")
     dtype: DTypeName | None = option(None, "Cast the weights to this type. [default: keep]")
+    drop: tuple[str, ...] = option(
+        (),
+        "Leave out stored tensors of this name, such as 'cls.species.*'. Can be repeated.",
+        metavar="PATTERN",
+    )
     max_shard_size: str = option("5GB", "Maximum size of one weights file, such as 500MB.")
     overwrite: bool = option(False, "Replace a non-empty output folder, after the new one is complete.")
     verify: bool = option(True, "Load the new repo in a fresh process and check it before it is saved.")
@@ -139,6 +148,8 @@ class Settings:
             raise UsageError(
                 f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}", where="--seed", hint="such as 123"
             )
+        drop: object = self.drop  # Python users may give one pattern
+        object.__setattr__(self, "drop", (drop,) if isinstance(drop, str) else tuple(self.drop))
         parse_size(self.max_shard_size)
         if self.keep_failed and not self.verify:
             raise UsageError(

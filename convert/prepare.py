@@ -19,6 +19,7 @@ from .options import Settings
 from .plan import Plan
 from .planner import check_floats, choose_head, make_plan
 from .repo.emit import emitted_config
+from .repo.sentence import COLBERT, COLBERT_PROJECTION
 from .target import Context, Target
 from .text import require_readable
 
@@ -135,4 +136,10 @@ def plan_tensors(
     context = replace(context, emitted=emitted_config(target, context))
     dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
-    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
+    plan = make_plan(
+        checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype, requested=settings.drop
+    )
+    if COLBERT in (config.get("architectures") or ()) and COLBERT_PROJECTION in plan.carried:  # it stays one
+        named = [*context.emitted["architectures"], COLBERT]
+        context = replace(context, emitted={**context.emitted, "architectures": named})
+    return context, plan

@@ -31,6 +31,7 @@ from ..convert.repo.manifest import (
     with_measurements,
 )
 from ..convert.repo.modelcode import class_name
+from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
 from ..convert.verify.recheck import source_of
 from ..convert.verify.run import require_passed, run_checks
@@ -232,6 +233,8 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
+        if COLBERT in (config.get("architectures") or ()):
+            stated["architectures"] = [*stated["architectures"], COLBERT]
         today = {**_without_removed(config), **stated}
         newer = json.dumps(today, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
@@ -239,9 +242,8 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
             f"config.json cannot be read ({error})", where=str(config_path), hint="convert again"
         ) from None
     files = code if today == config else {**code, "config.json": newer}
-    theirs = tokenizer_in(folder).code  # came with the source
-    python = [name for name in manifest["files"] if name.endswith(".py")]
-    gone = tuple(sorted(name for name in python if name not in code and name not in theirs))
+    kept = {*code, *manifest.get("source_code", ()), *tokenizer_in(folder).code}  # the last two came with the source
+    gone = tuple(sorted(name for name in manifest["files"] if name.endswith(".py") and name not in kept))
     changed = bool(gone) or any(_text(folder / name) != text for name, text in files.items())
     options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else None
     return _Fresh(files, gone, changed, target, {**manifest, **({} if options is None else {"options": options})})

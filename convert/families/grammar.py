@@ -162,6 +162,11 @@ class Family:
     score_bias: str = ""
     types_in_globals: bool = False
 
+    def __post_init__(self) -> None:
+        said = (bool(self.score_bias), self.code.score_bias, self.code.score_bias or SCORE_BIAS in self.needs)
+        if len(set(said)) > 1:  # the code of a repo would leave the bias out
+            raise ValueError(f"{self.name}: a bias on scores takes both `score_bias`, its table, and `code.score_bias`")
+
     @property
     def requirements(self) -> frozenset[str]:
         """Everything that a target must be able to do for it."""

@@ -66,6 +66,12 @@ def family_of(
         )
     if before is None and not own_code:
         require_stock_code(config)
+    if config.get("pruned_heads"):
+        raise UnsupportedError(
+            "attention heads of the model were pruned, so its layers have different numbers of heads",
+            where="config.json: pruned_heads",
+            hint="use the checkpoint before pruning. If no head was removed from the weights, empty pruned_heads",
+        )
     if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise UnsupportedError(
             f"relative positions ({config['position_embedding_type']}) are not supported",

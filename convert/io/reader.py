@@ -11,10 +11,11 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import BadInputError, UnsupportedError, listing
+from ..errors import BadInputError, listing
 from .checkpoint import Checkpoint, Tensor, damaged, stored_twice
 from .dtypes import SIZES
 from .flax_msgpack import open_flax
+from .layout import adapter_alone, checkpoints_hint
 from .pickled import open_pickled
 from .source import Source, checked_name, read_json
 
@@ -54,16 +55,12 @@ def open_checkpoint(
             _check_index(weight_map, checkpoint, index)
             return checkpoint
     if source.has("adapter_config.json"):
-        raise UnsupportedError(
-            "the source is an adapter, not a model",
-            where=source.where(),
-            hint="merge it into its base model first (peft: merge_and_unload, then save_pretrained)",
-        )
+        raise adapter_alone(source)
     stored = [name for name in source.files if name.endswith((".msgpack", ".h5", ".onnx", ".gguf"))]
     raise BadInputError(
         f"no readable weights: expected {' or '.join(FILES[name] for name in formats)}, or an index of shards",
         where=source.where() + (f" (found {', '.join(stored[:4])})" if stored else ""),
-        hint="save the model with save_pretrained first",
+        hint=checkpoints_hint(source) or "save the model with save_pretrained first",
     )
 
 

@@ -15,10 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BadInputError, HubError, UnsupportedError, UsageError
+from .layout import refuse_adapter, refuse_router, without_config
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HOSTILE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a file name: what a system or a terminal may obey
+
+MODULE_DEPTH = 8  # levels of folders in a sentence-transformers module: Router and its like nest modules
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,11 @@ class Source:
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file that holds an object."""
-        parsed = read_json(self.path(name), name)
+        return self.object(self.root + name)
+
+    def object(self, name: str) -> dict[str, Any]:
+        """The same by its name relative to the root of the repo."""
+        parsed = read_json(self.fetch(name), name)
         if not isinstance(parsed, dict):
             raise BadInputError(f"{name} is not a JSON object", where=name, hint="download the file again")
         return parsed
@@ -165,6 +172,17 @@ def _local(folder: Path) -> Source:
             "the source is not readable", where=str(error.filename), hint="check its permissions"
         ) from None
     return Source(name=name, files=files, fetch=fetch, folder=folder)
+
+
+def _with_modules(source: Source, modules: list[dict[str, Any]]) -> Source:
+    """The source with all files of its modules' folders, however deep; else a local folder is read two levels deep."""
+    if source.folder is None:
+        return source
+    found = set(source.files)
+    for path in {module["path"] for module in modules if module["path"]}:
+        if (source.folder / path).is_dir():
+            found |= {f"{path}/{name}" for name in _walk(source.folder / path, MODULE_DEPTH)}
+    return replace(source, files=tuple(sorted(found)))
 
 
 def _walk(folder: Path, depth: int = 2) -> Iterator[str]:
@@ -285,29 +303,18 @@ def _hub_error(error: Exception, hub_id: str) -> HubError:
 
 
 def _with_config(source: Source) -> Source:
+    modules = sentence_modules(source)
+    source = _with_modules(source, modules)
     if "config.json" not in source.files or not _is_model_config(source, ""):
-        for module in sentence_modules(source)[:1]:
+        for module in modules[:1]:
             # Before sentence-transformers 2 the encoder stood in a folder of its own, such as 0_Transformer/.
             root = f"{module['path']}/" if module.get("path") else ""
             if f"{root}config.json" in source.files:
                 source = replace(source, root=root)
+    refuse_router(source, modules)
     if not source.has("config.json"):
-        if source.has("adapter_config.json"):
-            raise UnsupportedError(
-                "the source is an adapter, not a model",
-                where=source.where(),
-                hint="merge it into its base model first (peft: merge_and_unload, then save_pretrained)",
-            )
-        raise BadInputError(
-            "no config.json", where=source.where(), hint="give the folder or Hub id of a transformers checkpoint"
-        )
-    if source.has("adapter_config.json"):  # transformers applies it whenever it loads the folder
-        raise UnsupportedError(
-            "the folder also has an adapter, which transformers would load with the model",
-            where=f"{source.where()}: adapter_config.json",
-            hint="merge it into the model first (peft: merge_and_unload, then save_pretrained), or move the adapter's "
-            "files out of the folder",
-        )
+        raise without_config(source)
+    refuse_adapter(source)
     config = source.json("config.json")
     if config.get("quantization_config"):
         raise UnsupportedError(

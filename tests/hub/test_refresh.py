@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from bigs_goldens import ROOT
+from checkpoints import edit_config, rewrite
 from hub_runs import Client, files_of
 from transformers import AutoConfig
 
@@ -59,6 +61,23 @@ def test_a_repo_of_today_with_a_model_of_its_own_needs_no_refresh(target, tmp_pa
     assert effconv.refresh(repo, verify=False).changed == ()
     (code,) = [name for name in before if name.startswith(("modeling_", "lambda_published"))]
     (repo / code).write_text("# older\n")
+    restate(repo)
+    effconv.refresh(repo, verify=False)
+    assert files_of(repo) == before
+
+
+def test_code_of_the_source_and_the_class_of_a_colbert_stay(tmp_path):
+    source = save_tiny_sentence_encoder(tmp_path / "source")
+    modules = json.loads((source / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "3_Scale", "type": "scale.Scale"})
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "scale.py").write_text("class Scale: ...\n")
+    edit_config(source, architectures=["HF_ColBERT"])
+    rewrite(source, lambda tensors: {**tensors, "linear.weight": torch.ones(8, 32)})
+    repo = effconv.convert(source, "lsg", output=tmp_path / "repo", verify=False, **SMALL).output
+    before = files_of(repo)
+    assert effconv.refresh(repo, verify=False).changed == ()
+    (repo / "lsg_attention.py").write_text("# older\n")
     restate(repo)
     effconv.refresh(repo, verify=False)
     assert files_of(repo) == before

@@ -169,8 +169,8 @@ def test_a_forward_pass_is_followed_in_four_files(family):
 
 
 def test_what_it_does_not_take_is_refused_and_left_alone():
-    model = transformers.MPNetModel(transformers.MPNetConfig(vocab_size=60, hidden_size=8, num_attention_heads=2))
-    with pytest.raises(EffconvError, match="mpnet is not supported") as caught:
+    model = transformers.XLNetModel(transformers.XLNetConfig(vocab_size=60, d_model=8, n_head=2, n_layer=1))
+    with pytest.raises(EffconvError, match="xlnet is not supported") as caught:
         effconv.lsgify(model, in_place=True)
     assert caught.value.exit_code == 3
-    assert type(model) is transformers.MPNetModel
+    assert type(model) is transformers.XLNetModel

@@ -286,10 +286,11 @@ def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monke
     emit = run.emit
 
     def spoil(folder, *arguments):
-        emit(folder, *arguments)
+        found = emit(folder, *arguments)
         tensors = read(folder)
         tensors["bert.encoder.layer.1.attention.self.key.weight"][0] += 1
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return found
 
     monkeypatch.setattr(run, "emit", spoil)
     with verified_in_forks(), pytest.raises(CheckFailedError, match="2 of 9 checks failed") as caught:
