@@ -98,6 +98,7 @@ class Family:
         prefix: of the base model's tensors in a checkpoint with a head.
         embeddings, layer, final, pooler: tensors of the base model; `layer` once, relative to a layer's path; `final`
             comes after the last one.
+        further: those of which a list in the config says what there is, with their full names.
         decoder_layer: likewise of a decoder beside the encoder.
         layer_paths: paths of the layers that have tensors of their own, from the config.
         decoder_layer_paths: of the decoder's.
@@ -145,6 +146,7 @@ class Family:
     inner_size: str = "intermediate_size"
     num_heads: str = "num_attention_heads"
     output_projection: str = "attention.output.dense"
+    further: Callable[[Config], Iterable[Weight]] = lambda config: ()
     tokenizer: str = ""
     tokenizer_as_stored: bool = False
     decoder_layer: tuple[Weight, ...] = ()
@@ -305,9 +307,7 @@ class Family:
         return self.code.class_prefix + head.suffix
 
     def is_head_weight(self, name: str) -> bool:
-        return any(weight.name == name for head in self.heads for weight in head.weights) or any(
-            name in head.tied for head in self.heads
-        )
+        return any(name in head.tied or any(name == weight.name for weight in head.weights) for head in self.heads)
 
     def base_weights(self, config: Config, part: str = "") -> list[Weight]:
         """Embeddings and all layers, in order, with their full names; of one part of the model only, if asked for.
@@ -329,6 +329,7 @@ class Family:
                 for weight in layer
             ),
             *(self.final if not part else ()),
+            *self.further(config),
         ]
         inside = f"{part}." if part else ""
         return [weight for weight in weights if weight.when(config) and weight.name.startswith(inside)]
