@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import BadInputError, UsageError
 from ..families.converted import converted
 from ..families.registry import FAMILIES
 from ..io.reader import DENSE_FORMATS, open_checkpoint
@@ -105,7 +105,7 @@ def _differences(source: Mapping[str, Any], repo: Mapping[str, Any], family: str
     try:
         source, repo = (kind.read_config(config) if kind else config for config in (source, repo))
         layers = [len(kind.layer_paths(c)) if kind else c.get("num_hidden_layers") for c in (source, repo)]
-    except (KeyError, TypeError, ValueError):
+    except (BadInputError, KeyError, TypeError, ValueError):  # a config that says less than it could
         layers = [None, None]
     sizes = {"layers": layers} | {
         label: [config.get(name) for config in (source, repo)] for label, name in names.items()
