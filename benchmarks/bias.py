@@ -32,7 +32,7 @@ def sections(threads: int, rounds: int, lengths: Sequence[int] = (512, 4096)) ->
         q, k, v = torch.randn(3, 1, 1 + length, HEADS, WIDTH).transpose(2, 3).unbind(0)
         bias = torch.randn(HEADS, 2 * REACH + 2)
         places = torch.arange(length)
-        whole = by_distance(bias, places, places)
+        whole = by_distance(bias, places, places)[None]  # with four dimensions, for which SDPA has its fast form
         tokens = [x[:, :, 1:] for x in (q, k, v)]
         forms = {
             LSG: partial(_lsg, "bos_pooling", q, k, v, bias),
