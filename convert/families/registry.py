@@ -11,6 +11,7 @@ from .distilbert import DISTILBERT
 from .electra import ELECTRA
 from .grammar import Family
 from .mpnet import MPNET
+from .t5 import MT5, T5
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -19,6 +20,7 @@ FAMILIES: Mapping[str, Family] = {
         *(XLM_ROBERTA_XL, ROBERTA_PRELAYERNORM, DATA2VEC_TEXT, ERNIE),
         *(BART, MBART, PEGASUS),
         *(MPNET,),
+        *(T5, MT5),
     )
 }
 
