@@ -1,4 +1,4 @@
-"""T5 and mT5, of which the encoder is converted: no position table, one bias for relative positions, no scaled scores."""
+"""The encoders of T5 and mT5: no position table, one bias for relative positions in all layers, scores unscaled."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def reader(feed_forward_proj: str) -> Callable[[Config], Config]:
 
     def read(config: Config) -> Config:
         stated = {name: value for name, value in config.items() if name != "n_positions"}
-        length = {"max_position_embeddings": config.get("n_positions") or LENGTH}
-        return {**defaults, **length, **stated, "is_encoder_decoder": False, "tie_word_embeddings": True}
+        usual = {**defaults, "max_position_embeddings": config.get("n_positions") or LENGTH}
+        missing = {name: value for name, value in usual.items() if name not in stated}
+        return {**stated, **missing, "is_encoder_decoder": False, "tie_word_embeddings": True}
 
     return read
 
