@@ -91,7 +91,7 @@ def inspect_source(
             check_floats(tensors)
             chosen, unknown_class = choose_head(checkpoint, found.config, family, None)
             head = chosen.suffix
-            max_length = family.longest(found.config)
+            max_length = family.longest(family.read_config(found.config))
             becomes = [
                 target.name
                 for target in TARGETS.values()

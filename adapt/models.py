@@ -89,12 +89,12 @@ def load_pair(
         raise BadInputError(str(reason), where=str(repo), hint="training needs the tokenizer") from None
     if "mlm" in objectives and tokenizer.mask_token_id is None:
         raise BadInputError("the tokenizer has no mask token", where=str(repo), hint="choose another objective")
-    source = None
+    source, family = None, FAMILIES.get(manifest["family"])
     if teacher is not None:
         _check_tokenizers(tokenizer, teacher, trust_remote_code)
         asked = manifest.get("source_config", {})
-        source = _load_teacher(teacher, auto if "logits" in objectives else "AutoModel", trust_remote_code, asked)
-    family = FAMILIES.get(manifest["family"])
+        wanted = auto if "logits" in objectives else "AutoModel"
+        source = _load_teacher(teacher, wanted, family, trust_remote_code, asked)
     first, last = special_ends(tokenizer)
     reach = int(manifest["source_max_length"])
     pooling = pooling_of(repo) if {"sentence", "contrastive"} & objectives or whiten else "mean"
@@ -195,10 +195,12 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
             yield modules[id(layer.get_submodule(path))] + "."
 
 
-def _load_teacher(folder: Path, auto: str, trust_remote_code: bool, asked: Mapping[str, Any]) -> Any:
+def _load_teacher(
+    folder: Path, auto: str, family: Family | None, trust_remote_code: bool, asked: Mapping[str, Any]
+) -> Any:
     import transformers
 
-    model, info = getattr(transformers, auto).from_pretrained(
+    model, info = getattr(transformers, family.stock_auto(auto) if family else auto).from_pretrained(
         folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True, **asked
     )
     missing = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or "pooler" not in name)

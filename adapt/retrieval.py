@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UsageError
+from ..convert.families.registry import FAMILIES
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
@@ -108,11 +109,14 @@ def retrieval(
         beyond=reach,
     )
 
-    def encoder(place: Path, repo: Path, trusted: bool, **fields: Any) -> Encoder:
-        model = transformers.AutoModel.from_pretrained(place, trust_remote_code=trusted, dtype=torch.float32, **fields)
+    def encoder(place: Path, repo: Path, trusted: bool, auto: str = "AutoModel", **fields: Any) -> Encoder:
+        kind = getattr(transformers, auto)
+        model = kind.from_pretrained(place, trust_remote_code=trusted, dtype=torch.float32, **fields)
         return Encoder(model.eval(), text.prefix, text.suffix, pooling_of(repo), dense_layers(place))
 
-    source = encoder(folder, folders[0], trust_remote_code, **manifests[0].get("source_config", {}))
+    family = FAMILIES.get(manifests[0]["family"])
+    auto = family.stock_auto("AutoModel") if family else "AutoModel"
+    source = encoder(folder, folders[0], trust_remote_code, auto, **manifests[0].get("source_config", {}))
     models = {name: encoder(place, place, True) for name, place in zip(names, folders, strict=True)}
     rows = measure(task, source, reach, models, progress)
     shape = {

@@ -56,7 +56,8 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     """
     family = FAMILIES[str(config["model_type"])]
     fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions(config)}
-    what = "dense (SDPA), random weights" + (f", positions extended from {had:,}" if length > had else "")
+    extended = length > had and family.positions
+    what = "dense (SDPA), random weights" + (f", positions extended from {had:,}" if extended else "")
     return Subject(name, what, fields, reach=max(length, had), dense=True)
 
 
@@ -130,7 +131,9 @@ def build(subject: Mapping[str, Any], dtype: str) -> Any:
     else:
         fields = dict(subject["config"])
         config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-        model = transformers.AutoModel.from_config(config, dtype=kind)  # type: ignore[no-untyped-call]
+        family = FAMILIES.get(config.model_type)
+        auto = getattr(transformers, family.stock_auto("AutoModel") if family else "AutoModel")
+        model = auto.from_config(config, dtype=kind)
     if subject["lsg"] is not None:
         from types import SimpleNamespace
 

@@ -96,8 +96,8 @@ class _Planner:
         # whether a checkpoint holds more than the base.
         self.emits, self.emitted_head = context.emits, context.emitted_head
         self.flax = self.emits.flax if target.weights_format.flax else None
-        self.prefixed = self.emitted_head.suffix != "Model" or bool(
-            self.stored.keys() - base - set(self.family.buffers)
+        self.prefixed = self.emitted_head.suffix != "Model" or any(
+            not self.family.why_left_behind(name) for name in self.stored.keys() - base - set(self.family.buffers)
         )
 
     def plan(self) -> Plan:
@@ -271,6 +271,8 @@ class _Planner:
             drop = f"tied to {twin}, stored once"
         elif name in self.dropped:
             drop = self.dropped[name]
+        elif why := self.family.why_left_behind(name):
+            drop = why
         elif name in self.declared and self.declared[name].computed:
             drop = "recomputed for the new length"
         elif self.family.part(self.head) and (name in self.whole or self.family.is_head_weight(name)):

@@ -17,10 +17,11 @@ def position_rules(context: Context, length: int, how: str = "repeat") -> list[R
         UsageError: the option --positions has no effect for this source.
     """
     family = context.family
-    if family.computes_positions:  # for any length, by the plan
+    if family.computes_positions or not family.positions:  # for any length, by the plan or by the bias on scores
         if how != "repeat":
+            has = "computes its positions for every length" if family.positions else "has no position table"
             raise UsageError(
-                f"{family.name} computes its positions for every length: they cannot be {how}d",
+                f"{family.name} {has}: positions cannot be {how}d",
                 where="--positions",
                 hint="leave it out",
             )

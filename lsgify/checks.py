@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..convert.families.registry import FAMILIES
 from ..convert.verify import family_checks, sentence_checks
 from ..convert.verify.checks import attentions_of, compare_with_source, worst_of
 from ..convert.verify.loaded import Loaded, difference
@@ -43,7 +44,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     attentions = attentions_of(model)
     config = loaded.config
     heads, globals_ = config.num_attention_heads, config.num_global_tokens
-    width = config.hidden_size // heads
+    width = FAMILIES[loaded.manifest["family"]].head_width(config.to_dict())
     generator = torch.Generator().manual_seed(0)
     bias = _some_bias(model.base_model, generator)
     found, lengths = [], []

@@ -26,7 +26,8 @@ class GlobalEmbeddings:
         init: mask, or random (a sample of N(mean, covariance) of the word embeddings in place of the mask token's).
         seed: of the random draws.
         keeps_first: whether row 0 is that of the last input, the table of a source that is LSG already.
-        computed: rows of a position table of sinusoids, which is computed; 0 where the first input is the table.
+        computed: rows of a position table of sinusoids, which is computed.
+        tabled: whether the first input is a position table. Where there is none, nothing is added for positions.
     """
 
     bos: int
@@ -37,10 +38,11 @@ class GlobalEmbeddings:
     seed: int
     keeps_first: bool = False
     computed: int = 0
+    tabled: bool = True
     action = "derive"
 
     def shape(self, *inputs: Shape) -> Shape:
-        positions, words = inputs[:2] if not self.computed else ((self.computed, inputs[0][-1]), inputs[0])
+        positions, words = inputs[:2] if self.tabled else ((self.computed, inputs[0][-1]), inputs[0])
         if len(words) != 2 or positions[-1] != words[1]:
             raise ValueError(f"positions {positions} and words {words} differ in width")
         for name, token in (("beginning-of-sequence", self.bos), ("mask", self.mask)):
@@ -49,9 +51,13 @@ class GlobalEmbeddings:
         return (ROWS, words[1])
 
     def apply(self, *inputs: Array) -> Array:
-        words, *others = inputs if self.computed else inputs[1:]
-        body = sinusoids(self.computed, words.shape[1]) if self.computed else inputs[0].float32()[self.special :]
-        table = self._positions(body)
+        words, *others = inputs[1:] if self.tabled else inputs
+        if self.tabled:
+            table = self._positions(inputs[0].float32()[self.special :])
+        elif self.computed:
+            table = self._positions(sinusoids(self.computed, words.shape[1]))
+        else:
+            table = np.zeros((ROWS, words.shape[1]), dtype=np.float32)
         stored = inputs[-1]
         types = others[: len(others) - self.keeps_first]
         typed = sum((_row(rows, 0) for rows in types), start=np.float32(0))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..convert.execute import as_array
+from ..convert.families.grammar import Family
 from ..convert.families.selection import head_of
 from ..convert.io.checkpoint import Checkpoint, Tensor
 from ..convert.io.dtypes import BY_NAME, Array
@@ -59,7 +60,7 @@ def lsgify(
     head, unknown = head_of({"architectures": [type(model).__name__]}, family, target=LSG.name)
     checkpoint = _MemoryCheckpoint(model.state_dict())
     context, plan = plan_tensors(
-        checkpoint, LSG, chosen, family, head, config, _tokens(tokenizer), Settings(seed=seed), unknown
+        checkpoint, LSG, chosen, family, head, config, _tokens(tokenizer, family), Settings(seed=seed), unknown
     )
     with tempfile.TemporaryDirectory(prefix="effconv-") as folder:
         heads = {head.suffix: head.auto for head in family.heads}
@@ -117,8 +118,11 @@ def _torch(array: Array) -> torch.Tensor:
     return torch.from_numpy(data.view("<i2")).view(torch.bfloat16) if array.dtype == "BF16" else torch.from_numpy(data)
 
 
-def _tokens(tokenizer: Any) -> SpecialTokens:
+def _tokens(tokenizer: Any, family: Family) -> SpecialTokens:
     if tokenizer is None:
         return SpecialTokens()
-    names = ("bos", "cls", "mask", "sep", "pad")
-    return SpecialTokens(**{name: getattr(tokenizer, f"{name}_token_id", None) for name in names})
+    ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "cls", "mask", "sep", "pad")}
+    for name, token in family.stand_ins.items():
+        if ids[name] is None:
+            ids[name] = tokenizer.get_vocab().get(token)
+    return SpecialTokens(**ids)

@@ -89,6 +89,12 @@ def _refuse_idle(context: Context) -> None:
             where=flags.replace("--use-token-ids", "--no-use-token-ids"),
             hint="leave them out, or add --reset-global-tokens",
         )
+    if options.global_positional_stride != 64 and not family.positions:
+        raise UsageError(
+            f"{family.name} has no position table to take the global tokens' positions from",
+            where="--global-positional-stride",
+            hint="leave out this option",
+        )
     if not options.use_token_ids and not family.types_in_globals:
         raise UsageError(
             f"{family.name} has no token types to add to the global tokens",
@@ -103,9 +109,10 @@ def _global_rule(context: Context) -> Rule:
     if globals_of(context) == "kept":
         return Rule(kept, family.global_embeddings)
     computed = number(context.config, "max_position_embeddings") if family.computes_positions else 0
+    tabled = bool(family.positions) and not computed
     return Rule(
         (
-            *(() if computed else (family.positions,)),
+            *((family.positions,) if tabled else ()),
             family.words,
             *_types(context),
             *(kept if options.keep_first_global_token else ()),
@@ -120,6 +127,7 @@ def _global_rule(context: Context) -> Rule:
             seed=context.seed,
             keeps_first=options.keep_first_global_token,
             computed=computed,
+            tabled=tabled,
         ),
     )
 

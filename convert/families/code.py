@@ -42,6 +42,9 @@ class FamilyCode:
         encoder: where the base model has a decoder too; then `layers_path` begins at the encoder.
         decoder_heads: suffixes of the classes that consist of the decoder alone.
         score_bias: whether attention adds a bias to scores. Then `model_lines` have `bias_by_distance`.
+        stock_config: the stock config class, where it is not named as the models are.
+        config_fields: the config class to build on in place of the stock one, as (module, class) of a copied file.
+        stock_parts: classes of the stock modeling file that the lines name.
     """
 
     module: str
@@ -57,6 +60,9 @@ class FamilyCode:
     encoder: EncoderCode | None = None
     decoder_heads: tuple[str, ...] = ()
     score_bias: bool = False
+    stock_config: str = ""
+    config_fields: tuple[str, str] | None = None
+    stock_parts: tuple[str, ...] = ()
 
     @property
     def attention(self) -> str:
@@ -65,7 +71,7 @@ class FamilyCode:
 
     @property
     def config_class(self) -> str:
-        return f"{self.class_prefix}Config"
+        return self.stock_config or f"{self.class_prefix}Config"
 
     @property
     def lines(self) -> str:

@@ -58,7 +58,8 @@ class Weight:
 class Head:
     """A task class: the suffix of its name ("Model" for the base), its Auto class, and what it adds to the base.
 
-    `tied` maps a parameter that is stored nowhere to the one it shares.
+    `tied` maps a parameter that is stored nowhere to the one it shares. `stock_auto` is the Auto class of the stock
+    model, where that is another than the repo's.
     """
 
     suffix: str
@@ -66,6 +67,7 @@ class Head:
     weights: tuple[Weight, ...] = ()
     pooler: bool = False
     tied: Mapping[str, str] = field(default_factory=dict)
+    stock_auto: str = ""
 
     @property
     def causal(self) -> bool:
@@ -103,16 +105,18 @@ class Family:
         layer_paths: paths of the layers that have tensors of their own, from the config.
         decoder_layer_paths: of the decoder's.
         tied: parameters of the base model that are stored nowhere, and those they share.
-        decoder_positions: the decoder's position table, where it has one of its own.
         uncounted_positions: rows of a position table that no token uses and config.max_position_embeddings does not
             count (BART: 2).
         run_order: paths of the layers as they run, where one that is shared runs several times.
         feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).
+        positions, decoder_positions: position tables; "" where there is none.
         hidden_size, inner_size, num_heads: what the config calls them.
+        head_size: likewise of the channels of one head; "" where they follow from the other two.
         output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
         tokenizer: the class of its tokenizer, where it is not named as the family.
         tokenizer_as_stored: whether transformers 5 takes its tokenizer.json as it stands, whatever class is named.
         special_tokens: what its tokenizer calls them where the tokenizer's files do not say (they often do not).
+        stand_ins: tokens of the vocabulary in the place of special tokens that its tokenizers have none for.
         token_types: embeddings whose first row every token gets unless other ids are given.
         buffers: what old checkpoints store although a model builds it anew.
         same: parameters that are one tensor with another whatever the config ties, and that other.
@@ -122,6 +126,8 @@ class Family:
         needs: what a target must be able to do for it, of `NEEDS`, beyond what follows from the rest of the entry.
         score_bias: the table (buckets, heads) of the bias on scores, where the family has one.
         types_in_globals: whether token type 0 is part of every embedding, and so of LSG's global tokens too.
+        wholes: classes of larger models of which this family is a part.
+        left_behind: why tensors of the rest of them are dropped, by what their names begin with.
     """
 
     name: str
@@ -145,6 +151,7 @@ class Family:
     hidden_size: str = "hidden_size"
     inner_size: str = "intermediate_size"
     num_heads: str = "num_attention_heads"
+    head_size: str = ""
     output_projection: str = "attention.output.dense"
     further: Callable[[Config], Iterable[Weight]] = lambda config: ()
     tokenizer: str = ""
@@ -161,6 +168,9 @@ class Family:
     needs: frozenset[str] = frozenset()
     score_bias: str = ""
     types_in_globals: bool = False
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    wholes: tuple[str, ...] = ()
+    left_behind: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         said = (bool(self.score_bias), self.code.score_bias, self.code.score_bias or SCORE_BIAS in self.needs)
@@ -293,6 +303,8 @@ class Family:
         Raises:
             BadInputError: the heads do not divide the hidden size.
         """
+        if self.head_size:
+            return number(config, self.head_size)
         hidden, heads = number(config, self.hidden_size), number(config, self.num_heads)
         if hidden % heads:
             raise BadInputError(
@@ -305,6 +317,14 @@ class Family:
     def class_name(self, head: Head) -> str:
         """The stock transformers class, such as BertForMaskedLM."""
         return self.code.class_prefix + head.suffix
+
+    def stock_auto(self, auto: str) -> str:
+        """The Auto class that loads the stock model of the head whose repos are loaded by `auto`."""
+        return next((head.stock_auto for head in self.heads if head.auto == auto and head.stock_auto), auto)
+
+    def why_left_behind(self, name: str) -> str:
+        """Why a tensor is dropped that belongs to the rest of a larger model; "" for any other."""
+        return next((why for start, why in self.left_behind.items() if name.startswith(start)), "")
 
     def is_head_weight(self, name: str) -> bool:
         return any(name in head.tied or any(name == weight.name for weight in head.weights) for head in self.heads)

@@ -45,7 +45,8 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "fnet": ("it has no attention", USE_AS_IS),
     "roformer": (ROTARY, "a bert checkpoint"),
     "xlnet": (DISENTANGLED, "a bert or roberta checkpoint"),
-    "t5": (RELATIVE, "long-t5, which takes 16,384 tokens"),
+    "longt5": (LONG, f"{USE_AS_IS}: it takes 16,384 tokens"),
+    "umt5": (f"{RELATIVE}, another one in each layer", "an mt5 checkpoint, whose layers share one"),
     "encoder-decoder": (WRAPPER, ENCODER_OF),
     "vision-encoder-decoder": (
         WRAPPER,

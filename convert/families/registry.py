@@ -13,6 +13,7 @@ from .grammar import Family
 from .megatron_bert import MEGATRON_BERT
 from .mpnet import MPNET
 from .rembert import REMBERT
+from .t5 import MT5, T5
 from .xmod import XMOD
 
 FAMILIES: Mapping[str, Family] = {
@@ -23,6 +24,7 @@ FAMILIES: Mapping[str, Family] = {
         *(MEGATRON_BERT, REMBERT, XMOD),
         *(BART, MBART, PEGASUS),
         *(MPNET,),
+        *(T5, MT5),
     )
 }
 

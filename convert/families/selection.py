@@ -128,6 +128,8 @@ def head_of(
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return family.head(family.default_head), None
+    if named[0] in family.wholes:
+        return family.head(family.default_head), None
     before = converted(config)
     suffix = family.suffix_of(named[0], before.target if before else target)
     if any(head.suffix == suffix for head in family.heads):

@@ -135,7 +135,8 @@ def special_tokens(source: Source, family: Family) -> SpecialTokens:
             where="tokenizer_config.json: tokenizer_class",
             hint="name the class that made these files, or add the files of this class",
         )
-    names: dict[str, str | None] = dict(kind.special if kind and kind.special else family.special_tokens)
+    named = kind.special if kind and kind.special else family.special_tokens
+    names: dict[str, str | None] = {**family.stand_ins, **named}
     settings = source.json(CONFIG) if source.has(CONFIG) else {}
     stated = [settings]
     if source.has(MAP) and "added_tokens_decoder" not in settings:  # transformers no longer reads it beside that field

@@ -25,7 +25,7 @@ class TokenizerClass:
         special: what it calls its special tokens where the tokenizer's files do not say.
         layout: how ids follow from a vocabulary that is not tokenizer.json. "" is the order of the file. `fairseq`,
             `camembert` and `pegasus` put tokens before a sentencepiece vocabulary, `counted` before lines of a token
-            and its count.
+            and its count. `t5` puts sentinels behind it, `bytes` behind the 256 bytes, which no file holds.
         codes: language codes between the vocabulary and the mask token.
     """
 
@@ -120,7 +120,7 @@ def _rows() -> Iterator[tuple[str, TokenizerClass]]:
     yield "DebertaV2", row((FILE, "spm.model"), BRACKETED_ENDS)
     yield "XLNet", row(PIECES, XLNETS)
     yield "Cpm", row((*PIECES, "tokenizer.model"), XLNETS)
-    yield "T5 MT5", row(PIECES, T5S)
+    yield "T5 MT5", row(PIECES, T5S, "t5")
     yield "Udop", row(PIECES, {**T5S, "sep": "</s>"})
     yield "Pegasus", row(PIECES, {**T5S, "mask": "<mask_2>"}, "pegasus")
     yield "Reformer", row(PIECES, {"eos": "</s>", "unk": "<unk>"})
@@ -130,7 +130,7 @@ def _rows() -> Iterator[tuple[str, TokenizerClass]]:
     gemma = _special("bos eos unk pad mask", "<bos> <eos> <unk> <pad> <mask>")
     yield "Gemma", row((FILE, "tokenizer.model"), gemma)
 
-    yield "ByT5", row((), T5S)
+    yield "ByT5", row((), T5S, "bytes")
     yield "MyT5", row(("byte_maps.json",), T5S)
     yield "Perceiver", row((), _special("bos eos sep pad cls mask", "[BOS] [EOS] [SEP] [PAD] [CLS] [MASK]"))
 

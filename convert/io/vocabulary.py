@@ -59,6 +59,8 @@ def _vocabulary(source: Source, kind: TokenizerClass | None, names: Names) -> Ma
         return _valid(source.json("vocab.json").items(), set(names.values()))
     if source.has("vocab.txt") and (kind is None or "vocab.txt" in kind.files or not stored):
         return _lines(source.path("vocab.txt"), set(names.values()))
+    if kind and kind.layout == "bytes":
+        return {names[key]: i for i, key in enumerate(("pad", "eos", "unk")) if key in names} | {"<extra_id_0>": 259}
     if kind and pieces:
         return _from_pieces(read_pieces(source.path(pieces), pieces), kind, names, settings)
     return {}
@@ -111,6 +113,11 @@ def _from_pieces(pieces: list[str], kind: TokenizerClass, names: Names, settings
         offset = settings.get("offset", PEGASUS_OFFSET)
         ids = {piece: i + offset for piece, i in ids.items() if type(offset) is int}
         return ids | {names[key]: i for key, i in (("pad", 0), ("eos", 1), ("mask", 3)) if key in names}
+    if kind.layout == "t5":  # the first sentinel comes last
+        sentinels = settings.get("extra_ids", 100)
+        if type(sentinels) is int and sentinels > 0:
+            ids["<extra_id_0>"] = len(pieces) + sentinels - 1
+        return {token: i for token, i in ids.items() if token in names.values()}
     return _with_missing(ids, names)
 
 

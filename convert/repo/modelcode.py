@@ -15,6 +15,7 @@ from ..families.code import FamilyCode
 TEMPLATES = templates.__name__
 CORE = "efficient_encoder"  # what every target's encoder is built on
 BASE_SUFFIX = "Model"
+SEQ2SEQ_CORE = ("AdaptedModel", "visible_tokens")  # what the modeling file of an encoder and a decoder uses of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class TargetCode:
                 encoder_mixin=parts.encoder_mixin,
                 others=(*code.others, *parts.others, code.attention),
             )
+        if family.config_fields:
+            code = replace(code, others=(*code.others, family.config_fields))
         if family.encoder and self.seq2seq is not None:
             code = replace(code, config_mixin=self.seq2seq.config_mixin)
         return code
@@ -194,7 +197,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    used, others = _imports(family, target)
+    used, others = _imports(family, target, heads)
     classes = {of.model, *(class_name(family, target, suffix) for suffix in heads)}
     values = {
         "family": family,
@@ -224,10 +227,12 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
     return {**copied, **rendered}
 
 
-def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _imports(
+    family: FamilyCode, target: TargetCode, heads: Mapping[str, str]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
-    core = ["HeadMixin", *(("AdaptedModel", "visible_tokens") if family.encoder else ())]
+    core = [*(("HeadMixin",) if heads.keys() - {BASE_SUFFIX} else ()), *(SEQ2SEQ_CORE if family.encoder else ())]
     core += [name for name in ("HEAD_MASK",) if name in family.lines]
     used = [
         (of.configuration_module, of.config),
@@ -237,4 +242,5 @@ def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, st
         target.encoder_mixin,
     ]
     named = {module for module, _ in used}
-    return used, [(module, name) for module, name in (target.config_mixin, *target.others) if module not in named]
+    further = ((CORE, "EncoderMixin"), target.config_mixin, *target.others)
+    return used, [(module, name) for module, name in further if module not in named]

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..families.registry import FAMILIES
 from ..io.dtypes import FLOATS
 from ..io.tokenizer import tokenizer_in
 from ..io.tokenizer_classes import FILE
@@ -108,7 +109,8 @@ class Loaded:
             fields = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
             dense = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
             before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **{**dense, **asked})}
-        read = getattr(transformers, auto).from_pretrained
+        family = FAMILIES.get(self.manifest["family"])
+        read = getattr(transformers, family.stock_auto(auto) if family else auto).from_pretrained
         options = {
             "trust_remote_code": self.trust_remote_code and not before,
             "dtype": torch.float32,

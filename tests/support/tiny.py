@@ -41,6 +41,7 @@ SPECIAL_TOKENS = {
     "RemBertTokenizer": BRACKETED
     | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
     "MPNetTokenizer": ANGLED | {"unk_token": "[UNK]"},
+    "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "PegasusTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask_2>"},
 }
 BYTE_BPE = ("RobertaTokenizer", "BartTokenizer")
@@ -93,7 +94,8 @@ def save_tiny(
     Args:
         folder: where to; made if missing.
         family: one of effconv's.
-        head: the class's name without the family: `ForMaskedLM`, `ForSequenceClassification`, ..., or `Model`.
+        head: the class's name without the family: `ForMaskedLM`, `ForSequenceClassification`, ..., or `Model`. The
+            whole name of a model that the family is a part of.
         positions: how many tokens it takes (RoBERTa's table gets its two extra rows on top).
         seed: for the weights; the same seed gives the same bytes.
         tokenizer: whether to save one.
@@ -106,12 +108,13 @@ def save_tiny(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = save_tokenizer(folder, family, positions) if tokenizer else len(wordpiece_vocab())
-    prefix = FAMILIES[family].code.class_prefix
+    code = FAMILIES[family].code
     settings = {**tiny_config(family, positions), "vocab_size": vocab_size, **config}
-    model_config = getattr(transformers, f"{prefix}Config")(**settings)
+    model_config = getattr(transformers, code.config_class)(**settings)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{prefix}{head}")(model_config).eval()
+        whole = head in FAMILIES[family].wholes
+        model = getattr(transformers, head if whole else f"{code.class_prefix}{head}")(model_config).eval()
         trained = [
             parameter for parameter in model.parameters() if parameter.requires_grad
         ]  # Pegasus' sinusoids are not
@@ -141,6 +144,9 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
     """The fields of a tiny model's config, but for the size of its vocabulary."""
     if family == "distilbert":
         return {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": positions}
+    if not FAMILIES[family].positions:  # T5's and mT5's; their heads need not add up to d_model
+        sizes = {"d_model": 32, "d_kv": 4, "d_ff": 64, "num_layers": 2, "num_heads": 4, "n_positions": positions}
+        return {**sizes, "relative_attention_max_distance": 24, "relative_attention_num_buckets": 12}
     if FAMILIES[family].code.encoder:
         pegasus = family == "pegasus"
         sides = {"attention_heads": 4, "ffn_dim": 64, "layers": 2}
@@ -203,6 +209,8 @@ def save_tokenizer(folder: Path, family: str, positions: int) -> int:
     else:
         vocab_size = _save_wordpiece(folder, special)
     own = {"offset": 2, "mask_token_sent": "<mask_1>"} if family == "pegasus" else {}
+    if name == "T5Tokenizer":
+        own = {"extra_ids": 1}
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": name, "model_max_length": positions, **own, **special}
@@ -264,16 +272,20 @@ def _save_unigram(folder: Path, special: dict[str, str]) -> int:
     """As sentencepiece models are stored: [piece, score] pairs, words with a leading ▁; there is no slow form."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    first, last, mask = special.get("cls_token", ""), special.get("sep_token", "</s>"), special["mask_token"]
+    first, last, mask = special.get("cls_token", ""), special.get("sep_token", "</s>"), special.get("mask_token", "")
     order = [first, special["pad_token"], last, special["unk_token"], mask]
     if first == "[CLS]":  # ALBERT's
         order = [special["pad_token"], special["unk_token"], first, last, mask]
+    elif not mask:  # T5's
+        mask = "<extra_id_0>"
+        order = [special["pad_token"], last, special["unk_token"], mask]
     elif not first:  # Pegasus'
         order = [special["pad_token"], last, "<mask_1>", mask, special["unk_token"]]
     pieces = [
         "▁",
         *(f"▁{word}" for word in WORDS),
         *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'\"()-0123456789",
+        *([] if special.get("mask_token") else ["▁<extra_id_0>"]),  # as mT5 has it
     ]
     vocab = [*((token, 0.0) for token in order), *((piece, -float(i)) for i, piece in enumerate(pieces, 1))]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=order.index(special["unk_token"])))
