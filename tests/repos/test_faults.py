@@ -156,7 +156,7 @@ SOURCES = {
     },
     "cross-attention without a decoder": (config(add_cross_attention=True), 4, "set is_decoder to true"),
     "converted before": (config(model_type="linformer-bert"), 3, "convert the dense checkpoint"),
-    "LSG of a family that is none": (config(model_type="lsg-deberta"), 3, "instead: a roberta"),
+    "LSG of a family that is none": (config(model_type="lsg-deberta"), 3, "a roberta or electra checkpoint"),
     "no model type": (config(model_type=None), 3, "has no model_type"),
     "model type is a list": (config(model_type=["bert"]), 3, "not supported"),
     "relative positions": (config(position_embedding_type="relative_key"), 3, "relative_key"),
