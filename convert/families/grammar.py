@@ -387,13 +387,9 @@ def number(config: Config, name: str, most: int = 1 << 31) -> int:
         labels = config.get("id2label")
         value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
     if type(value) is not int or not 1 <= value <= most:
-        raise BadInputError(
-            f"config.json has no {name}"
-            if value is None
-            else f"{name} must be a positive integer of at most {most:,}, got {value!r}",
-            where="config.json",
-            hint="correct config.json, or download it again",
-        )
+        what = f"{name} must be a positive integer of at most {most:,}, got {value!r}"
+        what = f"config.json has no {name}" if value is None else what
+        raise BadInputError(what, where="config.json", hint="correct config.json, or download it again")
     return value
 
 
