@@ -53,8 +53,7 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
     """
     from .hub.sharing import check_sharing, push_converted
 
-    shared = {field.name: field.default for field in dataclasses.fields(PushOptions)}
-    sharing = PushOptions(**{name: options.pop(name, default) for name, default in shared.items()})
+    sharing = _sharing(options)
     found, chosen, settings = _split(target, options)
     check_sharing(sharing, settings)
     result = convert_source(source, found, chosen, settings, progress)
@@ -73,6 +72,9 @@ def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:
     Raises:
         EffconvError: as `convert`.
     """
+    from .hub.sharing import require_sound_sharing
+
+    require_sound_sharing(_sharing(options))
     found, chosen, settings = _split(target, options)
     ready = prepare(source, found, chosen, settings, remote=True)
     ready.checkpoint.close()
@@ -197,6 +199,12 @@ def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: 
     import transformers
 
     return getattr(transformers, auto or manifest["auto"]).from_pretrained(folder, trust_remote_code=True, **overrides)
+
+
+def _sharing(options: dict[str, Any]) -> PushOptions:
+    """Takes the options of a push out of keyword arguments."""
+    shared = {field.name: field.default for field in dataclasses.fields(PushOptions)}
+    return PushOptions(**{name: options.pop(name, default) for name, default in shared.items()})
 
 
 def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> None:

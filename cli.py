@@ -23,6 +23,7 @@ from .commands import (
     TRAINING,
     Json,
     MoreData,
+    Quiet,
     Source,
     converting_command,
     hub_progress,
@@ -79,7 +80,6 @@ Token = Annotated[
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hub source. [default: main]", show_default=False)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use no network. Read Hub files from the local cache.")]
 
 
@@ -169,13 +169,14 @@ def verify(
         bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a converted repo: file hashes and the checks of its target. Runs in a fresh process."""
     from .api import verify as verify_repo
     from .report.console import Progress
     from .report.conversion import show_checks
 
-    with Progress() as progress:
+    with Progress(quiet=quiet) as progress:
         measured = verify_repo(
             repo, against=against, token=token, offline=offline, trust_remote_code=trust_remote_code, progress=progress
         )
@@ -205,13 +206,14 @@ def fidelity(
         bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure how similar a converted model's outputs are to its source's."""
     from .api import fidelity as measure
     from .report.console import Progress
     from .report.conversion import show_fidelity
 
-    with Progress() as progress:
+    with Progress(quiet=quiet) as progress:
         rows = measure(
             repo,
             against=against,
@@ -248,15 +250,16 @@ def retrieval(
         bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
     ] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure retrieval of long documents by passages, with the source and converted repos."""
+    """Measure how well passages find their long document, with the source and with converted repos."""
     from .api import retrieval as measure
     from .report.console import Progress
     from .report.training import show_retrieval
 
     # Repos are folders, so a file among them is another file for --data.
     texts = [path for path in repos if path.is_file()]
-    with Progress() as progress:
+    with Progress(quiet=quiet) as progress:
         found = measure(
             [path for path in repos if path not in texts],
             against=against,
@@ -326,7 +329,8 @@ def push_to_hub(
     token: Token = None,
     offline: Offline = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files that would be uploaded, and upload nothing.")
+        bool,
+        typer.Option("--dry-run", help="List the files that would be uploaded, and upload nothing. Needs a token."),
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -383,7 +387,7 @@ def refresh(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Update code, generated card sections and manifest of a repo. Weights and hand-written text stay."""
+    """Update code, model card (README.md) and manifest (effconv.json) of a repo. Weights and hand-written text stay."""
     from .hub.refresh import refresh as refresh_repo
     from .report.hub import show_refreshed
 

@@ -33,19 +33,29 @@ MEASURING = {"bench": "Compare speed and memory of models, or recommend LSG opti
 TRAINING = {"adapt": "Train a converted repo to match its source. Writes a new repo."}
 
 
+PLAN_HELP = (
+    "Print what would happen to every tensor (copy; tile: repeat rows; derive: compute from others; new; drop), "
+    "and convert nothing. Equal plans have equal plan hashes."
+)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE", help="Source model: a local folder or a Hub id such as bert-base-uncased.", show_default=False
-    ),
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+
+
+def source_argument(example: str) -> Any:
+    """The argument SOURCE; its help names an example."""
+    help = f"Source model: a local folder or a Hub id, such as {example}."
+    return Annotated[str, typer.Argument(metavar="SOURCE", help=help, show_default=False)]
+
+
+Source = source_argument("bert-base-uncased")
 
 
 MoreData = Annotated[  # the shell expands --data *.txt to several files
-    list[str] | None, typer.Argument(metavar="DATA", help="Additional files for --data.", show_default=False)
+    list[str] | None, typer.Argument(metavar="DATA", help="More files, after --data FILE.", show_default=False)
 ]
 
 
@@ -64,17 +74,18 @@ def converting_command(name: str) -> Command:
         from .report.conversion import show_plan, show_result
 
         source, plan_only, as_json = values.pop("source"), values.pop("plan"), values.pop("json")
+        quiet = values.pop("quiet")
         sharing = {field.name: values.pop(field.name) for field in dataclasses.fields(PushOptions)}
         if several is not None:
             values[several.name] = together(flag_of(several), values[several.name], values.pop("more")) or None
         given = {key: value for key, value in values.items() if value is not None}
         if plan_only:
-            show_plan(plan(source, name, **given), as_json=as_json)
+            show_plan(plan(source, name, **given, **sharing), as_json=as_json)
             return
         if sharing["push_to_hub"] is not None:
-            quiet_hub(bars=True)
+            quiet_hub(bars=not quiet)
         try:
-            with Progress() as progress:
+            with Progress(quiet=quiet) as progress:
                 result = convert(source, name, progress=progress, **given, **sharing)
         except EffconvError as error:
             if error.made is not None:  # the push failed, but the converted folder is complete
@@ -83,16 +94,17 @@ def converting_command(name: str) -> Command:
         show_result(result, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("source", keyword, annotation=Source)]
+    parameters = [inspect.Parameter("source", keyword, annotation=source_argument(CONVERTING[name].example))]
     if several is not None:
-        more = typer.Argument(metavar="FILE", help=f"Additional files for {flag_of(several)}.", show_default=False)
+        more = typer.Argument(metavar="FILE", help=f"More files, after {flag_of(several)} FILE.", show_default=False)
         annotation = Annotated[list[str] | None, more]
         parameters.append(inspect.Parameter("more", keyword, default=None, annotation=annotation))
     for part in (options_class, PushOptions, Settings):
         parameters += _parameters(part)
-    plan_flag = typer.Option("--plan", help="Print what would happen to every tensor, and convert nothing.")
+    plan_flag = typer.Option("--plan", help=PLAN_HELP)
     parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, CONVERTING[name].help, command, parameters)
 
 
@@ -108,7 +120,8 @@ def training_command(name: str) -> Command:
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = together("--data", values["data"], more)
         values["heldout"] = tuple(values["heldout"] or ())
-        with Progress() as progress, TrainingProgress() as watch:
+        quiet = values.pop("quiet")
+        with Progress(quiet=quiet) as progress, TrainingProgress(quiet=quiet) as watch:
             adapted = adapt(repo, progress=progress, watch=watch, **values)
         if adapted is not None:  # only rank 0 prints
             show_adapted(adapted, as_json=as_json)
@@ -121,6 +134,7 @@ def training_command(name: str) -> Command:
     parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
     parameters += _parameters(AdaptOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, TRAINING[name], command, parameters)
 
 
@@ -131,13 +145,15 @@ def measuring_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from .api import bench
         from .convert.errors import StoppedError
+        from .data.files import is_text
         from .report.bench import show_advice, show_bench
         from .report.console import Progress
 
         models, as_json = values.pop("models"), values.pop("json")
         if values["data"]:  # the shell expands --data *.txt: the other files arrive as arguments
-            values["data"], models = (*values["data"], *models[1:]), models[:1]
-        with Progress() as progress:
+            texts = [name for name in models[1:] if is_text(name)]
+            values["data"], models = (*values["data"], *texts), [name for name in models if name not in texts]
+        with Progress(quiet=values.pop("quiet")) as progress:
             found = bench(models, progress=progress, **values)
         show = show_advice if values["data"] else show_bench
         show(found, as_json=as_json)
@@ -146,11 +162,14 @@ def measuring_command(name: str) -> Command:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     model = typer.Argument(
-        metavar="MODEL", help="Models to measure: converted repos, other model folders or Hub ids.", show_default=False
+        metavar="MODEL",
+        help="Models to measure: converted repos, other model folders or Hub ids. With --data: one model, then files.",
+        show_default=False,
     )
     parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
     parameters += _parameters(BenchOptions)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, MEASURING[name], command, parameters)
 
 
@@ -170,7 +189,7 @@ def together(flag: str, first: Sequence[Any] | None, others: Sequence[Any] | Non
         raise UsageError(
             f"unexpected argument{'s' if len(others) > 1 else ''} {' '.join(map(str, others))}",
             where=flag,
-            hint=f"list files after {flag}",
+            hint=f"give files with {flag} FILE ...",
         )
     return (*(first or ()), *(others or ()))
 
@@ -197,7 +216,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         )
         hint, default = hints[field.name], field.default
         if isinstance(default, tuple):  # an option that can be repeated: a list for Typer
-            hint, default, option.metavar = list[get_args(hint)[0]], None, "FILE"  # type: ignore[misc]
+            hint, default, option.metavar = list[get_args(hint)[0]], None, field.metadata["metavar"]  # type: ignore[misc]
         annotation = Annotated[hint, option]  # type: ignore[valid-type]
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -24,6 +24,31 @@ class PlainCommand(TyperCommand):
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write(formatter, _parameters(self, ctx))
 
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _plainly(error)
+            raise
+
+
+def _plainly(error: typer.BadParameter) -> str:
+    """What is wrong with a value, in words that name it. Typer 0.27 and later pass on what pydantic says."""
+    faults = getattr(error.__cause__, "errors", None)
+    if faults is None:
+        return str(error.message)
+    fault = faults()[0]
+    kind, value, bounds = fault["type"], fault["input"], fault.get("ctx", {})
+    if kind in ("int_parsing", "int_from_float", "int_type"):
+        return f"{value!r} is not an integer"
+    if kind in ("float_parsing", "float_type"):
+        return f"{value!r} is not a number"
+    if kind == "greater_than_equal":
+        return f"must be at least {bounds['ge']}, got {value}"
+    if kind == "less_than_equal":
+        return f"must be at most {bounds['le']}, got {value}"
+    return str(error.message).removeprefix("Value error, ")
+
 
 class PlainGroup(TyperGroup):
     """A group with its options and commands grouped by panel."""

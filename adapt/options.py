@@ -58,11 +58,11 @@ class AdaptOptions:
     batch_tokens: int = option(2048, "Tokens per step over all processes.", panel=TRAINING)
     accumulation: int = option(1, "Gradient accumulation: parts into which each process splits a step.", panel=TRAINING)
     mask_share: float = option(0.15, "Fraction of tokens that mlm masks.", panel=TRAINING)
-    piece_tokens: int = option(32, "Tokens per passage for contrastive and --whiten.", panel=TRAINING)
+    piece_tokens: int = option(32, "Tokens per passage, for contrastive and --whiten.", panel=TRAINING)
     whole_words: bool = option(False, "Mask whole words in mlm.", panel=TRAINING)
     whiten: bool = option(
         False,
-        "After training, add a dense layer that whitens the sentence embeddings.",
+        "After training, add a dense layer that makes all directions of the sentence embeddings equally strong.",
         panel=TRAINING,
     )
     seed: int = option(123, "Random seed for data order and masking.", panel=TRAINING)
@@ -124,7 +124,7 @@ class AdaptOptions:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", self.budget.strip())
         if not match or not float(match[1]):
             raise UsageError(
-                f"expected a time, got {self.budget!r}", where="--budget", hint="give a time such as 90s, 10m or 2h"
+                f"{self.budget!r} is not a time", where="--budget", hint="give a time such as 90s, 10m or 2h"
             )
         return float(match[1]) * SECONDS[match[2]]
 

@@ -59,9 +59,10 @@ def phases_of(objective: str) -> tuple[Phase, ...]:
         objectives = tuple(name.strip() for name in names.split("+"))
         unknown = [name for name in objectives if name not in OBJECTIVES]
         if unknown or len(set(objectives)) < len(objectives):
-            raise _no_objective(
-                objective, f"unknown objective {', '.join(unknown)}" if unknown else f"{names} names an objective twice"
+            why = (
+                f"unknown objective {', '.join(map(repr, unknown))}" if unknown else f"{names} names an objective twice"
             )
+            raise _no_objective("" if objective == "".join(unknown) else objective, why)
         try:
             given = float(share) if colon else None
         except ValueError:
@@ -164,7 +165,7 @@ def _check_contrastive(phases: tuple[Phase, ...], lengths: tuple[int, ...], reac
 
 def _no_objective(objective: str, why: str) -> UsageError:
     return UsageError(
-        f"invalid objective {objective!r}: {why}",
+        f"{objective!r}: {why}" if objective else why,
         where="--objective",
         hint=f"combine {', '.join(OBJECTIVES)}, for example hidden+mlm or attention:0.4,hidden",
     )

@@ -14,9 +14,9 @@ from ..convert.errors import UsageError
 from ..convert.families.registry import FAMILIES
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, read_manifest
+from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
 from ..convert.text import Named, one_or_several, require_readable
-from ..convert.verify.recheck import source_of
+from ..convert.verify.against import source_of
 from .sentence import pooling_of
 
 QUERIES = 16  # of a document: short, so that many cost little beside the documents
@@ -59,7 +59,10 @@ def retrieval(
     Raises:
         EffconvError: a repo, the source or a text cannot be used.
     """
-    folders, files = [Path(repo) for repo in one_or_several(repos)], [Path(path) for path in one_or_several(data)]
+    folders, files = (
+        [repo_folder(repo) for repo in one_or_several(repos)],
+        [Path(path) for path in one_or_several(data)],
+    )
     if not folders:
         raise UsageError("no repo to measure", where="REPO", hint="give at least one repo that effconv made")
     if documents < 2:
@@ -68,14 +71,18 @@ def retrieval(
         raise UsageError("no text given", where="--data", hint="give one or more UTF-8 text files with --data")
     manifests = [_checked(folder, tokens, trust_remote_code) for folder in folders]
     require_readable(files, "--data")
-    folder = source_of(against, manifests[0], token, offline)
+    given = [source_of(against, repo, stated, token, offline) for repo, stated in zip(folders, manifests, strict=True)]
+    for repo, found in zip(folders, given, strict=True):
+        if found.doubt:
+            progress(f"{repo.name}: {found.doubt}", 0, 0)
+    folder = given[0].folder
     reach = min(int(manifest["source_max_length"]) for manifest in manifests)
     least = queries or 1
     if tokens < reach + least * query_tokens:
         longest = min(int(manifest["max_length"]) for manifest in manifests)
         raise UsageError(
             f"queries come from after the first {reach} tokens (the source's maximum), and documents of {tokens} "
-            f"tokens have no room there for {least} queries of {query_tokens} tokens",
+            f"tokens have no room there for {_queries(least)} of {query_tokens} tokens",
             where="--tokens, --queries, --query-tokens",
             hint=f"give longer documents (the repos take {longest} tokens), or fewer or shorter queries",
         )
@@ -121,14 +128,12 @@ def retrieval(
     return {"task": shape, "data": text.record, "rows": rows}
 
 
+def _queries(count: int) -> str:
+    return "1 query" if count == 1 else f"{count} queries"
+
+
 def _checked(folder: Path, tokens: int, trust_remote_code: bool) -> dict[str, Any]:
     """The manifest of a repo whose files are what it says, and that takes documents of so many tokens."""
-    if not folder.exists():
-        raise UsageError(
-            "no such file or folder",
-            where=str(folder),
-            hint="give folders of converted repos, and text files after --data",
-        )
     manifest = read_manifest(folder)
     if int(manifest["max_length"]) < tokens:
         raise UsageError(

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
 from ..convert.families.registry import ENCODER_DECODERS
+from ..convert.io.source import go_offline
 from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
 from ..convert.recipe import Recipe
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged
-from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, write_manifest
+from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
 from ..convert.target import Target
-from ..convert.verify.recheck import source_of
+from ..convert.verify.against import named_source, source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
@@ -73,6 +74,7 @@ class Asked:
 
     Attributes:
         folder: of the repo. teacher: of the source, None where no phase needs it. output: where the result goes.
+        doubt: how the teacher differs from the source that the manifest names; "" where nothing is known to.
         lengths: tokens of the training texts.
     """
 
@@ -84,6 +86,7 @@ class Asked:
     phases: tuple[Phase, ...]
     lengths: Sequence[int]
     teacher: Path | None
+    doubt: str
     output: Path
 
 
@@ -109,9 +112,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     Returns:
         The requested run.
     """
-    folder = Path(os.path.expanduser(repo)).absolute()
-    if not folder.is_dir():
-        raise UsageError("no such folder", where=str(repo), hint="give the folder of a repo that effconv made")
+    folder = repo_folder(repo).absolute()
     manifest = read_manifest(folder)
     target = target_named(manifest["target"])
     recipe = recipe_of(target, options)
@@ -140,15 +141,18 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     require_objectives(folder, manifest, target, phases, recipe.train, trust_remote_code=options.trust_remote_code)
     require_effect(options, phases)
     require_data(options)
+    if options.offline:
+        go_offline()  # the teacher may be a folder, and the data a dataset
     if options.whiten:
         require_whitenable(folder)
     lengths = training_lengths(target, manifest, options.training_lengths(), phases)
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
-    teacher = None
+    teacher, doubt = None, ""
     if taught and options.teacher is not None:
-        teacher = source_of(options.teacher, manifest, options.token, options.offline)
+        given = source_of(options.teacher, folder, manifest, options.token, options.offline)
+        teacher, doubt = given.folder, given.doubt
     with output_errors(output):
         check_apart(folder, output)
         check_apart(teacher, output)
@@ -156,7 +160,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         check_replaceable(output)
         size = sum((folder / name).stat().st_size for name in manifest["files"])
         check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
-    return Asked(folder, manifest, target, options, recipe, phases, lengths, teacher, output)
+    return Asked(folder, manifest, target, options, recipe, phases, lengths, teacher, doubt, output)
 
 
 def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
@@ -228,7 +232,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     record = {
         "objective": recipe.objective,
         "train": recipe.train,
-        "teacher": None if teacher is None else manifest["source"].get("hub_id") or manifest["source"]["name"],
+        "teacher": None if teacher is None else _name_of_teacher(asked),
         "options": _stated(options),
         "lengths": list(lengths),
         "learning_rates": {
@@ -244,7 +248,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         "history": place.history,
         **whitening,
     }
-    findings = list(corpus.findings)
+    findings = [*([f"the teacher is another checkpoint: {asked.doubt}"] if asked.doubt else []), *corpus.findings]
     if pair.logits == VALUES and any("logits" in phase.objectives for phase in phases):
         findings.append("logits: the head does not output a distribution, so squared differences were trained")
     if not place.best_step:
@@ -323,6 +327,11 @@ def _stopped(checkpoints: Checkpoints) -> StoppedError:
         where=str(last),
         hint="continue with --resume",
     )
+
+
+def _name_of_teacher(asked: Asked) -> str:
+    """The source's name, or that of the other checkpoint that taught."""
+    return os.path.basename(str(asked.options.teacher)) if asked.doubt else named_source(asked.manifest)
 
 
 def _stated(options: AdaptOptions) -> dict[str, Any]:

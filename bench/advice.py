@@ -11,6 +11,7 @@ from typing import Any
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.io.tokenizer import tokenizer_of
 from ..convert.options import Progress
+from ..convert.verify.against import named_source
 from ..data.texts import count_tokens, read_texts, require_files
 from . import choices
 from .choices import Advised, Candidate, Lengths, Probe
@@ -18,7 +19,7 @@ from .machine import machine
 from .models import as_lsg
 from .options import BenchOptions
 from .reasons import none_needed, reasons
-from .sources import Opened, opened, source_name
+from .sources import Opened, opened
 from .timing import clock_name
 from .whole import Case, Row, measure
 
@@ -79,7 +80,9 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
     """
     if len(models) != 1:
         raise UsageError(
-            "--data needs exactly one model", where="MODEL...", hint="name one model, then the texts after --data"
+            f"--data needs exactly one model, got {', '.join(models)}",
+            where="MODEL...",
+            hint="name one model, then existing text files after --data",
         )
     if len(options.dtypes()) > 1 or options.batch != "1" or options.mixed or options.with_:
         raise UsageError(
@@ -108,7 +111,7 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
         "clock": clock_name(options.thread_count() if options.device == "cpu" else 0),
     }  # fmt: skip
     asked = options.token_lengths()
-    source = model.name if model.manifest is None else source_name(model.manifest)
+    source = model.name if model.manifest is None else named_source(model.manifest)
     length = choices.needed_length(lengths, asked or choices.LENGTHS)
     if lengths.covered(model.had) >= choices.COVERED and (asked is None or length <= model.had):
         return Advice(machine(), settings, lengths, model.had, None, none_needed(lengths, model.had, source))
@@ -270,7 +273,7 @@ def _convertible(model: Opened, named: str) -> str:
     """What `effconv lsg` takes: the source, or an LSG repo itself, which is resized."""
     if model.manifest is None or model.manifest["target"] == "lsg":
         return named
-    return source_name(model.manifest)
+    return named_source(model.manifest)
 
 
 def _options(candidate: Candidate) -> dict[str, Any]:
@@ -289,6 +292,17 @@ def _free(device: str) -> int:
             return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         except (OSError, StopIteration):
             pass
+    else:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError(
+                f"no device {device} on this machine",
+                where=f"--device {device}",
+                hint="leave out --device to measure on the CPU",
+            )
     raise UsageError(
-        "this system does not report its free memory", where="--memory", hint="give it, such as --memory 16G"
+        "this system does not report its free memory" if device == "cpu" else f"--device {device} needs --memory",
+        where="--memory",
+        hint="give the memory available to the model, such as --memory 16G",
     )

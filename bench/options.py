@@ -30,7 +30,7 @@ class BenchOptions:
     batch: str = option("1", "Batch sizes, such as 1,8.", panel=RUN)
     dtype: str = option("float32", "Data types, such as float32,bfloat16.", panel=RUN)
     train: bool = option(False, "Measure a training step (forward, backward, AdamW) instead of a forward.", panel=RUN)
-    mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s counts real tokens.", panel=RUN)
+    mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s excludes padding.", panel=RUN)
     threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured instead of wall time.", panel=RUN)
     device: str = option("cpu", "Device: cpu, cuda or cuda:1.", panel=RUN)
     rounds: int = option(3, "Measurement rounds. Models run in turn in each round.", panel=RUN)

@@ -12,12 +12,13 @@ from typing import Any
 from ..convert.errors import BadInputError, EffconvError, UsageError
 from ..convert.io.source import Source
 from ..convert.options import Progress
+from ..convert.verify.against import named_source
 from . import conversion
 from .findings import Crossover, Fastest, crossovers, fastest
 from .machine import machine
 from .models import Subject, shape
 from .options import BenchOptions
-from .sources import Opened, conversion_of, opened, source_name, weights_of
+from .sources import Opened, conversion_of, opened, weights_of
 from .whole import Case, Row, measure
 
 USUAL_LENGTHS = (512, 1024, 2048, 4096)
@@ -132,7 +133,7 @@ def chosen(models: Sequence[Opened], length: int, options: BenchOptions) -> list
     if options.source and base is not None and base.subject is not None:
         known = any(subject.dense for subject in subjects)
         if not known:  # nobody named it
-            name = f"{source_name(base.manifest or {})} (source)"
+            name = f"{named_source(base.manifest or {})} (source)"
             subjects.append(Opened(name, base.source, None, base.dense, base.had).at(length))
     shapes = options.shapes()
     if shapes and (base is None or base.dense is None):

@@ -18,6 +18,7 @@ from ..convert.io.tokenizer_classes import VOCABULARIES
 from ..convert.repo import manifest as manifests
 from ..convert.repo.card import command
 from ..convert.run import source_folder
+from ..convert.verify.against import named_source
 from ..targets.registry import TARGETS, target_named
 from .models import Subject, size_of, stretched
 from .options import BenchOptions
@@ -120,11 +121,6 @@ def _fetched(found: Source) -> Path:
     return source_folder(found)
 
 
-def source_name(manifest: Mapping[str, Any]) -> str:
-    """What the manifest calls the source."""
-    return str(manifest["source"].get("hub_id") or manifest["source"].get("name") or "its source")
-
-
 def conversion_of(model: Opened, options: BenchOptions) -> tuple[Source, list[str]]:
     """The local source of a model, and the words of its conversion: `[target, option, ...]`.
 
@@ -161,7 +157,7 @@ def _find_source(model: Opened, stated: Mapping[str, Any], options: BenchOptions
             raise UsageError(
                 f"this is not the source of {model.name}: its family or size differs",
                 where=f"--against {options.against}",
-                hint=f"give {source_name(model.manifest or {})}, or leave out --against",
+                hint=f"give {named_source(model.manifest or {})}, or leave out --against",
             )
         return found
     missing = BadInputError(

@@ -224,7 +224,7 @@ def measure(
                     raise UsageError(
                         str(worker.loaded["failed"]),
                         where=f"--device {device}",
-                        hint="leave out --device, or give cuda",
+                        hint="leave out --device to measure on the CPU",
                     )
                 loaded(worker.subject, worker.loaded)
             for case in (case for case in cases if case.dtype == dtype):

@@ -22,7 +22,7 @@ from effconv.bench.machine import cores, described, machine
 from effconv.convert.errors import EffconvError
 from effconv.convert.repo.card_blocks import with_block
 
-SECTIONS = ("startup", "conversion", "layers", "lsg", "bigs", "mixed", "models")
+SECTIONS = ("startup", "conversion", "layers", "lsg", "bias", "bigs", "mixed", "models")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,6 +83,10 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
 
             lengths = (1024, 4096) if quick else (1024, 4096, 16384)
             yield run, partial(lsg.sections, threads, few if quick else rounds, lengths, asked.published)
+        if "bias" in asked.only:
+            from benchmarks import bias
+
+            yield run, partial(bias.sections, threads, few if quick else rounds)
         if "bigs" in asked.only:
             from benchmarks import bigs
 

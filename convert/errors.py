@@ -101,6 +101,14 @@ def joined_hints(*hints: str) -> str:
     return "; ".join(filter(None, hints))
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Continues a sentence with the known word that is closest to a misspelt one; "" if none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
 def listing(faults: Iterable[str]) -> str:
     """All faults as one indented list: the first twenty, then the number of the others."""
     faults = list(faults)

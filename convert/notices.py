@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .errors import did_you_mean
 from .families.grammar import Config
+from .families.selection import head_of
 from .target import Context
 
 DECODER = "is_decoder"
@@ -15,12 +17,28 @@ def overrides(context: Context, source: Config) -> dict[str, Any]:
     return {DECODER: True} if context.config.get(DECODER) and not source.get(DECODER) else {}
 
 
-def notices(context: Context, source: Config) -> list[str]:
+def notices(context: Context, source: Config, *, asked: str | None = None) -> list[str]:
     """One line per notice.
 
     Args:
-        source: the source's config.json.
+        source: the source's config.json. asked: the architecture that was asked for.
     """
+    return [*_unknown_class(context, source, asked), *_causality(context, source)]
+
+
+def _unknown_class(context: Context, source: Config, asked: str | None) -> list[str]:
+    """Says that a class is not known: a misspelt name would silently lose its head, or get another one."""
+    named = None if asked is not None else head_of(source, context.family)[1]
+    if named is None:
+        return []
+    return [
+        f"config.json names the class {named}, which is not a {context.family.name} class that effconv knows: it was "
+        f"converted as {context.family.class_name(context.head)}, and tensors beyond that class are carried unchanged"
+        + did_you_mean(named, map(context.family.class_name, context.family.heads))
+    ]
+
+
+def _causality(context: Context, source: Config) -> list[str]:
     name, part = context.family.class_name(context.head), context.family.part(context.head)
     if part:
         return [f"{name} has only the {part}, which keeps its original attention: attention options have no effect"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from .errors import UsageError, listing
 MAX_LENGTH_HELP = "Maximum input length in tokens."
 CALIBRATE_HELP = "UTF-8 text file to fit on, can be repeated. [default: built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
+NAME = re.compile(r"(?<![\w-])[a-z][a-z0-9_]*(?![\w-])")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 Progress = Callable[[str, int, int], None]  # called with a step, what of it is done, and how much there is
 
 
@@ -24,6 +27,7 @@ def option(
     short: str | None = None,
     panel: str = "",
     fallback: Any = None,
+    metavar: str = "FILE",
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -31,8 +35,11 @@ def option(
         flag: the flag, if it differs from the field's name (`--max-len` for max_length).
         panel: heading of its section in the help.
         fallback: value for a source that states none. For options whose default (None) means "the source's value".
+        metavar: of one value of an option that can be repeated, whose default is a tuple.
     """
-    metadata = {"help": help, "flag": flag, "short": short, "panel": panel, "fallback": fallback}
+    metadata = {
+        "help": help, "flag": flag, "short": short, "panel": panel, "fallback": fallback, "metavar": metavar
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -69,14 +76,36 @@ def changed(options: object, values: Mapping[str, Any], stated: Mapping[str, Any
     }
 
 
-def require_sound(command: str, faults: Sequence[str]) -> None:
-    """Raises UsageError with all faults, if there are any."""
-    if faults:
-        raise UsageError(
-            f"these options cannot be used:\n{listing(faults)}",
-            where=f"effconv {command}",
-            hint=f"effconv {command} --help lists the valid values",
-        )
+def require_sound(
+    command: str, faults: Sequence[str], options: Any = None, also: Mapping[str, str] | None = None
+) -> None:
+    """Raises UsageError with all faults, if there are any.
+
+    Args:
+        options: whose fields the faults may name; they are shown as flags. also: other names, such as those that the
+            config has for them, and their fields.
+    """
+    if not faults:
+        return
+    flags = {field.name: flag_of(field) for field in dataclasses.fields(options)} if options is not None else {}
+    flags |= {name: flags[own] for name, own in (also or {}).items()}
+    said = [_with_flags(fault, flags) for fault in faults]
+    named = dict.fromkeys(flag for fault in said for flag in FLAG.findall(fault))
+    raise UsageError(
+        said[0] if len(said) == 1 else f"these options cannot be used:\n{listing(said)}",
+        where=", ".join(named) or f"effconv {command}",
+        hint=f"effconv {command} --help describes each option",
+    )
+
+
+def _with_flags(fault: str, flags: Mapping[str, str]) -> str:
+    """A fault that names flags instead of fields. A field that is an ordinary word is one only at the beginning."""
+
+    def flag(match: re.Match[str]) -> str:
+        name = match[0]
+        return flags[name] if name in flags and ("_" in name or match.start() == 0) else name
+
+    return NAME.sub(flag, fault)
 
 
 def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = "5GB or 500MB") -> int:
@@ -96,7 +125,7 @@ def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = 
     except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise UsageError(f"expected a size in bytes, got {text!r}", where=where, hint=f"give a size such as {such_as}")
+        raise UsageError(f"{text!r} is not a size", where=where, hint=f"give a size such as {such_as}")
     return size
 
 
@@ -105,13 +134,20 @@ class Settings:
     """The options that all converting commands share."""
 
     output: Path | None = option(
-        None, "Output folder. [default: TARGET-SOURCE-LENGTH in the current folder]", short="-o"
+        None,
+        "Output folder. [default: TARGET-SOURCE-LENGTH in the current folder, such as lsg-bert-base-uncased-4096]",
+        short="-o",
     )
     architecture: str | None = option(
         None, "Head of the new model, such as ForSequenceClassification. [default: the source's]"
     )
     seed: int = option(123, "Random seed for new tensors.")
     dtype: DTypeName | None = option(None, "Cast the weights to this type. [default: keep]")
+    drop: tuple[str, ...] = option(
+        (),
+        "Leave out stored tensors of this name, such as 'cls.species.*'. Can be repeated.",
+        metavar="PATTERN",
+    )
     max_shard_size: str = option("5GB", "Maximum size of one weights file, such as 500MB.")
     overwrite: bool = option(False, "Replace a non-empty output folder, after the new one is complete.")
     verify: bool = option(True, "Load the new repo in a fresh process and check it before it is saved.")
@@ -137,8 +173,12 @@ class Settings:
             raise UsageError(f"unknown dtype {self.dtype!r}", where="--dtype", hint="use one of " + ", ".join(choices))
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
             raise UsageError(
-                f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}", where="--seed", hint="such as 123"
+                f"--seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}",
+                where="--seed",
+                hint="give a number such as 123",
             )
+        drop: object = self.drop  # Python users may give one pattern
+        object.__setattr__(self, "drop", (drop,) if isinstance(drop, str) else tuple(self.drop))
         parse_size(self.max_shard_size)
         if self.keep_failed and not self.verify:
             raise UsageError(

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .errors import BadInputError, UnsupportedError, listing
+from .errors import BadInputError, UnsupportedError, joined_hints, listing
 from .families.grammar import Family, Head, Weight, is_flax, shape_of
 from .families.selection import head_of
+from .families.wrappers import Wrapping, wrapping_of
 from .io.checkpoint import Checkpoint, Tensor
 from .io.dtypes import FLOATS, SIZES
+from .io.layout import MERGE
 from .ops import Computed, Copy, New, Op, Shape
 from .plan import Plan, Row
 from .repo.modelcode import class_name
+from .requested import Requested
 from .target import Context, Rule, Target
 
 
@@ -30,7 +33,7 @@ def choose_head(
     """
     if architecture is not None or config.get("architectures"):
         return head_of(config, family, architecture, target)
-    stored = _canonical(checkpoint, family)[0].keys()
+    stored = _canonical(checkpoint, family, wrapping_of(checkpoint.tensors, family, config))[0].keys()
     fitting = [head for head in family.heads if {weight.name for weight in head.weights} <= stored]
     decoder = bool(config.get("is_decoder"))
     return max(
@@ -47,6 +50,7 @@ def make_plan(
     unknown_class: str | None = None,
     asked: bool = False,
     dtype: str | None = None,
+    requested: Sequence[str] = (),
 ) -> Plan:
     """Matches every stored tensor with the tensors of the new model.
 
@@ -54,11 +58,13 @@ def make_plan(
         unknown_class: the source's class, if the family does not know it: tensors beyond the base are copied unchanged.
         asked: whether the user requested this head: tensors of heads that the family lacks are then dropped.
         dtype: safetensors name of the type that float tensors are cast to.
+        requested: patterns of stored names that are left behind on request.
 
     Raises:
         BadInputError: lists all unmatched, missing or misshapen tensors.
+        UsageError: a pattern matches nothing, or a tensor that the new model needs.
     """
-    return _Planner(checkpoint, target, context, unknown_class, asked, dtype).plan()
+    return _Planner(checkpoint, target, context, unknown_class, asked, dtype, requested).plan()
 
 
 class _Planner:
@@ -70,11 +76,14 @@ class _Planner:
         unknown_class: str | None,
         asked: bool,
         dtype: str | None,
+        requested: Sequence[str],
     ) -> None:
         self.checkpoint, self.target, self.context = checkpoint, target, context
         self.family, self.head = context.family, context.head
         self.unknown_class, self.asked, self.dtype = unknown_class, asked, dtype
-        self.stored, self.faults = _canonical(checkpoint, self.family)
+        self.requested = Requested(tuple(requested))
+        self.wrapping = wrapping_of(checkpoint.tensors, self.family, context.config)
+        self.stored, self.faults = _canonical(checkpoint, self.family, self.wrapping)
         self.carried: set[str] = set()
         self.tied = self._tied()
         self.declared = {weight.name: weight for weight in self.family.weights(context.config, self.head)}
@@ -100,6 +109,8 @@ class _Planner:
             self.faults.append(f"{name}: the recipe produces it, but the model has no such tensor")
         for name, weight in weights.items():
             self._make(weight, rules.get(name))
+        used = [tensor.name for name, tensor in self.stored.items() if name in self.used]
+        self.requested.check(self.checkpoint.tensors, used, self.emits.class_name(self.emitted_head))
         for name, tensor in self.stored.items():
             if name not in self.used:
                 self._leave(name, tensor)
@@ -113,7 +124,9 @@ class _Planner:
             raise BadInputError(
                 f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{faults}",
                 where=self.checkpoint.source.where(),
-                hint="check config.json against the weights. For a custom class, name it in config.json: architectures",
+                hint=f"the weights hold an adapter's tensors: {MERGE}"
+                if any(".lora_" in name for name in self.checkpoint.tensors)
+                else "check config.json against the weights. For a custom class, name it in config.json: architectures",
             )
         return Plan(
             target=self.target.name,
@@ -246,7 +259,9 @@ class _Planner:
             for head in self.family.heads
             if any(weight.name == name for weight in self.family.head_weights(head)) or name in head.tied
         ]
-        if name in self.family.buffers:
+        if self.requested.has(tensor.name):
+            drop = "dropped on request"
+        elif name in self.family.buffers:
             drop = "a buffer, rebuilt when the model loads"
         elif self.family.same.get(name) in self.stored:
             equals = self.stored[self.family.same[name]].name
@@ -271,12 +286,15 @@ class _Planner:
         if equals and is_flax(equals) != is_flax(tensor.name):  # bytes of the two sides cannot be compared
             equals = None
         if drop:
+            drop = joined_hints(drop, self.wrapping.removed(tensor.name))
             self.rows.append(Row("drop", (tensor.name,), None, tensor.shape, tensor.dtype, Copy(), drop, equals))
             return
         if others:
             why = f"not used by {self.family.class_name(self.head)}, kept for {', '.join(others)}"
         elif self.unknown_class:
             why = f"part of {self.unknown_class}, copied unchanged"
+        elif not self.flax and not is_flax(tensor.name) and self._is_foreign_head(name):
+            why = f"part of a head that {self.family.name} lacks, copied unchanged"
         else:
             self.faults.append(f"{tensor.name}: unknown to {self.family.name}")
             return
@@ -294,7 +312,7 @@ class _Planner:
     def _is_foreign_head(self, name: str) -> bool:
         """Whether a tensor belongs to a head, outside the base model."""
         inside = {part.partition(".")[0] for part in (*self.whole, *(weight.name for weight in self.family.pooler))}
-        prefixed = self.stored[name].name.startswith(f"{self.family.prefix}.")
+        prefixed = self.wrapping.strip(self.stored[name].name).startswith(f"{self.family.prefix}.")
         return not prefixed and name.partition(".")[0] not in inside
 
     def _emitted_name(self, name: str) -> str:
@@ -311,6 +329,8 @@ class _Planner:
             if not uncast:
                 dtype = self.dtype
                 action = "derive" if action == "copy" else action
+        for removed in dict.fromkeys(self.wrapping.removed(tensor.name) for tensor in inputs):
+            why = joined_hints(why, removed)
         if action == "copy" and inputs[0].name != emitted:
             action = "rename"
         self.rows.append(Row(action, tuple(tensor.name for tensor in inputs), emitted, shape, dtype, rule.op, why))
@@ -331,12 +351,12 @@ class _Planner:
         return words.dtype if words and words.dtype in FLOATS else "F32"
 
 
-def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor], list[str]]:
+def _canonical(checkpoint: Checkpoint, family: Family, wrapping: Wrapping) -> tuple[dict[str, Tensor], list[str]]:
     """Stored tensors by canonical name, with a fault for each unknown or duplicate name."""
     found: dict[str, Tensor] = {}
     faults = []
     for stored, tensor in checkpoint.tensors.items():
-        name = family.canonical_name(stored)
+        name = family.canonical_name(wrapping.strip(stored))
         if name is None:
             faults.append(f"{stored}: unknown to {family.name}")
             continue

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .families.activations import require_activation
 from .families.grammar import Family, Head
 from .families.refused import compares_with_source
 from .families.selection import asked_config, family_of
@@ -19,6 +20,7 @@ from .options import Settings
 from .plan import Plan
 from .planner import check_floats, choose_head, make_plan
 from .repo.emit import emitted_config
+from .repo.sentence import COLBERT, COLBERT_PROJECTION
 from .target import Context, Target
 from .text import require_readable
 
@@ -76,6 +78,7 @@ def settle(
     family = family_of(
         config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
     )
+    require_activation(config)
     config = family.read_config(config)
     return family, config, target.resolve_options(options, config)
 
@@ -135,4 +138,10 @@ def plan_tensors(
     context = replace(context, emitted=emitted_config(target, context))
     dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
-    return context, make_plan(checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype)
+    plan = make_plan(
+        checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype, requested=settings.drop
+    )
+    if COLBERT in (config.get("architectures") or ()) and COLBERT_PROJECTION in plan.carried:  # it stays one
+        named = [*context.emitted["architectures"], COLBERT]
+        context = replace(context, emitted={**context.emitted, "architectures": named})
+    return context, plan

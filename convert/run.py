@@ -18,16 +18,20 @@ from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
 from .io.tokenizer import tokenizer_of
+from .io.unwrapped import readable_folder
 from .notices import notices, overrides
 from .options import Progress, Settings, parse_size
 from .plan import Plan
 from .prepare import Prepared, ask, planned
 from .repo.card import write_card
-from .repo.emit import emit
+from .repo.emit import code_files, emit
 from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
+from .repo.sentence import sentence_class
 from .target import Calibration, Target
 from .text import counted
 from .verify.run import require_passed, run_checks
+
+RECORDED = ("architecture", "seed", "dtype", "max_shard_size", "drop")  # settings that change what is converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +187,10 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     """
     progress("files", 0, 0)
     target, context, options = ready.target, ready.context, ready.context.options
-    emit(folder, ready.source, target, context, ready.plan, weights.written)
-    said = [*notices(context, ready.source.config), *_of_tokenizer(ready)]
+    carried = emit(folder, ready.source, target, context, ready.plan, weights.written)
+    said = [*notices(context, ready.source.config, asked=ready.settings.architecture), *_of_tokenizer(ready)]
     findings = [*weights.unsound, *said, *weights.calibration.get("findings", ())]
+    loads = sentence_class(folder)
     manifest = make_manifest(
         version=__version__,
         target=target.name,
@@ -195,8 +200,14 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
         options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},
         plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
         files={},
-        findings=findings,
+        findings=[*findings, *carried],
     ) | _facts(ready)
+    if loads not in ("", "SentenceTransformer"):
+        manifest["sentence_class"] = loads
+    ours = code_files(target, context.emits, context.emitted_head)
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.py")))
+    if theirs := [name for name in names if name not in ours]:
+        manifest["source_code"] = theirs  # which a refresh leaves as it is
     if target.calibration:
         manifest["calibration"] = {name: value for name, value in weights.calibration.items() if name != "findings"}
     return manifest
@@ -218,7 +229,7 @@ def check_repo(
         return Checked(manifest, None, {})
     if weights.unsound:
         raise CheckFailedError(
-            f"the weights hold NaN or infinite values:\n{listing(weights.unsound)}",
+            f"the weights hold NaN or infinite values:\n{listing(weights.written.not_finite)}",
             where=ready.source.where(),
             hint="use another checkpoint, or pass --no-verify to convert this one anyway",
         )
@@ -305,7 +316,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     return {
         "max_length": int(context.options.max_length),
         "source_max_length": context.family.longest(context.config),
-        "settings": {name: getattr(settings, name) for name in ("architecture", "seed", "dtype", "max_shard_size")},
+        "settings": {name: _portable(getattr(settings, name)) for name in RECORDED},
         "auto": context.emitted_head.auto,
         "part": part,
         # a head that the repo approximates, so that fidelity is meaningful
@@ -335,12 +346,16 @@ def _portable(value: object) -> object:
 
 
 def source_folder(source: Source) -> Path:
-    """The local folder with config and weights."""
-    return source.path("config.json").parent
+    """The local folder with config and weights, as transformers can load it."""
+    return readable_folder(source)
 
 
 def _absolute(path: Path) -> Path:
     expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
-        raise OutputError("the output path has no folder name", where=str(path), hint="give a folder with --output")
+        raise OutputError(
+            "the output cannot be the current folder, or one above it",
+            where=f"--output {path}",
+            hint="give a new folder",
+        )
     return expanded.absolute()

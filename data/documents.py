@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.errors import BadInputError, UsageError
+from ..convert.errors import BadInputError, HubError, UsageError
 from ..convert.text import check_tokens, read_utf8, special_ends
 from .files import TABULAR as TABULAR
 from .files import require_files
@@ -167,7 +167,8 @@ def _held_out(texts: Sequence[str]) -> set[str]:
         raise BadInputError(
             "the data is a single document, so no document can be held out",
             where="--data",
-            hint="give more documents, or held-out text with --heldout",
+            hint="give held-out text with --heldout, or more documents. Documents are rows of a table, or the parts of "
+            "a text file between headings such as ` = Title = ` (without headings: between empty lines)",
         )
     most = min(HELDOUT_SHARE * sum(sizes.values()), HELDOUT_CHARACTERS)
     chosen: set[str] = set()
@@ -211,8 +212,10 @@ def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
     except Exception as error:  # each format fails in its own way
+        said = _first_line(error.__cause__ or error)  # "an error occurred while generating" has the reason as its cause
+        empty = "corresponds to no data" in said
         raise BadInputError(
-            f"cannot read the file ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            "the file has no rows" if empty else f"cannot read the file ({said})",
             where=str(path),
             hint="give a JSONL, CSV or parquet file with a text column",
         ) from None
@@ -227,13 +230,23 @@ def _dataset_rows(name: str, column: str, streaming: bool, token: str | None) ->
         rows = datasets.load_dataset(
             identifier, configuration or None, split=split or "train", streaming=streaming, token=token
         )
-    except Exception as error:  # the network, the Hub, the dataset's files: all of them mean that it is not here
+    except ConnectionError as error:
+        raise HubError(
+            f"there is no file {name} here, and the dataset could not be fetched from the Hub ({_first_line(error)})",
+            where=name,
+            hint="check the name, the network and HF_ENDPOINT. With --offline, only datasets in the cache can be read",
+        ) from None
+    except Exception as error:  # the Hub, the dataset's files: all of them mean that it is not here
         raise BadInputError(
-            f"no file or dataset of this name ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            f"no file or dataset of this name ({_first_line(error)})",
             where=name,
             hint="give files, or a dataset as name, name:configuration or name@split",
         ) from None
     return _column(rows, column, name)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _column(rows: Any, column: str, where: str) -> Iterator[str]:
@@ -254,7 +267,11 @@ def _datasets() -> Any:
         raise UsageError(
             "the package datasets is not installed", where="--data", hint="pip install 'effconv[adapt]'"
         ) from None
+    from huggingface_hub.utils import logging
+
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is in the errors that it raises
+    logging.set_verbosity(logging.CRITICAL)
     return datasets
 
 

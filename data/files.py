@@ -31,5 +31,11 @@ def require_files(names: Sequence[str], where: str) -> None:
     require_readable([Path(name) for name in names if Path(name).exists() and not has_columns(name)], where)
 
 
+def is_text(name: str) -> bool:
+    """Whether an argument is a text file (there or misspelt) rather than a model."""
+    path = Path(name)
+    return not path.is_dir() and (path.exists() or path.suffix in (*TABULAR, *TEXTS))
+
+
 def has_columns(name: str) -> bool:
     return Path(name).suffix in TABULAR or not Path(name).exists()

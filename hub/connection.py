@@ -120,11 +120,13 @@ class Connection:
             412: "somebody else committed meanwhile: look at their commit; run the command again to put yours on top",
             429: "too many requests: wait some minutes, then run the command again",
         }
-        again = "check the network and HF_ENDPOINT, then run the command again: what has arrived is not sent twice"
+        again = "check the network and HF_ENDPOINT, then run the command again"
+        if what.startswith("commit"):  # only then may files have been uploaded
+            again += ": what has arrived is not sent twice"
         reason = f"the Hub answered {status}" if status else f"no reply ({type(error).__name__})"
         said = f": {lines[0]}" if lines else ""
         hint = advice.get(status or 0, again)
-        return HubError(f"{what}: {reason}{said}", where=repo_id or self.endpoint, hint=hint)
+        return HubError(f"cannot {what}: {reason}{said}", where=repo_id or self.endpoint, hint=hint)
 
     def _bound_waiting(self) -> None:
         """Gives the client's session, which may be new, bounds: without, it waits forever for a host that is silent."""
@@ -156,7 +158,7 @@ def connect(token: str | None, *, offline: bool) -> Connection:
             hint="run `hf auth login`, or pass a token that may write",
         )
     api = HfApi(token=used, library_name="effconv", library_version=__version__)
-    with Connection(api, "", used).asking("ask who the token belongs to"):
+    with Connection(api, "", used).asking("ask the Hub who the token belongs to"):
         found = api.whoami()
     role = ((found.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
@@ -177,19 +179,23 @@ def refuse_offline(offline: bool) -> None:
     if offline or constants.HF_HUB_OFFLINE:
         why = "--offline" if offline else "HF_HUB_OFFLINE"
         raise HubError(
-            f"offline mode is on ({why}): nothing was sent, no socket was opened",
+            f"offline mode is on ({why}): nothing was sent",
             where=why,
             hint="a push needs the Hub: run it without offline mode",
         )
 
 
-def require_repo_id(repo_id: str) -> None:
-    """Raises UsageError for what can be no Hub id."""
+def require_repo_id(repo_id: str, where: str = "user/name") -> None:
+    """Raises UsageError for what cannot be a Hub id.
+
+    Args:
+        where: the option or argument that it was given with.
+    """
     if not REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith((".git", ".", "-")):
         raise UsageError(
-            f"{repo_id!r} is no Hub id",
-            where="user/name",
-            hint="user/name of letters, digits, single - and _ and ., at most 96 each",
+            f"{repo_id!r} is not a Hub id",
+            where=where,
+            hint="give user/name: letters, digits, -, _ and ., no -- or .., at most 96 characters each",
         )
 
 

@@ -112,7 +112,9 @@ def require_identifier(license: str | None) -> None:
     """Raises UsageError for what is no license identifier."""
     if license is not None and not LICENSE.fullmatch(license):
         raise UsageError(
-            f"{license!r} is no license identifier", where="--license", hint="such as apache-2.0, mit, cc-by-4.0, other"
+            f"{license!r} is not a license identifier",
+            where="--license",
+            hint="give one such as apache-2.0, mit, cc-by-4.0, other",
         )
 
 

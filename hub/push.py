@@ -9,7 +9,7 @@ from typing import Any
 
 from ..convert.errors import StoppedError, UsageError
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, read_manifest
+from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
 from .changes import CARD, Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
 from .content import (
@@ -103,7 +103,7 @@ def push(
         StoppedError: Ctrl-C; the message says what is on the Hub.
     """
     job = _Job(
-        folder=Path(repo),
+        folder=repo_folder(repo),
         private=private,
         license=license,
         revision=revision,
@@ -161,16 +161,14 @@ class _Job:
     committing: bool = False
 
     def run(self, repo_id: str | None, token: str | None, offline: bool) -> Pushed:
-        if not self.folder.is_dir():
-            raise UsageError(
-                "no such folder", where=str(self.folder) or "REPO", hint="give the folder of a repo that effconv made"
-            )
         self.manifest = read_manifest(self.folder)
         name = repo_id or self.folder.resolve().name
         require_repo_id(name)
         require_identifier(self.license)
         refuse_offline(offline)
         try:
+            self.progress("compare every file with the manifest", 0, 0)
+            check_hashes(self.folder, self.manifest)
             self.progress("ask the Hub who the token belongs to", 0, 0)
             hub = connect(token, offline=offline)
             full_name = name if "/" in name else f"{hub.user}/{name}"
@@ -182,8 +180,6 @@ class _Job:
             raise StoppedError(f"interrupted; local files are as they were\n{self._left()}") from None
 
     def _push(self, to: Destination) -> Pushed:
-        self.progress("compare every file with the manifest", 0, 0)
-        check_hashes(self.folder, self.manifest)
         closed = "" if self.trusted else closed_source(to.hub, self.manifest)
         head, branch_missing = to.look()
         files, keeps_card = self._files(head)

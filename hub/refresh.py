@@ -13,8 +13,8 @@ from typing import Any
 
 from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
-from ..convert.io.source import HUB_ID, hub_errors
-from ..convert.io.staging import Staging, check_output, output_errors
+from ..convert.io.source import HUB_ID, cached, hub_errors
+from ..convert.io.staging import Staging, check_apart, check_output, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import tokenizer_in
 from ..convert.options import Progress
@@ -31,14 +31,15 @@ from ..convert.repo.manifest import (
     with_measurements,
 )
 from ..convert.repo.modelcode import class_name
+from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
-from ..convert.verify.recheck import source_of
+from ..convert.verify.against import source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
 from .changes import CARD
 from .connection import refuse_offline, require_repo_id
-from .push import Pushed, push_refreshed
+from .push import Pushed, check_reachable, push_refreshed
 
 Place = Callable[[Path, Path], object]
 
@@ -121,13 +122,16 @@ def refresh(
         refuse_offline(offline)
     local = os.path.isdir(os.path.expanduser(repo))
     if to is not None:
-        require_repo_id(to)
+        require_repo_id(to, "--to")
     if to is not None and (not push or not local):
-        raise UsageError(
-            "--to names the Hub id that a refreshed folder is pushed to", where="--to", hint="leave it out"
-        )
+        what = "--to needs --push" if local else "--to applies only to a local folder: a Hub repo is pushed to itself"
+        raise UsageError(what, where="--to", hint="pass --push too, or leave out --to" if local else "leave out --to")
     if local and revision is not None:
-        raise UsageError("--revision is for Hub ids", where=str(repo), hint="leave it out for a folder")
+        raise UsageError(
+            "--revision applies only to Hub repos", where=str(repo), hint="leave out --revision for a local folder"
+        )
+    if push:  # before minutes go into checks, and before a folder is updated whose changes then stay here
+        check_reachable(to or _name_on_hub(repo, local), token, offline=offline, create_pr=True)
     with tempfile.TemporaryDirectory(prefix="effconv-") as temporary:
         folder = Path(os.path.expanduser(repo)) if local else _fetched(str(repo), revision, token, offline, progress)
         name = folder.absolute().name if local else str(repo).rpartition("/")[2]
@@ -151,6 +155,10 @@ def refresh(
     return replace(result, output=kept, pushed=pushed)
 
 
+def _name_on_hub(repo: str | os.PathLike[str], local: bool) -> str:
+    return Path(os.path.expanduser(repo)).resolve().name if local else str(repo)
+
+
 def _refresh(
     folder: Path,
     output: Path,
@@ -171,9 +179,10 @@ def _refresh(
     in_place = output == folder.absolute()
     if not in_place:
         try:
+            check_apart(folder, output)
             check_output(output, overwrite=False)
         except OutputError as error:
-            error.hint = "choose another with --output"  # there is no --overwrite here
+            error.hint = "choose another folder with --output"  # there is no --overwrite here
             raise
     measured = None
     with Staging(output, overwrite=in_place) as staging, output_errors(output):
@@ -232,6 +241,8 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
+        if COLBERT in (config.get("architectures") or ()):
+            stated["architectures"] = [*stated["architectures"], COLBERT]
         today = {**_without_removed(config), **stated}
         newer = json.dumps(today, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
@@ -239,9 +250,8 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
             f"config.json cannot be read ({error})", where=str(config_path), hint="convert again"
         ) from None
     files = code if today == config else {**code, "config.json": newer}
-    theirs = tokenizer_in(folder).code  # came with the source
-    python = [name for name in manifest["files"] if name.endswith(".py")]
-    gone = tuple(sorted(name for name in python if name not in code and name not in theirs))
+    kept = {*code, *manifest.get("source_code", ()), *tokenizer_in(folder).code}  # the last two came with the source
+    gone = tuple(sorted(name for name in manifest["files"] if name.endswith(".py") and name not in kept))
     changed = bool(gone) or any(_text(folder / name) != text for name, text in files.items())
     options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else None
     return _Fresh(files, gone, changed, target, {**manifest, **({} if options is None else {"options": options})})
@@ -269,13 +279,15 @@ def _measured(
     if not verify:
         fresh.notes.append("the code is new and was not checked (--no-verify)")
         return None, with_measurements({}, None, **kept)["measurements"]
-    source = None if against is None else source_of(against, fresh.manifest, token, offline, fresh.target)
+    source = None if against is None else source_of(against, folder, fresh.manifest, token, offline, fresh.target)
+    if source and source.doubt:
+        fresh.notes.append(source.doubt)
     progress("verify", 0, 0)
     measured, others = run_checks(
         folder,
         fresh.target,
         fresh.manifest,
-        source=source,
+        source=source.folder if source else None,
         progress=lambda name: progress(f"verify: {name}", 0, 0),
         trust_remote_code=trust_remote_code,
     )
@@ -318,11 +330,13 @@ def _fetched(repo_id: str, revision: str | None, token: str | None, offline: boo
     if not HUB_ID.fullmatch(repo_id):
         raise BadInputError("no such folder", where=repo_id, hint="give the folder of a repo, or a Hub id (user/name)")
     progress(f"fetch {repo_id}", 0, 0)
-    with hub_errors(repo_id):
+    with hub_errors(repo_id, named=True):
         from huggingface_hub import HfApi, constants, snapshot_download
 
         if offline or constants.HF_HUB_OFFLINE:
-            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            folder = cached(repo_id, revision, "--offline" if offline else "HF_HUB_OFFLINE").folder
+            assert folder is not None
+            return folder
         api = HfApi(token=token)
         commit = api.model_info(repo_id, revision=revision).sha
         return Path(snapshot_download(repo_id, revision=commit, token=token))

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from ..convert.errors import EffconvError, UsageError
-from ..convert.options import Progress, Settings
-from .connection import refuse_offline
+from ..convert.options import Progress, Settings, flag_of
+from .connection import refuse_offline, require_repo_id
 from .content import require_identifier
 from .options import PushOptions
 from .push import Pushed, check_reachable, push
 
 
+def require_sound_sharing(options: PushOptions) -> None:
+    """Raises UsageError for what a look at the options shows: a bad name or license, options without a push."""
+    if options.push_to_hub is not None:
+        require_repo_id(options.push_to_hub, "--push-to-hub")
+        require_identifier(options.license)
+        return
+    given = [_flag(field, options) for field in fields(options) if getattr(options, field.name) != field.default]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} {'applies' if len(given) == 1 else 'apply'} only with --push-to-hub",
+            where=", ".join(given),
+            hint="pass --push-to-hub user/name too",
+        )
+
+
+def _flag(field: Field[Any], options: PushOptions) -> str:
+    """The flag as it was given: of --private/--public the first for True, the second for False."""
+    on, _, off = flag_of(field).partition("/")
+    return off if off and not getattr(options, field.name) else on
+
+
 def check_sharing(options: PushOptions, settings: Settings) -> None:
     """Raises what would keep the push from beginning: offline mode, a bad name, a bad token, options without a push."""
+    require_sound_sharing(options)
     if options.push_to_hub is None:
-        if options != PushOptions():
-            raise UsageError(
-                "an option of the push without a push",
-                where="--private, --license, --create-pr, --commit-message",
-                hint="pass --push-to-hub user/name too",
-            )
         return
-    require_identifier(options.license)
     refuse_offline(settings.offline)
     check_reachable(options.push_to_hub, settings.token, offline=settings.offline, create_pr=options.create_pr)
 

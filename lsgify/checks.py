@@ -61,7 +61,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     return worst_of(found), {"tokens": lengths}
 
 
-def _some_bias(base: torch.nn.Module, generator: torch.Generator) -> torch.Tensor | None:
+def _some_bias(base: Any, generator: torch.Generator) -> torch.Tensor | None:
     """Random numbers in the shape of the bias that the model's layers add to scores; None where they add none."""
     if not hasattr(base, "attention_bias"):
         return None

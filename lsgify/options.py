@@ -29,20 +29,25 @@ class LSGOptions:
     max_length: int = from_source_or(4096, "Maximum input length in tokens.", flag="--max-len")
     block_size: int = from_source_or(128, "Tokens per block. A token attends to its block and both neighbours.")
     sparse_block_size: int = from_source_or(128, "Sparse keys on each side of the local keys. 0 for none.")
-    sparsity_factor: int = from_source_or(2, "Tokens per sparse key.")
+    sparsity_factor: int = from_source_or(2, "Tokens per sparse key. 0 for no sparse keys.")
     sparsity_type: SparsityType = from_source_or(
-        "norm", "How sparse keys are selected or pooled. For MPNet and T5 the default is bos_pooling."
+        "norm",
+        "How sparse keys are made. norm: keys of the largest norm, a good first choice. pooling: means of neighbours. "
+        "bos_pooling: means weighted by the first token's query. lsh: means of similar keys. stride, block_stride: "
+        "every n-th key. none: local attention only, the fastest. For MPNet and T5 the default is bos_pooling.",
     )
     num_global_tokens: int = from_source_or(1, "Learned global tokens, which attend to all tokens: 0 to 512.")
     mask_first_token: bool = from_source_or(False, "Mask the first token (CLS). A global token replaces it.")
     pool_with_global: bool = from_source_or(
-        True, "Return the first global token's output in place of the first token's."
+        True, "Use the first global token's output as the output of the first token (CLS)."
     )
     pass_global_tokens_to_decoder: bool = from_source_or(True, "Let the decoder attend to the global tokens.")
     global_init: Literal["mask", "random"] = option(
         "mask", "Initial global tokens: the mask token's embedding, or random."
     )
-    global_positional_stride: int = option(64, "Distance between the positions of the first global tokens.")
+    global_positional_stride: int = option(
+        64, "Global token i is initialised with position embedding i × this, of a table of 512."
+    )
     positions: Literal["repeat", "interpolate"] = option(
         "repeat", "How position embeddings are extended to the new length."
     )
@@ -61,10 +66,14 @@ class LSGOptions:
         "globals", "What global tokens attend to in a decoder: globals only, or as published.", panel=PARITY
     )
     bos_pooling_padding: Literal["masked", "published"] = from_source_or(
-        "masked", "Groups of padding in bos_pooling: masked, or visible as published.", panel=PARITY
+        "masked",
+        "Groups that hold only padding, with sparsity type bos_pooling: masked, or visible as published.",
+        panel=PARITY,
     )
     decoder_first_token: Literal["seen", "published"] = from_source_or(
-        "seen", "First encoder token in a decoder if it is masked: seen, or hidden as published.", panel=PARITY
+        "seen",
+        "Whether the decoder sees the first encoder token when --mask-first-token is set. published: it does not.",
+        panel=PARITY,
     )
     attention_form: AttentionForm = from_source_or(
         "auto",
@@ -74,7 +83,7 @@ class LSGOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError with every invalid option."""
-        require_sound("lsg", self.filled({}).faults())
+        require_sound("lsg", self.filled({}).faults(), self)
 
     def filled(self, stated: Mapping[str, Any]) -> LSGOptions:
         """The options with None replaced: by the source's value, else by the default."""

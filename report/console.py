@@ -39,9 +39,9 @@ WORDS = {
 class Progress:
     """Prints steps to stderr: a bar in bytes while weights are written; without a terminal, one line per step."""
 
-    def __init__(self, *, bar: bool = True) -> None:
-        """`bar=False` is for steps that print their own bars."""
-        self._wanted = bar
+    def __init__(self, *, bar: bool = True, quiet: bool = False) -> None:
+        """`bar=False` is for steps that print their own bars. `quiet` prints nothing."""
+        self._wanted, self._quiet = bar and not quiet, quiet
         self._bar: Any = None
         self._step = ""
         self._task: Any = None
@@ -78,7 +78,7 @@ class Progress:
                     self._bar.remove_task(self._task)
                 self._task = self._bar.add_task(WORDS.get(step, step), total=total or None)
             self._bar.update(self._task, completed=done)
-        elif step != self._step and step != "done":
+        elif step != self._step and step != "done" and not self._quiet:
             with contextlib.suppress(OSError):  # stderr is closed: no reason to stop
                 words = WORDS.get(step, step)
                 print(f"{words}: {total:,} bytes" if step == "weights" else words, file=sys.stderr, flush=True)
@@ -88,7 +88,8 @@ class Progress:
 class TrainingProgress:
     """Prints training progress to stderr: a bar or, without a terminal, a line per evaluation."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._bar: Any = None
         self._task: Any = None
 
@@ -102,6 +103,8 @@ class TrainingProgress:
             self._bar.stop()
 
     def __call__(self, tick: Tick) -> None:
+        if self._quiet:
+            return
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in tick.losses.items())
         said = f"step {tick.step}: {losses}; held-out score {tick.score:.4f}; {tick.rate:,.0f} tokens/s"
         if not sys.stderr.isatty():

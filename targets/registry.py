@@ -25,11 +25,13 @@ class Row:
         place: `package.module:name` of the `Target`; the package may be another one than effconv.
         options: likewise of the options of its command; "" for a target that another one's command makes.
         help: what the command says of itself.
+        example: a source of it, as a Hub id or a folder.
     """
 
     place: str
     options: str = ""
     help: str = ""
+    example: str = "bert-base-uncased"
 
 
 ROWS = {
@@ -58,16 +60,19 @@ ROWS = {
         "effconv.targets.bigs.target:JAX2TORCH",
         "effconv.targets.bigs.options:BiGSOptions",
         "Convert a BiGS checkpoint (gated state-space encoder, arXiv 2212.10544) from JAX to PyTorch.",
+        "JunxiongWang/BiGS_512",
     ),
     "torch2jax": Row(
         "effconv.targets.bigs.target:TORCH2JAX",
         "effconv.targets.bigs.options:BiGSOptions",
         "Convert a BiGS checkpoint from PyTorch to JAX.",
+        "BiGS_512-torch, made by jax2torch",
     ),
     "bigs": Row(
         "effconv.targets.bigs.target:RESIZED",
         "effconv.targets.bigs.options:BiGSOptions",
         "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
+        "BiGS_512-torch, made by jax2torch",
     ),
 }
 

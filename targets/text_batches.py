@@ -77,12 +77,12 @@ def text_batches(
     """
     stream = torch.as_tensor(list(tokens), dtype=torch.long)
     around = len(prefix) + len(suffix)
-    lengths = [n for n in sorted(set(lengths), reverse=True) if around < n <= len(stream) + around]
+    asked, lengths = lengths, [n for n in sorted(set(lengths), reverse=True) if around < n <= len(stream) + around]
     if not lengths:
         raise BadInputError(
-            f"the calibration text has only {len(stream)} tokens, fewer than the shortest training text",
+            f"the calibration text has only {len(stream):,} tokens",
             where="--calibrate",
-            hint="give a longer text",
+            hint=f"give a text of at least {max(min(asked) - around, 1):,} tokens",
         )
     shares = [longest_share] + [(1 - longest_share) / max(1, len(lengths) - 1)] * (len(lengths) - 1)
     budget = min(budget, len(stream) * len(lengths))

@@ -151,7 +151,7 @@ class EncoderMixin(AdaptedModel):
     """
 
     special_positions: int = 0  # rows of the position table that no token uses
-    embedding_inputs: ClassVar[tuple[str, ...]] = ()  # ids that the stock embeddings take beside those of `embed`
+    embedding_inputs: ClassVar[tuple[str, ...]] = ()  # ids that `embed` and `run` get beside the usual ones
     projects_padding: ClassVar[bool] = False  # whether rows of padding that a target adds go through `project` too
 
     def adapt(self) -> None:
@@ -233,7 +233,7 @@ class EncoderMixin(AdaptedModel):
         return unpadded(mask) if values_are_at_hand(mask) else None
 
     def run_layers(
-        self, x: Tensor, mask: Tensor | None, cross: tuple[Tensor | None, ...], length: int, keep_states: bool
+        self, x: Tensor, mask: Tensor | None, cross: tuple[Any, ...], length: int, keep_states: bool, **ids: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """The output (b, t, hidden) for the `length` tokens that came in, and if kept the states before every layer."""
         kept = self.kept(mask, cross)
@@ -247,10 +247,10 @@ class EncoderMixin(AdaptedModel):
         for layer in self.order():
             if keep_states:
                 states.append(returned(x))
-            x = self.run(layer, x, mask, *cross)
+            x = self.run(layer, x, mask, *cross, **ids)
         return returned(self.final(x)), states
 
-    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *cross: Tensor | None) -> Tensor:
+    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *cross: Any, **_: Tensor) -> Tensor:
         """One layer of `order()`, checkpointed here where the stock layer does not do it by itself (ALBERT's)."""
         if self.gradient_checkpointing and self.training and not isinstance(layer, GradientCheckpointingLayer):
             return self._gradient_checkpointing_func(run_layer, layer, x, mask, *cross)
@@ -300,7 +300,7 @@ class EncoderMixin(AdaptedModel):
             output_attentions: has no effect but a warning: no attention weights are formed.
             output_hidden_states: whether to return the state before and after every layer.
             return_dict: False for a plain tuple.
-            others: ids that the family's embeddings take (`embedding_inputs`); anything else is left out.
+            others: ids that the family takes (`embedding_inputs`); anything else is left out.
 
         Raises:
             ValueError: for what is not supported, and for inputs whose shapes do not fit.
@@ -323,7 +323,7 @@ class EncoderMixin(AdaptedModel):
         x, mask = self.begin(x, mask)
         cross = self.cross_inputs(encoder_hidden_states, encoder_attention_mask, x.dtype)
 
-        last, states = self.run_layers(x, mask, cross, length, output_hidden_states)
+        last, states = self.run_layers(x, mask, cross, length, output_hidden_states, **further)
         if output_hidden_states:
             states.append(last)
 

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
-# its operators under its own module name, and never takes the place of another's.
-NAMESPACE = re.sub(r"\W", "_", __name__)
+# its operators under its own module name, and never takes the place of another's. A folder may have any name (modèle),
+# and torch takes only ASCII.
+NAMESPACE = re.sub(r"\W", lambda odd: f"_{ord(odd[0]):x}_", __name__.replace(".", "_"), flags=re.ASCII)
 Pair = tuple[Tensor | None, Tensor | None]  # the sparse list: keys and values (b, h, l, d), or None
 
 

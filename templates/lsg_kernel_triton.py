@@ -41,8 +41,9 @@ except ImportError:
 
 
 # Operator names are global to the process, and one process may load several repos: each copy of this file registers
-# its operators under its own module name, and never takes the place of another's.
-NAMESPACE = re.sub(r"\W", "_", __name__)
+# its operators under its own module name, and never takes the place of another's. A folder may have any name (modèle),
+# and torch takes only ASCII.
+NAMESPACE = re.sub(r"\W", lambda odd: f"_{ord(odd[0]):x}_", __name__.replace(".", "_"), flags=re.ASCII)
 INTERPRETED = hasattr(triton, "knobs") and triton.knobs.runtime.interpret  # it then runs on a CPU, slowly: for tests
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = (3, 6)  # Triton that compiles these kernels; 3.5 and before fail

@@ -83,7 +83,7 @@ class BiasedLSGEncoderMixin(LSGEncoderMixin):
         """The bias (h, 2 R + 2) that the layers take."""
         return torch.cat([self.bias_by_distance(), self.globals_module().global_bias.weight.T], dim=1)
 
-    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *_: Tensor | None) -> Tensor:
+    def run(self, layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *_: Any, **__: Any) -> Tensor:
         return super().run(layer, x, mask, self.attention_bias())
 
 

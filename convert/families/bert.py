@@ -72,6 +72,12 @@ BERT = Family(
 )
 
 
+# BERT's in families that call the decoder's class as all others do.
+CAUSAL_LM_HEADS = tuple(
+    replace(head, suffix="ForCausalLM") if head.suffix == "LMHeadModel" else head for head in BERT.heads
+)
+
+
 LM_HEAD = (
     *linear("lm_head.dense", H, H),
     *norm("lm_head.layer_norm", H),
@@ -210,6 +216,6 @@ ERNIE = replace(
         *norm("embeddings.LayerNorm", H),
     ),
     token_types=(*BERT.token_types, TASK_TYPES),
-    heads=tuple(replace(head, suffix="ForCausalLM") if head.suffix == "LMHeadModel" else head for head in BERT.heads),
+    heads=CAUSAL_LM_HEADS,
     tokenizer="BertTokenizer",
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInputError, UnsupportedError, UsageError
+from ..errors import BadInputError, UnsupportedError, UsageError, did_you_mean
 from .code import FamilyCode
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Family:
         prefix: of the base model's tensors in a checkpoint with a head.
         embeddings, layer, final, pooler: tensors of the base model; `layer` once, relative to a layer's path; `final`
             comes after the last one.
+        further: those of which a list in the config says what there is, with their full names.
         decoder_layer: likewise of a decoder beside the encoder.
         layer_paths: paths of the layers that have tensors of their own, from the config.
         decoder_layer_paths: of the decoder's.
@@ -152,6 +153,7 @@ class Family:
     num_heads: str = "num_attention_heads"
     head_size: str = ""
     output_projection: str = "attention.output.dense"
+    further: Callable[[Config], Iterable[Weight]] = lambda config: ()
     tokenizer: str = ""
     tokenizer_as_stored: bool = False
     decoder_layer: tuple[Weight, ...] = ()
@@ -169,6 +171,11 @@ class Family:
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     wholes: tuple[str, ...] = ()
     left_behind: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        said = (bool(self.score_bias), self.code.score_bias, self.code.score_bias or SCORE_BIAS in self.needs)
+        if len(set(said)) > 1:  # the code of a repo would leave the bias out
+            raise ValueError(f"{self.name}: a bias on scores takes both `score_bias`, its table, and `code.score_bias`")
 
     @property
     def requirements(self) -> frozenset[str]:
@@ -276,7 +283,9 @@ class Family:
         suffix = self.suffix_of(architecture, target)
         if all(head.suffix != suffix for head in self.heads):
             raise UsageError(
-                f"{self.name} has no head {suffix!r}", where="--architecture", hint=self._heads_there_are()
+                f"{self.name} has no head {suffix!r}{did_you_mean(suffix, [head.suffix for head in self.heads])}",
+                where="--architecture",
+                hint=self._heads_there_are(),
             )
         return self.head(suffix)
 
@@ -318,9 +327,7 @@ class Family:
         return next((why for start, why in self.left_behind.items() if name.startswith(start)), "")
 
     def is_head_weight(self, name: str) -> bool:
-        return any(weight.name == name for head in self.heads for weight in head.weights) or any(
-            name in head.tied for head in self.heads
-        )
+        return any(name in head.tied or any(name == weight.name for weight in head.weights) for head in self.heads)
 
     def base_weights(self, config: Config, part: str = "") -> list[Weight]:
         """Embeddings and all layers, in order, with their full names; of one part of the model only, if asked for.
@@ -342,6 +349,7 @@ class Family:
                 for weight in layer
             ),
             *(self.final if not part else ()),
+            *self.further(config),
         ]
         inside = f"{part}." if part else ""
         return [weight for weight in weights if weight.when(config) and weight.name.startswith(inside)]
@@ -380,7 +388,9 @@ def number(config: Config, name: str, most: int = 1 << 31) -> int:
         value = len(labels) if isinstance(labels, dict) and labels else 2 if value is None else value
     if type(value) is not int or not 1 <= value <= most:
         raise BadInputError(
-            f"{name} must be a positive integer of at most {most}, got {value!r}",
+            f"config.json has no {name}"
+            if value is None
+            else f"{name} must be a positive integer of at most {most:,}, got {value!r}",
             where="config.json",
             hint="correct config.json, or download it again",
         )

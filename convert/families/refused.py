@@ -29,11 +29,18 @@ REFUSED: Mapping[str, tuple[str, str]] = {
         f"{USE_AS_IS}: it takes 8,192 tokens",
     ),
     "eurobert": (ROTARY, f"{USE_AS_IS}: it takes 8,192 tokens"),
-    "nomic_bert": (ROTARY, f"{USE_AS_IS}: it takes 8,192 tokens"),
+    "nomic_bert": (
+        ROTARY,
+        f"{USE_AS_IS}: dense models take 2,048 or 8,192 tokens, depending on the model. The mixture-of-experts model "
+        "(nomic-embed-text-v2-moe) takes 512 tokens: choose a dense one for longer texts",
+    ),
+    "esm": (
+        "its positions are rotary (ESM-2), and it rescales embeddings by the share of masked tokens",
+        f"{USE_AS_IS}: ESM-2 has no position table, so it also runs on more than the 1,024 residues of its training",
+    ),
     "longformer": (LONG, USE_AS_IS),
     "big_bird": (LONG, USE_AS_IS),
     "nystromformer": (LONG, USE_AS_IS),
-    "megatron-bert": ("it normalises before attention and feed-forward (pre-norm)", "a bert checkpoint"),
     "wav2vec2-bert": ("it reads speech, not text", USE_AS_IS),
     "fnet": ("it has no attention", USE_AS_IS),
     "roformer": (ROTARY, "a bert checkpoint"),

@@ -10,14 +10,18 @@ from .bert import BERT, CAMEMBERT, DATA2VEC_TEXT, ERNIE, ROBERTA, ROBERTA_PRELAY
 from .distilbert import DISTILBERT
 from .electra import ELECTRA
 from .grammar import Family
+from .megatron_bert import MEGATRON_BERT
 from .mpnet import MPNET
+from .rembert import REMBERT
 from .t5 import MT5, T5
+from .xmod import XMOD
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         *(BERT, ROBERTA, CAMEMBERT, XLM_ROBERTA, ELECTRA, DISTILBERT, ALBERT),
         *(XLM_ROBERTA_XL, ROBERTA_PRELAYERNORM, DATA2VEC_TEXT, ERNIE),
+        *(MEGATRON_BERT, REMBERT, XMOD),
         *(BART, MBART, PEGASUS),
         *(MPNET,),
         *(T5, MT5),

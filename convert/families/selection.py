@@ -46,7 +46,8 @@ def family_of(
     if brought is not None:
         if model_type in brought.model_types:
             return brought
-        names = sorted({*names, *brought.model_types} - {brought.name})
+        types = ", ".join(brought.model_types)
+        names = sorted({*names, f"{brought.name} (model_type {types})"} - {brought.name})
     if isinstance(model_type, str) and model_type in FAMILIES and model_type not in names and abilities is not None:
         missing = sorted(FAMILIES[model_type].requirements - set(abilities))
         raise UnsupportedError(
@@ -62,10 +63,16 @@ def family_of(
             if model_type
             else "config.json has no model_type",
             where="config.json: model_type",
-            hint=(f"instead: {instead}. Supported: " if instead else "supported: ") + ", ".join(names),
+            hint=(f"{_as_advice(instead)}. Supported: " if instead else "supported: ") + ", ".join(names),
         )
     if before is None and not own_code:
         require_stock_code(config)
+    if config.get("pruned_heads"):
+        raise UnsupportedError(
+            "attention heads of the model were pruned, so its layers have different numbers of heads",
+            where="config.json: pruned_heads",
+            hint="use the checkpoint before pruning. If no head was removed from the weights, empty pruned_heads",
+        )
     if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise UnsupportedError(
             f"relative positions ({config['position_embedding_type']}) are not supported",
@@ -79,6 +86,11 @@ def family_of(
             hint="set is_decoder to true, or set add_cross_attention to false and remove its tensors",
         )
     return FAMILIES[str(model_type)]
+
+
+def _as_advice(instead: str) -> str:
+    """What to use instead as an imperative."""
+    return instead if instead.startswith(("use ", "save ", "convert ", "only ", "give ")) else f"use {instead}"
 
 
 def asked_config(config: Config, family: Family, head: Head, architecture: str | None) -> Config:

@@ -11,12 +11,13 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import BadInputError, UnsupportedError, listing
+from ..errors import BadInputError, listing
 from .checkpoint import Checkpoint, Tensor, damaged, stored_twice
 from .dtypes import SIZES
 from .flax_msgpack import open_flax
+from .layout import adapter_alone, checkpoints_hint
 from .pickled import open_pickled
-from .source import Source, checked_name, read_json
+from .source import Source, checked_name, read_json, require_no_pointers
 
 FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "msgpack": "flax_model.msgpack"}
 DENSE_FORMATS = ("safetensors", "bin")
@@ -45,6 +46,7 @@ def open_checkpoint(
         if source.has(single) or source.has(index):
             weight_map = {} if source.has(single) else _weight_map(source, index)
             names = sorted(set(weight_map.values())) or [single]
+            require_no_pointers(source, names)
             if single.endswith(".msgpack"):
                 checkpoint: Checkpoint = open_flax(source, names)
             elif single.endswith(".bin"):
@@ -54,16 +56,17 @@ def open_checkpoint(
             _check_index(weight_map, checkpoint, index)
             return checkpoint
     if source.has("adapter_config.json"):
-        raise UnsupportedError(
-            "the source is an adapter, not a model",
-            where=source.where(),
-            hint="merge it into its base model first (peft: merge_and_unload, then save_pretrained)",
-        )
+        raise adapter_alone(source)
     stored = [name for name in source.files if name.endswith((".msgpack", ".h5", ".onnx", ".gguf"))]
     raise BadInputError(
         f"no readable weights: expected {' or '.join(FILES[name] for name in formats)}, or an index of shards",
         where=source.where() + (f" (found {', '.join(stored[:4])})" if stored else ""),
-        hint="save the model with save_pretrained first",
+        hint=checkpoints_hint(source)
+        or (
+            "load the model with transformers 4 (from_tf=True), and save it with save_pretrained"
+            if any(name.endswith(".h5") for name in stored)
+            else "load the model with transformers, and save it with save_pretrained"
+        ),
     )
 
 

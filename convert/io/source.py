@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BadInputError, HubError, UnsupportedError, UsageError
+from .layout import refuse_adapter, refuse_router, without_config
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HOSTILE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a file name: what a system or a terminal may obey
+
+MODULE_DEPTH = 8  # levels of folders in a sentence-transformers module: Router and its like nest modules
+LFS_POINTER = b"version https://git-lfs."  # what git leaves in place of a file that it did not fetch
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class Source:
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file that holds an object."""
-        parsed = read_json(self.path(name), name)
+        return self.object(self.root + name)
+
+    def object(self, name: str) -> dict[str, Any]:
+        """The same by its name relative to the root of the repo."""
+        parsed = read_json(self.fetch(name), name)
         if not isinstance(parsed, dict):
             raise BadInputError(f"{name} is not a JSON object", where=name, hint="download the file again")
         return parsed
@@ -133,6 +141,24 @@ def checked_name(name: object, where: str) -> str:
     return str(PurePosixPath(name))
 
 
+def require_no_pointers(source: Source, names: Iterable[str]) -> None:
+    """Raises BadInputError for files of a local source that git left as pointers to its large file storage."""
+    if source.folder is None:
+        return
+    pointers = [name for name in names if source.has(name) and _begins_with(source.path(name), LFS_POINTER)]
+    if pointers:
+        raise BadInputError(
+            f"{', '.join(pointers[:4])}: a Git LFS pointer, not the file itself",
+            where=source.where(),
+            hint="run `git lfs pull` in the source's folder",
+        )
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
 def sentence_modules(source: Source) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers source, [] for others. Module paths are checked."""
     if "modules.json" not in source.files:
@@ -167,6 +193,17 @@ def _local(folder: Path) -> Source:
     return Source(name=name, files=files, fetch=fetch, folder=folder)
 
 
+def _with_modules(source: Source, modules: list[dict[str, Any]]) -> Source:
+    """The source with all files of its modules' folders, however deep; else a local folder is read two levels deep."""
+    if source.folder is None:
+        return source
+    found = set(source.files)
+    for path in {module["path"] for module in modules if module["path"]}:
+        if (source.folder / path).is_dir():
+            found |= {f"{path}/{name}" for name in _walk(source.folder / path, MODULE_DEPTH)}
+    return replace(source, files=tuple(sorted(found)))
+
+
 def _walk(folder: Path, depth: int = 2) -> Iterator[str]:
     for entry in os.scandir(folder):
         if entry.is_file():
@@ -176,14 +213,19 @@ def _walk(folder: Path, depth: int = 2) -> Iterator[str]:
                 yield f"{entry.name}/{name}"
 
 
+def go_offline() -> None:
+    """Turns on offline mode of the Hub's client, and of datasets."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # both read it at their import, so before it
+
+
 def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) -> Source:
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the client at its import, so before it
-    with hub_errors(hub_id):
+        go_offline()
+    with hub_errors(hub_id, named=True):
         from huggingface_hub import HfApi, constants
 
         if constants.HF_HUB_OFFLINE or offline:
-            return _cached(hub_id, revision, "--offline" if offline else "HF_HUB_OFFLINE")
+            return cached(hub_id, revision, "--offline" if offline else "HF_HUB_OFFLINE")
         api = HfApi(token=token)
         info = api.model_info(hub_id, revision=revision)
     commit = str(info.sha)
@@ -219,7 +261,8 @@ def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) ->
     )
 
 
-def _cached(hub_id: str, revision: str | None, offline: str) -> Source:
+def cached(hub_id: str, revision: str | None, offline: str) -> Source:
+    """A Hub source in the local cache; `offline` is what turned offline mode on."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -238,15 +281,19 @@ def _cached(hub_id: str, revision: str | None, offline: str) -> Source:
 
 
 @contextmanager
-def hub_errors(hub_id: str) -> Iterator[None]:
-    """Turns errors of the Hub client and connection errors into a HubError with a hint."""
+def hub_errors(hub_id: str, *, named: bool = False) -> Iterator[None]:
+    """Turns errors of the Hub client and connection errors into a HubError with a hint.
+
+    Args:
+        named: nothing is known of the id yet: it may be a misspelt folder.
+    """
     try:
         yield
     except Exception as raised:
         error = client_error(raised)
         if error is None:
             raise
-        raise _hub_error(error, hub_id) from None
+        raise _hub_error(error, hub_id, named) from None
 
 
 def client_error(raised: Exception) -> Exception | None:
@@ -262,7 +309,7 @@ def client_error(raised: Exception) -> Exception | None:
     return error if known else None
 
 
-def _hub_error(error: Exception, hub_id: str) -> HubError:
+def _hub_error(error: Exception, hub_id: str, named: bool) -> HubError:
     kind = type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
     hints = {
@@ -279,35 +326,31 @@ def _hub_error(error: Exception, hub_id: str) -> HubError:
         "check the token" if status in (401, 403) else "check the network and HF_ENDPOINT, then run the command again"
     )
     reason = str(error).strip().splitlines()
+    if named and status is None and kind not in hints:
+        return HubError(
+            f"there is no folder {hub_id} here, and the Hub could not be reached ({kind}"
+            + (f": {reason[0]})" if reason else ")"),
+            where=hub_id,
+            hint="check the spelling of the folder. For a Hub id, check the network and HF_ENDPOINT",
+        )
     return HubError(
         f"cannot get {hub_id} from the Hub: {kind}: {reason[0] if reason else 'no reply'}", where=hub_id, hint=hint
     )
 
 
 def _with_config(source: Source) -> Source:
+    modules = sentence_modules(source)
+    source = _with_modules(source, modules)
     if "config.json" not in source.files or not _is_model_config(source, ""):
-        for module in sentence_modules(source)[:1]:
+        for module in modules[:1]:
             # Before sentence-transformers 2 the encoder stood in a folder of its own, such as 0_Transformer/.
             root = f"{module['path']}/" if module.get("path") else ""
             if f"{root}config.json" in source.files:
                 source = replace(source, root=root)
+    refuse_router(source, modules)
     if not source.has("config.json"):
-        if source.has("adapter_config.json"):
-            raise UnsupportedError(
-                "the source is an adapter, not a model",
-                where=source.where(),
-                hint="merge it into its base model first (peft: merge_and_unload, then save_pretrained)",
-            )
-        raise BadInputError(
-            "no config.json", where=source.where(), hint="give the folder or Hub id of a transformers checkpoint"
-        )
-    if source.has("adapter_config.json"):  # transformers applies it whenever it loads the folder
-        raise UnsupportedError(
-            "the folder also has an adapter, which transformers would load with the model",
-            where=f"{source.where()}: adapter_config.json",
-            hint="merge it into the model first (peft: merge_and_unload, then save_pretrained), or move the adapter's "
-            "files out of the folder",
-        )
+        raise without_config(source)
+    refuse_adapter(source)
     config = source.json("config.json")
     if config.get("quantization_config"):
         raise UnsupportedError(

@@ -17,9 +17,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..errors import EffconvError, OutputError, UsageError
+from ..errors import EffconvError, OutputError
 from . import system
 
+LONGEST_NAME = 255  # bytes of a file's name, on Linux and macOS
 TOKEN = re.compile(r"[0-9a-f]{8}")  # of a staging folder's name: nothing else is ever cleared
 
 
@@ -107,6 +108,7 @@ class Staging:
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuses a non-empty output unless it may be overwritten, and a path where no folder can be created."""
     _check_above(output)
+    _check_loadable(output)
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(
             "the output exists and is not a folder", where=str(output), hint="choose another path with --output"
@@ -116,6 +118,19 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             "the output folder is not empty",
             where=str(output),
             hint="pass --overwrite, or choose another path with --output",
+        )
+
+
+def _check_loadable(output: Path) -> None:
+    """Refuses a name from which transformers could not load: it copies a repo's code to a folder of a longer name."""
+    name = _staging_path(output, "0" * 8).name.replace(".", "_dot_").replace("-", "_hyphen_")
+    excess = len(os.fsencode(name)) - LONGEST_NAME
+    if excess > 0:
+        raise OutputError(
+            "the name of the output folder is too long: transformers writes its code to a folder of that name, with "
+            f"_dot_ and _hyphen_ for every . and -, and so it has {excess} bytes too many",
+            where=str(output),
+            hint="choose a shorter name with --output",
         )
 
 
@@ -149,7 +164,7 @@ def check_apart(source: Path | None, output: Path) -> None:
     here, there = source.resolve(), output.resolve()
     around = [(here, folder) for folder in (there, *there.parents)] + [(folder, there) for folder in here.parents]
     if any(system.same_place(one, other) for one, other in around):
-        raise UsageError(
+        raise OutputError(
             "the output folder and the source folder must not overlap",
             where=str(output),
             hint="choose another folder with --output",

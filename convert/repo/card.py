@@ -21,6 +21,7 @@ from ..io.tensorfile import file_sha256
 from ..options import Settings, changed
 from ..target import Target
 from .card_blocks import with_block, with_results
+from .card_yaml import FRONT, carried, loaded
 from .manifest import read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def front_matter(
     target: Target, manifest: Mapping[str, Any], theirs: Mapping[str, Any], sentence: bool
 ) -> dict[str, Any]:
     """The card's YAML: license and language from the source's card, and metadata of this repo."""
-    front: dict[str, Any] = {key: theirs[key] for key in CARRIED_FIELDS if theirs.get(key)}
+    front = carried(theirs, CARRIED_FIELDS)
     if manifest["source"].get("hub_id"):
         front |= {"base_model": manifest["source"]["hub_id"], "base_model_relation": "finetune"}
     front["library_name"] = "sentence-transformers" if sentence else target.weights_format.library
@@ -161,12 +162,10 @@ def source_front_matter(source: Source) -> dict[str, Any]:
 
     if "README.md" not in source.files:
         return {}
-    text = source.fetch("README.md").read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---"):
-        return {}
+    found = FRONT.match(source.fetch("README.md").read_text(encoding="utf-8", errors="replace"))
     try:
-        parsed = yaml.safe_load(text[3:].partition("\n---")[0])
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        parsed = loaded(found[1]) if found else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 

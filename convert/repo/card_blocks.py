@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError
+from .card_yaml import BOM, FRONT, loaded
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 MARKER = re.compile(r"<!-- (/?)effconv:([a-z][a-z0-9_-]*) -->")
 VARIABLES = {"repo_id": "repo", "revision": "revision"}  # in the block that loads the model
-FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -91,8 +91,8 @@ def front_matter(text: str) -> dict[str, Any]:
 
     found = FRONT.match(text)
     try:
-        parsed = yaml.safe_load(found[1]) if found else {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        parsed = loaded(found[1]) if found else {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInputError(
             f"the card's front matter is no YAML ({str(error).splitlines()[0]})",
             where="README.md",
@@ -114,7 +114,7 @@ def with_field(text: str, key: str, value: object) -> str:
     written = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True).replace("\n", line)
     found = FRONT.match(text)
     if not found:
-        return f"---{line}{written}---{line}{line}{text.lstrip()}"
+        return f"---{line}{written}---{line}{line}{text.removeprefix(BOM).lstrip()}"
     body = found[1]
     field = re.compile(
         rf"^[\"']?{re.escape(key)}[\"']?[ \t]*:.*\n(?:(?:[ \t]*\r?\n)*(?:[ \t]+\S.*|-(?:[ \t].*)?)\n)*", re.MULTILINE

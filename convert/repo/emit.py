@@ -14,12 +14,13 @@ from ..execute import Written
 from ..families.grammar import Family, Head
 from ..io.dtypes import FLOATS, NAMES
 from ..io.portable import copy_portable, portable
-from ..io.source import Source, sentence_modules
+from ..io.source import Source
 from ..io.tokenizer import CONFIG, edited, tokenizer_of
 from ..io.tokenizer_classes import SETTINGS
 from ..plan import Plan
 from ..target import Context, Target
 from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
+from .sentence import write_sentence_files
 
 # Fields that repos of an older effconv have and that no code reads any more.
 REMOVED_FIELDS = ("mkldnn_fp32_precision",)
@@ -28,7 +29,7 @@ STALE_FIELDS = (
     *("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix"),
     *REMOVED_FIELDS,
 )
-CARRIED = ("generation_config.json", "chat_template.jinja", "config_sentence_transformers.json")
+CARRIED = ("generation_config.json", "chat_template.jinja")
 
 
 def emitted_config(target: Target, context: Context) -> dict[str, Any]:
@@ -61,8 +62,8 @@ def _heads(target: Target, family: Family, own: Head) -> dict[str, str]:
     return {**heads, own.suffix: own.auto}
 
 
-def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> None:
-    """Writes all files of a repo next to the weights in `folder`."""
+def emit(folder: Path, source: Source, target: Target, context: Context, plan: Plan, written: Written) -> list[str]:
+    """Writes all files of a repo next to the weights in `folder`. Returns what the user should know of them."""
     types = [row.dtype for row in plan.rows if row.target and row.dtype in FLOATS]
     dtype = NAMES[max(set(types), key=types.count)] if types else "float32"
     _write(folder / "config.json", {"dtype": dtype, **context.emitted})
@@ -78,7 +79,7 @@ def emit(folder: Path, source: Source, target: Target, context: Context, plan: P
     for name in CARRIED:
         if source.has(name) or name in source.files:  # an old sentence-transformers source keeps some above its encoder
             copy_portable(source.path(name) if source.has(name) else source.fetch(name), folder / name)
-    _sentence_transformers(folder, source, max_length)
+    return write_sentence_files(folder, source, max_length)
 
 
 def _tokenizer(folder: Path, source: Source, max_length: int, family: Family) -> None:
@@ -103,29 +104,6 @@ def _tokenizer(folder: Path, source: Source, max_length: int, family: Family) ->
             shutil.copyfile(source.path(name), folder / name)
     if tokenizer.files and CONFIG not in tokenizer.settings:
         _write(folder / CONFIG, edited(CONFIG, {}, max_length, tokenizer, source.config))
-
-
-def _sentence_transformers(folder: Path, source: Source, max_length: int) -> None:
-    """modules.json and each module's folder; the encoder's own module moves to the root if it stood elsewhere."""
-    modules = sentence_modules(source)
-    if not modules:
-        return
-    _write(folder / "modules.json", portable([{**modules[0], "path": ""}, *modules[1:]]))
-    settings = source.json("sentence_bert_config.json") if source.has("sentence_bert_config.json") else {}
-    _write(folder / "sentence_bert_config.json", {**portable(settings), "max_seq_length": max_length})
-    for module in modules[1:]:
-        path = module["path"]
-        if (folder / path).is_file():
-            raise BadInputError(
-                f"a sentence-transformers module has the folder {path}, which is also a file of the repo",
-                where="modules.json",
-                hint="rename the folder",
-            )
-        (folder / path).mkdir(parents=True, exist_ok=True)
-        for name in source.files:
-            if path and name.startswith(f"{path}/"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                copy_portable(source.fetch(name), folder / name)
 
 
 def _write(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

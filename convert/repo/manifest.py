@@ -6,6 +6,7 @@ Everything but `measurements` is the same for the same input and options on one 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,6 +81,22 @@ def with_measurements(
     """The manifest with its measurements. None means that the checks were not run."""
     checks = "not run" if measured is None else [asdict(result) for result in measured]
     return {**manifest, "measurements": {"checks": checks, **others}}
+
+
+def repo_folder(repo: str | os.PathLike[str]) -> Path:
+    """The folder of a repo as a user names it.
+
+    Raises:
+        BadInputError: there is no such folder.
+    """
+    folder = Path(os.path.expanduser(repo))
+    if os.fspath(repo) and os.path.isdir(folder):
+        return folder
+    raise BadInputError(
+        "this is a file, not a folder" if os.path.exists(folder) and os.fspath(repo) else "no such folder",
+        where=str(repo) or "REPO",
+        hint="give the folder of a repo that effconv made",
+    )
 
 
 def read_manifest(repo: Path) -> dict[str, Any]:
@@ -157,11 +174,7 @@ def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),
-        *(
-            f"{name}: its content differs from the manifest"
-            for name in stated.keys() & found.keys()
-            if stated[name] != found[name]
-        ),
+        *(f"{name}: changed" for name in stated.keys() & found.keys() if stated[name] != found[name]),
     ]
 
 
@@ -172,5 +185,5 @@ def check_hashes(repo: Path, manifest: Mapping[str, Any]) -> None:
         raise CheckFailedError(
             f"the files of the repo differ from its manifest:\n{listing(changed)}",
             where=str(repo),
-            hint="restore the files, or convert the source again",
+            hint="restore changed and missing files and remove those not in the manifest, or convert the source again",
         )

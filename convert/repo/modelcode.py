@@ -233,6 +233,7 @@ def _imports(
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
     core = [*(("HeadMixin",) if heads.keys() - {BASE_SUFFIX} else ()), *(SEQ2SEQ_CORE if family.encoder else ())]
+    core += [name for name in ("HEAD_MASK",) if name in family.lines]
     used = [
         (of.configuration_module, of.config),
         *((CORE, name) for name in core),

@@ -195,6 +195,8 @@ def _read(loaded: Loaded, model: nn.Module, auto: str, tensors: Mapping[str, Ten
     """The names of the tensors that an output of the model depends on."""
     inputs = _inputs(loaded, model, auto, tokens)
     by_gradient = _with_gradient(model, inputs)
+    for further in _in_each_language(model, inputs):
+        by_gradient |= _with_gradient(model, further)
     found = {name for name, tensor in tensors.items() if id(tensor) in by_gradient}
     return found | {name for name, tensor in tensors.items() if name not in found and _reaches(model, inputs, tensor)}
 
@@ -207,6 +209,14 @@ def _inputs(loaded: Loaded, model: Any, auto: str, tokens: int) -> dict[str, Ten
         generator = torch.Generator().manual_seed(0)
         inputs["encoder_hidden_states"] = torch.randn((1, 7, model.config.hidden_size), generator=generator)
     return inputs
+
+
+def _in_each_language(model: Any, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A few tokens in each language that the model has tensors for, where a text says its language (X-MOD)."""
+    if "lang_ids" in getattr(model.base_model, "embedding_inputs", ()):
+        few = {**inputs, "input_ids": inputs["input_ids"][..., :8]}
+        for language in range(len(model.config.languages)):
+            yield {**few, "lang_ids": torch.tensor([language])}
 
 
 def _with_gradient(model: nn.Module, inputs: Mapping[str, Tensor]) -> set[int]:

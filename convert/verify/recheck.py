@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError, UnsupportedError, UsageError
-from ..families.converted import converted
-from ..io.reader import DENSE_FORMATS, open_checkpoint
-from ..io.source import resolve
 from ..io.tokenizer import require_tokenizer
 from ..options import Progress, Settings, default_of
-from ..repo.manifest import Measured, check_hashes, read_manifest
-from ..run import source_folder
+from ..repo.manifest import Measured, check_hashes, read_manifest, repo_folder
 from ..target import Target
 from ..text import Named, one_or_several, require_readable
+from .against import Against, named_source, source_of
 from .run import measure_fidelity, require_passed, run_checks
 
 
@@ -50,17 +47,29 @@ def verify_repo(
     manifest = _with_defaults(manifest, target)
     progress("hashes", 0, 0)
     check_hashes(folder, manifest)
-    source = None if against is None else source_of(against, manifest, token, offline, target)
+    source = None if against is None else source_of(against, folder, manifest, token, offline, target)
+    if source and source.doubt:
+        progress(source.doubt, 0, 0)
     measured, _ = run_checks(
         folder.resolve(),
         target,
         manifest,
-        source=source,
+        source=source.folder if source else None,
         progress=lambda name: progress(f"verify: {name}", 0, 0),
         trust_remote_code=trust_remote_code,
     )
-    require_passed(measured, target, "do not use this repo; convert its source again", folder)
+    require_passed(measured, target, _advice(source, manifest), folder)
     return measured
+
+
+def _advice(source: Against | None, manifest: Mapping[str, Any]) -> str:
+    """What to do after a failed check, which is the repo's fault only where the source is the right one."""
+    bad = "do not use this repo; convert its source again"
+    if source is None or source.same:
+        return bad
+    if source.doubt:
+        return f"{source.doubt}: give that one with --against. If its checks fail too, {bad}"
+    return f"if --against is not {named_source(manifest)}, from which the repo was made, give that one. Otherwise {bad}"
 
 
 def fidelity_of(
@@ -122,10 +131,13 @@ def fidelity_of(
     if beyond:
         progress(f"skipped texts of {','.join(beyond)} tokens: {takes}", 0, 0)
     check_hashes(folder, manifest)
+    source = source_of(against, folder, manifest, token, offline)
+    if source.doubt:
+        progress(source.doubt, 0, 0)
     rows = measure_fidelity(
         folder.resolve(),
         manifest,
-        source=source_of(against, manifest, token, offline),
+        source=source.folder,
         files=files,
         lengths=reached,
         texts=texts,
@@ -163,11 +175,7 @@ def _token_lengths(lengths: str | int | Sequence[int]) -> list[int]:
 
 
 def _opened(repo: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    folder = Path(repo)
-    if not folder.is_dir():
-        raise UsageError(
-            "no such folder", where=str(repo) or "REPO", hint="give the folder of a repo that effconv made"
-        )
+    folder = repo_folder(repo)
     return folder, read_manifest(folder)
 
 
@@ -176,26 +184,3 @@ def _with_defaults(manifest: Mapping[str, Any], target: Target) -> dict[str, Any
     known = {"options": target.options, "settings": Settings}
     filled = {key: {f.name: default_of(f) for f in fields(kind)} | manifest[key] for key, kind in known.items()}
     return {**manifest, **filled}
-
-
-def source_of(
-    against: str | os.PathLike[str],
-    manifest: Mapping[str, Any],
-    token: str | None,
-    offline: bool,
-    target: Target | None = None,
-) -> Path:
-    """The source's folder, its weights fetched; `target` says which forms of weights it reads."""
-    found = resolve(against, token=token, offline=offline)
-    brought = target.brings if target else None
-    before = converted(found.config)
-    family = before.family if before else found.config.get("model_type")
-    if family not in (brought.model_types if brought else (manifest["family"],)):
-        raise UsageError(
-            f"the source is a {family}, but the repo was made from a {manifest['family']}",
-            where=str(against),
-            hint="give the checkpoint that the repo was made from",
-        )
-    for name in open_checkpoint(found, formats=target.reads if target else DENSE_FORMATS).files():
-        found.path(name)
-    return source_folder(found)

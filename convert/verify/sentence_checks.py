@@ -1,4 +1,4 @@
-"""The check for sentence encoders: SentenceTransformer gives the source's embedding, through all modules."""
+"""The check for sentence encoders: sentence-transformers gives the source's embedding, through all modules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ import torch
 from torch import nn
 
 from ..io.portable import portable
-from ..io.source import checked_name, read_json
+from ..io.source import MODULE_DEPTH, checked_name, read_json
+from ..repo.sentence import (
+    DOCUMENT_LENGTHS,
+    MODEL_SETTINGS,
+    MODULES,
+    SETTINGS,
+    SETTINGS_NAMES,
+    foreign_types,
+    sentence_class,
+)
 from .checks import worst_of
 from .family_checks import put_back_attention
 from .loaded import DoesNotApply, Loaded, difference
 from .token_checks import LONG, TEXTS
 
-MODULES = "modules.json"
-SETTINGS = "sentence_bert_config.json"
-MODEL_SETTINGS = "config_sentence_transformers.json"
+PYLATE = "pylate.models.Dense.Dense"  # which sentence-transformers reads as its own
 SHARED = (
     "prompts",
     "default_prompt_name",
@@ -45,15 +52,22 @@ def same_embedding(
         AssertionError: a setting that differs.
     """
     assert loaded.source is not None
-    root = next((folder for folder in (loaded.source, loaded.source.parent) if (folder / MODULES).is_file()), None)
-    if root is None:
+    root = _root(loaded.source)
+    kind = sentence_class(root)
+    if not kind:
         raise DoesNotApply("not a sentence encoder")
-    if not (loaded.repo / MODULES).is_file():
-        raise AssertionError("the source is a sentence encoder, but the repo has no modules.json")
+    for name in (MODULES, MODEL_SETTINGS):
+        if (root / name).is_file() and not (loaded.repo / name).is_file():
+            raise AssertionError(f"the source is a sentence encoder, but the repo has no {name}")
+    if sentence_class(loaded.repo) != kind:
+        raise AssertionError(f"the repo is not a {kind} any more")
     if importlib.util.find_spec("sentence_transformers") is None:
         compared = _require_same_files(loaded.repo, root)
         return 0.0, {"sentence_transformers": "not installed: files were compared", "files": compared}
-    ours, theirs = _models(loaded, root, overrides)
+    code = [name for name in foreign_types(_modules(root)) if name != PYLATE]
+    if code and not loaded.trust_remote_code:
+        raise DoesNotApply(f"{', '.join(code)} is code of the source, which runs only with --trust-remote-code")
+    ours, theirs = _models(loaded, root, kind, overrides)
     for name in SHARED:
         one, other = getattr(ours, name, None), getattr(theirs, name, None)
         if one != other:
@@ -65,32 +79,65 @@ def same_embedding(
     reach = min(loaded.max_length, int(loaded.manifest["source_max_length"]))
     longest = min(theirs.max_seq_length or reach, reach)
     ours.max_seq_length = theirs.max_seq_length = longest
+    for name in DOCUMENT_LENGTHS:
+        if hasattr(ours[0], name):
+            setattr(ours[0], name, getattr(theirs[0], name))
     texts = [*(text for text in TEXTS if text.strip()), LONG[: 12 * longest]]
     prompts = [None, *(theirs.prompts or {})]
-    options: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": False, "batch_size": 4}
     found = [
-        difference(
-            ours.encode(texts, prompt_name=prompt, **options), theirs.encode(texts, prompt_name=prompt, **options)
-        )
+        difference(got, wanted)
         for prompt in prompts
+        for got, wanted in zip(*(_embedded(model, kind, texts, prompt) for model in (ours, theirs)), strict=True)
     ]
     return worst_of(found), {"texts": len(texts), "prompts": len(prompts), "tokens": longest}
 
 
-def _models(loaded: Loaded, root: Path, overrides: dict[str, Any]) -> tuple[Any, Any]:
-    """The repo and its source as sentence encoders in float32."""
-    from sentence_transformers import SentenceTransformer
+def _root(source: Path) -> Path:
+    """The folder with modules.json of a source's encoder, which may be below it; the encoder's own without one."""
+    for folder in source.parents[:MODULE_DEPTH] if not (source / MODULES).is_file() else ():
+        modules = _modules(folder)
+        if modules and (folder / str(modules[0].get("path") or "")).resolve() == source.resolve():
+            return folder
+    return source
 
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    return list(read_json(folder / MODULES, MODULES)) if (folder / MODULES).is_file() else []
+
+
+def _embedded(model: Any, kind: str, texts: list[str], prompt: str | None) -> list[torch.Tensor]:
+    """The outputs of a model for the texts, as queries and as documents where it tells them apart."""
+    options: dict[str, Any] = {"show_progress_bar": False, "batch_size": 4}
+    if kind == "CrossEncoder":
+        pairs = list(zip(texts, reversed(texts), strict=True))
+        return [model.predict(pairs, convert_to_tensor=True, **options)]
+    if kind == "MultiVectorEncoder":
+        found = [
+            *model.encode_query(texts, prompt_name=prompt, **options),
+            *model.encode_document(texts, prompt_name=prompt, **options),
+        ]
+        return [torch.as_tensor(vectors) for vectors in found]
+    sparse = {"convert_to_sparse_tensor": False} if kind == "SparseEncoder" else {}
+    return [model.encode(texts, prompt_name=prompt, convert_to_tensor=True, **sparse, **options)]
+
+
+def _models(loaded: Loaded, root: Path, kind: str, overrides: dict[str, Any]) -> tuple[Any, Any]:
+    """The repo and its source as models of that class of sentence-transformers, in float32."""
     loaded.require_trusted_tokenizer()
+    import sentence_transformers
+
+    load = getattr(sentence_transformers, kind, None)
+    if load is None:
+        raise DoesNotApply(f"sentence-transformers {sentence_transformers.__version__} has no {kind}")
     try:
-        theirs = SentenceTransformer(str(root), device="cpu", trust_remote_code=loaded.trust_remote_code)
+        theirs = load(str(root), device="cpu", trust_remote_code=loaded.trust_remote_code)
         theirs[0].auto_model  # noqa: B018 - a router, or an encoder of another kind, has none
     except Exception as error:
         reason = str(error).strip().splitlines() or [""]
         raise DoesNotApply(
             f"sentence-transformers does not load the source as a text encoder ({type(error).__name__}: {reason[0]})"
         ) from None
-    ours = SentenceTransformer(str(loaded.repo), device="cpu", trust_remote_code=True, config_kwargs=dict(overrides))
+    ours = load(str(loaded.repo), device="cpu", trust_remote_code=True, config_kwargs=dict(overrides))
     return ours.eval().to(torch.float32), theirs.eval().to(torch.float32)
 
 
@@ -108,17 +155,23 @@ def _require_same_files(repo: Path, root: Path) -> list[str]:
 
 
 def _settings(folder: Path) -> Iterator[tuple[str, Any]]:
-    modules = [dict(module) for module in read_json(folder / MODULES, MODULES)]
+    modules = [dict(module) for module in _modules(folder)]
+    if not modules:
+        return
     encoder = folder / checked_name(modules[0]["path"], MODULES) if modules[0].get("path") else folder
     modules[0]["path"] = ""
     yield MODULES, portable(modules)
     if (folder / MODEL_SETTINGS).is_file():
-        yield MODEL_SETTINGS, portable(read_json(folder / MODEL_SETTINGS, MODEL_SETTINGS))
-    if (encoder / SETTINGS).is_file():
-        yield SETTINGS, {**portable(read_json(encoder / SETTINGS, SETTINGS)), "max_seq_length": None}
+        yield MODEL_SETTINGS, _without_lengths(read_json(folder / MODEL_SETTINGS, MODEL_SETTINGS))
+    found = (read_json(encoder / name, name) for name in SETTINGS_NAMES if (encoder / name).is_file())
+    yield SETTINGS, _without_lengths(next((settings for settings in found if settings), {}))
     for module in modules[1:]:
         path = checked_name(module["path"], MODULES) if module.get("path") else ""
         for file in sorted((folder / path).rglob("*")) if path else ():
             if file.is_file():
                 name = file.relative_to(folder).as_posix()
                 yield name, portable(read_json(file, name)) if file.suffix == ".json" else file.read_bytes()
+
+
+def _without_lengths(settings: dict[str, Any]) -> Any:
+    return portable({key: value for key, value in settings.items() if key not in ("max_seq_length", *DOCUMENT_LENGTHS)})

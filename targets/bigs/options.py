@@ -24,14 +24,15 @@ class BiGSOptions:
     )
     mask_mode: Literal["pooler", "inert"] | None = option(
         None,
-        "Padding. inert: it changes no real token's output. pooler: as published. [default: the source's, else pooler]",
+        "How padding is treated. inert: padding changes no output of real tokens. pooler: as in the published code. "
+        "[default: the source's, else pooler]",
     )
 
     def __post_init__(self) -> None:
         """Raises UsageError for invalid values."""
         if self.max_length is not None and not 1 <= self.max_length <= 1 << 20:
             raise UsageError(
-                f"max_length must be an integer from 1 to 1,048,576, got {self.max_length}",
+                f"--max-len must be an integer from 1 to 1,048,576, got {self.max_length}",
                 where="--max-len",
                 hint="such as 1024",
             )

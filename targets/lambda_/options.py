@@ -17,10 +17,15 @@ class LambdaOptions:
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
     local_context: int = option(15, "Window of the local term in tokens: odd, or 0 for none.")
-    key_depth: int = option(16, "Landmarks per head. More is closer to the source and slower.")
-    intra_depth: int = option(1, "Multiplier of the number of landmarks.")
+    key_depth: int = option(
+        16,
+        "Landmarks per head: fitted keys that summarise the text. More landmarks are closer to the source, and slower.",
+    )
+    intra_depth: int = option(1, "Multiplies the number of landmarks (--key-depth).")
     groups: Literal["heads", "1"] = option(
-        "heads", "heads: one λ per head, fitted. 1: the published layer with one λ for all heads, needs training."
+        "heads",
+        "A λ is a matrix that summarises a text, and that every query is multiplied with. heads: one per head, fitted. "
+        "1: one for all heads, as in the published layer, which needs training.",
     )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
 
@@ -37,7 +42,7 @@ class LambdaOptions:
         if self.groups not in ("heads", "1"):
             faults.append(f"groups must be heads or 1, got {self.groups!r}")
         if self.groups == "1" and self.calibrate:
-            faults.append("calibrate applies only to groups=heads: the published layer is not fitted")
+            faults.append("--calibrate applies only with --groups heads: the published layer is not fitted")
         if self.max_length < 1:
             faults.append(f"max_length must be a positive integer, got {self.max_length}")
-        require_sound("lambda", faults)
+        require_sound("lambda", faults, self, {"local_context_size": "local_context"})

@@ -9,6 +9,7 @@ from typing import Literal
 from ...convert.options import MAX_LENGTH_HELP, option, require_sound
 
 Init = Literal["segment", "mean", "strided", "gaussian", "truncated-normal", "xavier"]
+NAMES = {"projection_length": "max_length", "projection_weighting": "weighting"}  # in the config
 PUBLISHED = "Compatibility with published Linformer weights"
 
 
@@ -17,7 +18,7 @@ class LinformerOptions:
     """Options of `effconv linformer`, in addition to the common ones."""
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
-    proj_dim: int = option(256, "Keys per token: rows of the projections E and F. Inputs up to this length are exact.")
+    proj_dim: int = option(256, "Number of projected keys and values per head. Inputs up to this length are exact.")
     sharing: Literal["heads", "kv", "layers", "none"] = option(
         "kv", "heads: E and F per layer. kv: E = F per layer. layers: one for all layers. none: E and F per head."
     )
@@ -25,7 +26,7 @@ class LinformerOptions:
         "segment", "Initial E and F: weighted means of neighbours (segment), means, single tokens (strided), or random."
     )
     weighting: Literal["none", "salience"] = option(
-        "none", "Weigh tokens by how much the queries attend to them (salience)."
+        "none", "Weight tokens by how much the queries attend to them (salience)."
     )
     mask_mode: Literal["masked", "published"] = option(
         "masked", "published: fixed E and F, with padding set to zero instead of masked.", panel=PUBLISHED
@@ -46,6 +47,8 @@ class LinformerOptions:
                 projection_weighting=self.weighting,
             )
         )
+        if self.max_length < 1:
+            faults = [f"max_length must be a positive integer, got {self.max_length}"]
         if self.init not in Init.__args__:  # type: ignore[attr-defined]
             faults.append(f"init must be one of {', '.join(Init.__args__)}, got {self.init!r}")  # type: ignore[attr-defined]
-        require_sound("linformer", faults)
+        require_sound("linformer", faults, self, NAMES)

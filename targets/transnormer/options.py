@@ -11,6 +11,7 @@ from ...convert.errors import UsageError
 from ...convert.options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
 from ...convert.text import one_or_several
 
+NAMES = {"attention_norm": "norm", "feed_forward": "ffn"}  # in the config
 FIRST_HALF = "first-half"
 
 
@@ -20,7 +21,7 @@ class TransNormerOptions:
 
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
     variant: Literal["t1", "t2"] = option(
-        "t2", "t1: ReLU attention in blocks, φ = elu. t2: softmax in blocks, φ = 1 + elu."
+        "t2", "Attention in blocks and feature map of linear attention. t1: ReLU and elu. t2: softmax and 1 + elu."
     )
     block_size: int = option(64, "Tokens per block in layers with DiagAttention (block attention).")
     diag_layers: str = option(
@@ -62,7 +63,7 @@ class TransNormerOptions:
             faults.append(
                 f"diag_layers must be first-half, a number, or indices such as 0,2,4, got {self.diag_layers!r}"
             )
-        require_sound("transnormer", faults)
+        require_sound("transnormer", faults, self, NAMES)
 
     def idle(self, layers: int) -> list[str]:
         """Options without effect in a model of this many layers, one sentence each."""

@@ -52,7 +52,7 @@ def _config(context: Context) -> dict[str, Any]:
             hint="leave out --position-encoding",
         )
     layers = len(context.family.layer_paths(context.config))
-    require_sound("transnormer", options.idle(layers))
+    require_sound("transnormer", options.idle(layers), options)
     return {
         "variant": options.variant,
         "block_size": options.block_size,

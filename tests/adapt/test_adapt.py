@@ -629,10 +629,10 @@ def bad(name, error, what, **options):
         bad("beyond the repo", UsageError, "take 128", lengths="129", repo="lsg"),
         bad("globals without a teacher", UnsupportedError, "global tokens", objective="attention", repo="lsg"),
         bad("no globals", UsageError, "nothing to train", train="globals"),
-        bad("no such repo", UsageError, "no such folder", repo="missing"),
+        bad("no such repo", BadInputError, "no such folder", repo="missing"),
         bad("unknown option", UsageError, "has no option leraning_rate", leraning_rate=1),
         bad("output in the way", OutputError, "not empty", output="full"),
-        bad("output inside the repo", UsageError, "overlap", output="inside"),
+        bad("output inside the repo", OutputError, "overlap", output="inside"),
         bad("disk full", OutputError, "not enough disk space", full=True),
     ],
 )

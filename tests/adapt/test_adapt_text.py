@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from effconv.adapt.batches import IGNORED, TokenStream, batches, check_enough, masked
 from effconv.adapt.options import AdaptOptions
 from effconv.adapt.recipes import phase_steps, phases_of, training_lengths
-from effconv.convert.errors import BadInputError, UsageError
+from effconv.convert.errors import BadInputError, HubError, UsageError
 from effconv.data.documents import SHARED, read_corpus, text_documents
 from effconv.targets.registry import TARGETS
 from tiny import save_tokenizer
@@ -140,7 +140,7 @@ def test_a_text_that_cannot_be_trained_on_is_refused(content, what, tokenizer, t
 
 def test_a_name_that_is_neither_file_nor_dataset_is_refused(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInputError, match="no file or dataset of this name"):
+    with pytest.raises(HubError, match="no file nobody/nothing here, and the dataset could not be fetched"):
         corpus_of(tokenizer, "nobody/nothing")
     with pytest.raises(BadInputError, match="no such file: "):  # it can be no dataset's name
         corpus_of(tokenizer, tmp_path / "missing")
@@ -246,7 +246,7 @@ def test_phases_have_shares_that_add_up():
     "text", ["", "attentoin", "hidden:2", "hidden:.2", "hidden+hidden", "attention:x,hidden", "mlm:1,hidden"]
 )
 def test_an_objective_that_means_nothing_is_refused(text):
-    with pytest.raises(UsageError, match="invalid objective"):
+    with pytest.raises(UsageError, match=r"objective|phase"):
         phases_of(text)
 
 

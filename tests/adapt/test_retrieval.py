@@ -93,7 +93,7 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
         ("--documents must be at least 2", UsageError, {"documents": 1}),
         ("no text given", UsageError, {"data": ()}),
         ("cannot read the text: .*nowhere.txt", BadInputError, {"data": tmp_path / "nowhere.txt"}),
-        ("no such file or folder", UsageError, {"repos": tmp_path / "nowhere"}),
+        ("no such folder", BadInputError, {"repos": tmp_path / "nowhere"}),
         ("no repo to measure", UsageError, {"repos": ()}),
         ("not made by effconv", BadInputError, {"repos": tmp_path / "source"}),
     ):

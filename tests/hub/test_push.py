@@ -253,7 +253,7 @@ class TestRefusals:
         (repo / "extra.txt").write_text("")
         run = client.push(repo, "me/long")
         assert run.code == 5
-        assert "lsg_attention.py: its content differs" in run.err
+        assert "lsg_attention.py: changed" in run.err
         assert "extra.txt: not in the manifest" in run.err
         assert hub.repos == {}
 
@@ -544,6 +544,9 @@ class TestConvertingCommands:
             (["--push-to-hub", "me/long", "--offline"], 6),
             (["--push-to-hub", "me/long", "--license", "MIT License"], 2),
             (["--license", "mit"], 2),
+            (["--license", "mit", "--plan"], 2),
+            (["--public", "--plan"], 2),
+            (["--push-to-hub", "me/a/b", "--plan"], 2),
         ],
     )
     def test_what_would_keep_it_from_pushing_shows_before_the_conversion(

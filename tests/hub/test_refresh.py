@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from bigs_goldens import ROOT
+from checkpoints import edit_config, rewrite
 from hub_runs import Client, files_of
 from transformers import AutoConfig
 
 import effconv
+from effconv.convert.errors import HubError, OutputError
 from effconv.convert.repo.card_blocks import blocks, front_matter
 from effconv.convert.repo.manifest import changed_files
 from hub_server import LoopbackHub
@@ -62,6 +65,40 @@ def test_a_repo_of_today_with_a_model_of_its_own_needs_no_refresh(target, tmp_pa
     restate(repo)
     effconv.refresh(repo, verify=False)
     assert files_of(repo) == before
+
+
+def test_code_of_the_source_and_the_class_of_a_colbert_stay(tmp_path):
+    source = save_tiny_sentence_encoder(tmp_path / "source")
+    modules = json.loads((source / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "3_Scale", "type": "scale.Scale"})
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "scale.py").write_text("class Scale: ...\n")
+    edit_config(source, architectures=["HF_ColBERT"])
+    rewrite(source, lambda tensors: {**tensors, "linear.weight": torch.ones(8, 32)})
+    repo = effconv.convert(source, "lsg", output=tmp_path / "repo", verify=False, **SMALL).output
+    before = files_of(repo)
+    assert effconv.refresh(repo, verify=False).changed == ()
+    (repo / "lsg_attention.py").write_text("# older\n")
+    restate(repo)
+    effconv.refresh(repo, verify=False)
+    assert files_of(repo) == before
+
+
+def test_an_output_inside_the_repo_is_refused(made):
+    before = files_of(made)
+    with pytest.raises(OutputError, match="must not overlap"):
+        effconv.refresh(made, output=made / "new")
+    assert files_of(made) == before
+
+
+def test_a_push_without_a_token_leaves_the_folder_as_it_was(old, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    before = files_of(old)
+    with pytest.raises(HubError, match="no token"):
+        effconv.refresh(old, push=True)
+    assert files_of(old) == before
 
 
 @pytest.fixture

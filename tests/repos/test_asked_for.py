@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import effconv
 from effconv.adapt.models import _load_teacher
-from effconv.convert.errors import EffconvError, UnsupportedError, UsageError
+from effconv.convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
+from effconv.convert.families.activations import ACTIVATIONS
 from effconv.convert.families.registry import FAMILIES
 from effconv.inspection import inspect_source
 from effconv.lsgify.target import LSG
@@ -53,6 +54,27 @@ def edited(source, folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "field"), [("bert", "hidden_act"), ("distilbert", "activation"), ("bart", "activation_function")]
+)
+def test_an_unknown_activation_is_refused_before_anything_is_written(family, field, source, tmp_path):
+    odd = edited(source(family, "Model"), tmp_path / "odd", **{field: "gellu"})
+    refused(lambda: effconv.plan(odd, "lsg", **BLOCKS), BadInputError, field, "'gellu'", "Did you mean gelu?")
+
+
+def test_every_activation_of_transformers_is_known():
+    assert set(transformers.activations.ACT2FN) <= ACTIVATIONS
+
+
+def test_a_misspelt_class_is_reported(source, tmp_path):
+    odd = edited(source(), tmp_path / "odd", architectures=["BertForMaskdLM"])
+    (said,) = effconv.convert(odd, "lsg", output=tmp_path / "repo", verify=False, **BLOCKS).findings
+    assert "the class BertForMaskdLM" in said
+    assert said.endswith("Did you mean BertForMaskedLM?")
+    asked = effconv.convert(odd, "lsg", output=tmp_path / "named", architecture="ForMaskedLM", verify=False, **BLOCKS)
+    assert asked.findings == []
 
 
 @pytest.mark.parametrize("asked", ["ForMaskedLM", "ForSequenceClassification", "BertForQuestionAnswering"])

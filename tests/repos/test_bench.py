@@ -286,7 +286,7 @@ def test_a_repo_is_measured_beside_its_source_and_peers(report):
         assert r["tokens_per_second"] == pytest.approx(length / r["seconds"]["median"])
         if os.path.exists("/proc/self/clear_refs"):
             assert r["peak_bytes"] > r["working_bytes"] >= 0
-    assert rows["source (source)", 128]["what"] == "dense (SDPA), positions extended from 64"
+    assert rows["source (source)", 128]["what"] == "dense (SDPA), random weights, positions extended from 64"
     assert [f["length"] for f in found["fastest"]] == [64, 128, 512]
     (crossover,) = found["crossovers"]
     assert (crossover["model"], crossover["against"], crossover["measured"]) == ("lsg", "source (source)", [64, 128])
@@ -493,7 +493,7 @@ def test_sizes_of_memory():
     ):
         assert parse_size(text, "--memory") == size
     for text in ("", "G", "16X", "-1G", "0"):
-        with pytest.raises(UsageError, match="expected a size") as error:
+        with pytest.raises(UsageError, match="is not a size") as error:
             parse_size(text, "--memory")
         assert error.value.where == "--memory"
 

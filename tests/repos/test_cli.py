@@ -42,6 +42,29 @@ def effconv_(*words, cwd=None, **environment):
     return run
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["lsg", ".", "--max-len", "abc"], "is not a"),  # "a valid integer" of Typer 0.26
+        (["lsg", ".", "--max-len", "0"], "error: --max-len must be an integer from 1"),
+        (["lambda", ".", "--local-context", "4"], "error: --local-context must be odd"),
+        (["lsg", ".", "--max-shard-size", "5X"], "error: '5X' is not a size"),
+        (["adapt", ".", "--objective", "attentoin", "--data", "x"], "no effconv.json"),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_flag(words, says, tmp_path):
+    run = effconv_(*words, code=4 if says.startswith("no ") else 2, cwd=tmp_path)
+    assert says in run.stderr
+    assert "Value error" not in run.stderr
+    assert "Input should" not in run.stderr
+
+
+def test_quiet_prints_the_result_and_no_progress(source, tmp_path):
+    run = effconv_("lsg", source, "-q", "-o", tmp_path / "quiet", *SMALL)
+    assert run.stderr == ""
+    assert "quiet" in run.stdout
+
+
 def test_help_lists_the_commands_and_each_has_help_of_its_own():
     text = effconv_("--help").stdout
     for command in ("lsg", "inspect", "verify", "targets", "families"):

@@ -92,6 +92,35 @@ def test_task_types_reach_the_embeddings_of_ernie(head):
     assert torch.allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForCausalLM"])
+def test_each_text_of_a_batch_gets_the_adapters_of_its_language(head):
+    languages = {"languages": ["sw_KE", "et_EE", "qu_PE"], "default_language": "et_EE"}
+    model = dense("xmod", head, **languages, is_decoder=head == "ForCausalLM", initializer_range=0.1)
+    made = effconv.lsgify(model, **OPTIONS, **WHOLE)
+    batch = {"input_ids": torch.randint(5, 60, (3, 30)), "attention_mask": torch.ones(3, 30, dtype=torch.long)}
+    batch["attention_mask"][1, 12:] = 0
+    batch["input_ids"][1, 12:] = model.config.pad_token_id
+    with torch.no_grad():
+        for ids in (torch.tensor([2, 0, 2]), torch.tensor([1, 1, 1])):
+            got, wanted = (run(**batch, lang_ids=ids)[0] for run in (made, model))
+            for text, tokens in enumerate((30, 12, 30)):
+                assert torch.allclose(got[text][:tokens], wanted[text][:tokens], atol=1e-5)
+        assert torch.allclose(got, made(**batch)[0], atol=1e-5)  # in the default language
+        assert not torch.allclose(got, made(**batch, lang_ids=torch.tensor([1, 0, 1]))[0], atol=1e-3)
+        made.config.default_language = None
+        with pytest.raises(ValueError, match="pass lang_ids"):
+            made(**batch)
+
+
+def test_adapters_learn_with_checkpoints_of_activations():
+    made = effconv.lsgify(dense("xmod", "ForMaskedLM", languages=["a", "b"], default_language="a"), **OPTIONS).train()
+    made.gradient_checkpointing_enable()
+    made(torch.randint(5, 60, (2, 70)), lang_ids=torch.tensor([0, 1]))[0].square().mean().backward()
+    adapters = [value.grad for name, value in made.named_parameters() if "adapter_modules" in name]
+    assert len(adapters) == 2 * 2 * 4
+    assert all(grad is not None and grad.any() for grad in adapters)
+
+
 @pytest.mark.parametrize(("head", "prefix"), [("ForMaskedLM", "bert."), ("Model", "")])
 def test_an_lsg_model_in_memory_keeps_its_options_and_globals(head, prefix):
     first = effconv.lsgify(dense("bert", head), **OPTIONS, num_global_tokens=3)
@@ -140,8 +169,8 @@ def test_a_forward_pass_is_followed_in_four_files(family):
 
 
 def test_what_it_does_not_take_is_refused_and_left_alone():
-    model = transformers.MPNetModel(transformers.MPNetConfig(vocab_size=60, hidden_size=8, num_attention_heads=2))
-    with pytest.raises(EffconvError, match="mpnet is not supported") as caught:
+    model = transformers.XLNetModel(transformers.XLNetConfig(vocab_size=60, d_model=8, n_head=2, n_layer=1))
+    with pytest.raises(EffconvError, match="xlnet is not supported") as caught:
         effconv.lsgify(model, in_place=True)
     assert caught.value.exit_code == 3
-    assert type(model) is transformers.MPNetModel
+    assert type(model) is transformers.XLNetModel

@@ -160,6 +160,7 @@ SETTINGS = {
     "architecture": tries("Model", "ForSequenceClassification", "LMHeadModel"),
     "seed": [Try(7, {"global_init": "random"}, alone="new tensors")],
     "dtype": [*tries("float16", "bfloat16"), Try("float32", source="half")],
+    "drop": "test_wrappers.py::test_tensors_are_left_behind_on_request",
     "max_shard_size": tries("20KB"),
     "overwrite": "test_staging.py::test_without_overwrite_a_full_output_is_refused_also_when_it_appears_late",
     "verify": "test_targets.py::test_a_conversion_passes_its_checks",

@@ -22,6 +22,7 @@ from effconv.convert.options import Settings
 from effconv.convert.repo.manifest import FIELDS, check_hashes, read_manifest
 from effconv.convert.verify import recheck
 from effconv.convert.verify import run as verify
+from effconv.convert.verify.against import Against, source_of
 from effconv.lsgify.options import LSGOptions
 from effconv.lsgify.target import LSG
 from tiny import save_tiny
@@ -187,15 +188,15 @@ def change_several(repo):
 
 
 CHANGES = {
-    "a bit of the weights": (flip_one_bit, ["model.safetensors: its content differs"]),
-    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: its content differs"]),
-    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: its content differs"]),
+    "a bit of the weights": (flip_one_bit, ["model.safetensors: changed"]),
+    "the config": (lambda repo: edit_json(repo / "config.json", block_size=32), ["config.json: changed"]),
+    "the code": (lambda repo: add_line(repo / "lsg_attention.py"), ["lsg_attention.py: changed"]),
     "a file more": (lambda repo: add_file(repo / "evil.py"), ["evil.py: not in the manifest"]),
     "a file more, deep": (lambda repo: add_file(repo / "a" / "b" / "c"), ["a/b/c: not in the manifest"]),
     "a file less": (lambda repo: (repo / "tokenizer.json").unlink(), ["tokenizer.json: missing"]),
     "several": (
         change_several,
-        ["config.json: missing", "vocab.txt: missing", "model.safetensors: its content differs"],
+        ["config.json: missing", "vocab.txt: missing", "model.safetensors: changed"],
     ),
 }
 
@@ -277,8 +278,39 @@ def test_a_source_of_another_family_or_none_at_all_is_refused(repo, tmp_path):
         effconv.verify(repo, against=save_tiny(tmp_path / "other", "roberta"))
     with pytest.raises(BadInputError, match="no such folder"):
         effconv.verify(repo, against="./nowhere")
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(BadInputError, match="no such folder"):
         effconv.verify("./nowhere")
+
+
+@pytest.mark.parametrize("command", ["verify", "fidelity", "retrieval", "adapt"])
+def test_what_cannot_be_the_source_is_named_before_anything_runs(command, repo, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("words\n\n" * 40)
+    others = {"layers 1, the repo has 2": save_tiny(tmp_path / "flat", num_hidden_layers=1)}
+    others |= {"hidden size 48, the repo has 32": save_tiny(tmp_path / "wide", hidden_size=48, num_attention_heads=4)}
+    others |= {"it takes 40 tokens, the source took 64": save_tiny(tmp_path / "short", positions=40)}
+    others |= {r"repo is a converted model \(lsg\)": made[1]}
+    for says, other in others.items():
+        given = {"teacher": other, "data": "text.txt"} if command == "adapt" else {"against": other}
+        given |= {"lengths": "32"} if command == "fidelity" else {}
+        given |= {"data": "text.txt", "tokens": 128, "query_tokens": 8} if command == "retrieval" else {}
+        with pytest.raises(UsageError, match=says) as caught:
+            getattr(effconv, command)(repo, **given)
+        assert caught.value.hint == "give source"
+    assert not list(tmp_path.glob("*adapted*"))
+
+
+def test_other_weights_of_the_same_size_are_told_from_the_sources(repo, made, tmp_path):
+    manifest = read_manifest(repo)
+    assert source_of(made[0], repo, manifest, None, True) == Against(made[0], same=True)
+    other = save_tiny(tmp_path / "other", head="ForPreTraining", seed=9)
+    given = source_of(other, repo, manifest, None, True)
+    assert given.same is False
+    assert given.doubt == "other has other weights than the source of this repo (source)"
+    assert "give that one with --against" in recheck._advice(given, manifest)
+    manifest["source"] = {"name": "tiny", "hub_id": "me/tiny", "commit": "c" * 40}  # a folder says nothing of a commit
+    assert source_of(other, repo, manifest, None, True) == Against(other)
+    assert "if --against is not me/tiny" in recheck._advice(Against(other), manifest)
 
 
 def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monkeypatch, verified_in_forks):
@@ -286,10 +318,11 @@ def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monke
     emit = run.emit
 
     def spoil(folder, *arguments):
-        emit(folder, *arguments)
+        found = emit(folder, *arguments)
         tensors = read(folder)
         tensors["bert.encoder.layer.1.attention.self.key.weight"][0] += 1
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return found
 
     monkeypatch.setattr(run, "emit", spoil)
     with verified_in_forks(), pytest.raises(CheckFailedError, match="2 of 9 checks failed") as caught:

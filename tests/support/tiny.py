@@ -38,6 +38,8 @@ SPECIAL_TOKENS = {
     "BarthezTokenizer": ANGLED,
     "AlbertTokenizer": BRACKETED
     | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "RemBertTokenizer": BRACKETED
+    | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
     "MPNetTokenizer": ANGLED | {"unk_token": "[UNK]"},
     "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "PegasusTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask_2>"},
@@ -169,6 +171,8 @@ def tiny_config(family: str, positions: int = 64) -> dict[str, object]:
         "pad_token_id": int(offset),
         **({"type_vocab_size": 1, "bos_token_id": 0, "eos_token_id": 2} if offset else {}),
         **({"embedding_size": 16} if family in ("electra", "albert") else {}),
+        **({"languages": ["en_XX", "de_DE"], "default_language": "de_DE"} if family == "xmod" else {}),
+        **({"input_embedding_size": 16, "output_embedding_size": 24} if family == "rembert" else {}),
         **({"use_task_id": True} if family == "ernie" else {}),
     }
 

@@ -90,6 +90,8 @@ def trains(loaded):
     unused = ["pooler.", "crossattention."]  # by losses that read tokens, and without an encoder's states
     if loaded.manifest.get("part"):
         unused.append("encoder_attn")  # of a decoder alone
+    if loaded.manifest["family"] == "xmod":  # adapters of other languages than the text's
+        unused += [f"adapter_modules.{name}." for name in loaded.config.languages[:1]]
     if FAMILIES[loaded.manifest["family"]].computes_positions:
         unused.append("embed_positions.")
     if loaded.auto == "AutoModelForMultipleChoice":

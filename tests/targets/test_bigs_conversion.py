@@ -20,7 +20,7 @@ from effconv.api import convert, fidelity, plan, verify
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from effconv.convert.io.flax_msgpack import read_structure
-from effconv.convert.verify.recheck import source_of
+from effconv.convert.verify.against import Against, source_of
 from effconv.inspection import inspect_source
 from effconv.targets.bigs.checks import _params
 from effconv.targets.bigs.target import BIGS, JAX2TORCH, NAMES, jax_name, operation
@@ -291,9 +291,8 @@ def test_a_source_is_inspected_and_compared_again(tmp_path):
     found = inspect_source(copied("seqcls_fp16params_L16", tmp_path / "source"))
     assert (found.head, found.max_length, found.becomes) == ("ForSequenceClassification", 16, ["jax2torch"])
     repo = to_torch("seqcls_fp16params_L16", tmp_path / "torch")
-    assert (
-        source_of(tmp_path / "source", read_json(repo / "effconv.json"), None, True, JAX2TORCH) == tmp_path / "source"
-    )
+    given = source_of(tmp_path / "source", repo, read_json(repo / "effconv.json"), None, True, JAX2TORCH)
+    assert given == Against(tmp_path / "source", same=True)
     assert inspect_source(repo).becomes == ["torch2jax", "bigs"]
     with pytest.raises(UnsupportedError, match="effconv verify --against"):
         fidelity(repo, against=tmp_path / "source")

@@ -40,6 +40,9 @@ def variants(family: str, head: str) -> dict[str, dict]:
         found["groups"] = {"num_hidden_groups": 2, "inner_group_num": 2, "num_hidden_layers": 3}
     if family == "ernie":
         found["no task types"] = {"use_task_id": False}
+    if family == "xmod":
+        found["norms first"] = {"pre_norm": True, "adapter_layer_norm": True, "adapter_reduction_factor": 4}
+        found["residual first"] = {"ln_before_adapter": False, "adapter_reuse_layer_norm": False}
     if (family, head) == ("distilbert", "ForMaskedLM"):
         found["chunks"] = {"chunk_size_feed_forward": 8}
     if (family, head) == ("distilbert", "ForQuestionAnswering"):
@@ -168,6 +171,11 @@ UNUSUAL = [
     ("roberta", "ForCausalLM", "cross-attention"),
     ("xlm-roberta-xl", "ForCausalLM", "cross-attention"),
     ("ernie", "ForPreTraining", "no task types"),
+    ("megatron-bert", "ForCausalLM", "cross-attention"),
+    ("rembert", "ForCausalLM", "cross-attention"),
+    ("xmod", "ForCausalLM", "cross-attention"),
+    ("xmod", "ForMaskedLM", "norms first"),
+    ("xmod", "ForMaskedLM", "residual first"),
     ("electra", "ForMaskedLM", "one size"),
     ("electra", "ForMultipleChoice", "no summary"),
     ("distilbert", "ForMaskedLM", "untied"),

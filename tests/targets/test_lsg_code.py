@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -167,3 +168,16 @@ def test_options_with_a_meaning_are_taken(changes):
 def test_all_faults_are_told_together():
     faults = lsg_faults(SimpleNamespace(**{**DEFAULTS, "block_size": 0, "sparsity_type": "x", "adaptive": None}))
     assert len(faults) == 3
+
+
+def test_the_code_imports_from_a_folder_of_any_name(tmp_path, monkeypatch):
+    files, modeling = rendered("bert"), modelcode.names(FAMILIES["bert"].code, LSG.code).modeling_module
+    monkeypatch.syspath_prepend(tmp_path)
+    namespaces = set()
+    for name in ("długie", "مدل", "long texts", "long_texts", "it's 🦒", "e\u0301tude", "étude"):
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text, encoding="utf-8")
+        importlib.import_module(f"{name}.{modeling}")
+        namespaces.add(importlib.import_module(f"{name}.lsg_kernel_cpu").NAMESPACE)
+    assert len(namespaces) == 7  # torch's operators are global to the process: no repo takes another's place

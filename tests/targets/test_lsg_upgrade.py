@@ -268,7 +268,7 @@ def test_what_was_converted_is_told_by_the_form_of_its_model_type_whatever_the_t
         for family in FAMILIES:
             found = converted({"model_type": f"{target}-{family}"})
             assert (found.target, found.family, found.published) == (target, family, False)
-    assert converted({"model_type": "lsg-mpnet"}).family == "mpnet"  # refused with what to use instead
+    assert converted({"model_type": "lsg-deberta-v2"}).family == "deberta-v2"  # refused with what to use instead
     assert converted({"model_type": "lambda-published"}).target == "lambda-published"
     for model_type in (None, 3, "", "bert", "-bert", "-bert-", "lsg-", "bigs-encoder", "BiGS", "lsg-of-nothing"):
         assert converted({"model_type": model_type}) is None

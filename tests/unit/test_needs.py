@@ -11,36 +11,44 @@ import effconv
 from effconv.convert.errors import UnsupportedError
 from effconv.convert.families.bert import BERT
 from effconv.convert.families.grammar import DECODER, NEEDS, SCORE_BIAS
+from effconv.convert.families.mpnet import MPNET
 from effconv.convert.families.registry import FAMILIES, families_for
 from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
-BIASED = replace(BERT, name="biased", code=replace(BERT.code, model_type="biased"), needs=frozenset({SCORE_BIAS}))
+# MPNet under another name.
+BIASED = replace(MPNET, name="biased", code=replace(MPNET.code, model_type="biased"))
+CANNOT = [name for name, target in TARGETS.items() if not target.only and SCORE_BIAS not in target.can]
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """A BERT that says of itself that its scores have a bias."""
+    """A source whose scores have a bias."""
     monkeypatch.setitem(FAMILIES, "biased", BIASED)
-    source = save_tiny(tmp_path / "source", "bert", "Model")
+    source = save_tiny(tmp_path / "source", "mpnet", "Model")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "model_type": "biased"}))
     return source
 
 
-@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.only])
+@pytest.mark.parametrize("target", CANNOT)
 def test_a_target_refuses_by_name_what_it_cannot_do(target, source):
     assert "biased" not in TARGETS[target].families
     with pytest.raises(UnsupportedError, match=f"biased: {NEEDS[SCORE_BIAS]}"):
         effconv.plan(source, target, max_length=512)
 
 
-@pytest.mark.parametrize("target", ["lsg", "linformer"])
-def test_a_target_that_can_do_it_takes_it(target, source, monkeypatch):
-    able = replace(TARGETS[target], can=(*TARGETS[target].can, SCORE_BIAS))
-    monkeypatch.setitem(TARGETS, target, able)
-    assert "biased" in able.families
-    assert effconv.plan(source, target, max_length=512).family == "biased"
+def test_a_target_that_can_do_it_takes_it(source):
+    assert "biased" in TARGETS["lsg"].families
+    assert effconv.plan(source, "lsg", max_length=512).family == "biased"
+
+
+def test_a_bias_needs_a_table_and_the_code_that_adds_it():
+    for half in ({"score_bias": "table"}, {"code": replace(BERT.code, score_bias=True)}):
+        with pytest.raises(ValueError, match="score_bias"):
+            replace(BERT, **half)
+    with pytest.raises(ValueError, match="score_bias"):
+        replace(BERT, needs=frozenset({SCORE_BIAS}))
 
 
 def test_a_decoder_beside_the_encoder_is_a_need():

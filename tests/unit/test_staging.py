@@ -15,9 +15,16 @@ from pathlib import Path
 import pytest
 from checkpoints import snapshot
 
-from effconv.convert.errors import OutputError, UsageError
+from effconv.convert.errors import OutputError
 from effconv.convert.io import staging
-from effconv.convert.io.staging import Staging, check_apart, check_room, clear_stale, exchange_with_journal
+from effconv.convert.io.staging import (
+    Staging,
+    check_apart,
+    check_output,
+    check_room,
+    clear_stale,
+    exchange_with_journal,
+)
 
 OLD, NEW = {"old.txt": b"old"}, {"new.txt": b"new"}
 DEAD = "0123abcd"
@@ -238,11 +245,11 @@ def test_a_journal_of_a_living_run_is_left_alone(tmp_path):
 @pytest.mark.parametrize("relation", [".", "inside", "..", "inside/deep", "../source"])
 def test_an_output_that_overlaps_the_source_is_refused(relation, tmp_path):
     source = make(tmp_path / "source", OLD)
-    with pytest.raises(UsageError, match="overlap"):
+    with pytest.raises(OutputError, match="overlap"):
         check_apart(source, source / relation)
     link = tmp_path / "link"
     link.symlink_to(source)
-    with pytest.raises(UsageError, match="overlap"):
+    with pytest.raises(OutputError, match="overlap"):
         check_apart(link, source)
     check_apart(source, tmp_path / "source-2")
 
@@ -305,3 +312,11 @@ for turn in range(20):
     assert len(set(snapshot(out).values())) == 1
     assert len(snapshot(out)) == 3
     assert names(tmp_path) == ["out"]
+
+
+def test_a_name_that_transformers_could_not_load_is_refused_first(tmp_path):
+    check_output(tmp_path / "é-9.txt", overwrite=False)
+    with pytest.raises(OutputError, match="_hyphen_"):
+        check_output(tmp_path / "-".join(["part"] * 20), overwrite=False)
+    with pytest.raises(OutputError, match="too long"):
+        check_output(tmp_path / ("字" * 80), overwrite=False)

@@ -13,7 +13,7 @@ from bigs_goldens import ROOT as BIGS
 from checkpoints import SMALL, snapshot
 
 import effconv
-from effconv.convert.errors import UnsupportedError, UsageError
+from effconv.convert.errors import OutputError, UnsupportedError
 from effconv.convert.io import system
 from effconv.convert.io.staging import check_apart, clear_stale
 from tiny import save_tiny
@@ -169,9 +169,9 @@ def test_a_disk_that_ignores_case_does_not_hide_that_output_and_source_are_one(s
     (tmp_path / "MODEL").symlink_to("model")  # one folder by two names, which `resolve` leaves alone there
     monkeypatch.setattr(Path, "resolve", lambda path, strict=False: path.absolute())
     for output in ("MODEL", "MODEL/long"):
-        with pytest.raises(UsageError, match="overlap"):
+        with pytest.raises(OutputError, match="overlap"):
             check_apart(tmp_path / "model", tmp_path / output)
-    with pytest.raises(UsageError, match="overlap"):
+    with pytest.raises(OutputError, match="overlap"):
         check_apart(tmp_path / "model" / "source", tmp_path / "MODEL")
     check_apart(tmp_path / "model", tmp_path / "long")
 
