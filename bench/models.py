@@ -56,8 +56,8 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     """
     family = FAMILIES[str(config["model_type"])]
     fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions(config)}
-    extended = f", positions extended from {had:,}" if length > had and family.positions else ""
-    what = f"dense (SDPA), random weights{extended}"
+    extended = length > had and family.positions
+    what = "dense (SDPA), random weights" + (f", positions extended from {had:,}" if extended else "")
     return Subject(name, what, fields, reach=max(length, had), dense=True)
 
 

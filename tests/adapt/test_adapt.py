@@ -580,6 +580,7 @@ def test_checkpoints_are_given_up_only_on_request_and_continued_only_with_the_sa
     assert effconv.adapt(repos["linformer"], steps=5, overwrite=True, **options).record["steps"] == 5
 
 
+@pytest.mark.nightly
 def test_runs_that_are_killed_lose_at_most_an_interval_and_end_with_the_same_weights(repos, source, text, tmp_path):
     found = in_processes("kill", repos["linformer"], source, text, tmp_path)
     assert len(found) == 8
@@ -588,6 +589,7 @@ def test_runs_that_are_killed_lose_at_most_an_interval_and_end_with_the_same_wei
         assert kept >= ended - 2, moment
 
 
+@pytest.mark.nightly
 def test_two_processes_give_the_weights_of_one(repos, source, text, tmp_path):
     """The processes have unequal shares of a step's texts, which are contrasted with each other's pieces too."""
     for objective, found in in_processes("processes", repos["linformer"], source, text, tmp_path).items():

@@ -23,6 +23,7 @@ needs_compat = [
 ]
 FIVE = pytest.param(sys.executable, id="transformers5")
 FOUR = pytest.param(COMPAT_PYTHON, id="transformers4", marks=needs_compat)
+FOUR_NIGHTLY = pytest.param(COMPAT_PYTHON, id="transformers4", marks=[*needs_compat, pytest.mark.nightly])
 
 
 def stranger(folder: Path) -> dict[str, str]:

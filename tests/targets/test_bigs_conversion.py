@@ -260,6 +260,7 @@ sys.meta_path = [WithoutJax if finder is importlib.machinery.PathFinder else fin
 """
 
 
+@pytest.mark.nightly
 def test_conversions_are_made_and_verified_where_jax_is_not_installed(tmp_path):
     """Every process, the one that verifies too, starts without jax and flax."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_JAX)

@@ -31,7 +31,7 @@ from bigs_goldens import (
     to_torch,
     worst,
 )
-from environments import FIVE, FOUR, stranger
+from environments import FIVE, FOUR_NIGHTLY, stranger
 from safetensors.numpy import load_file
 from same_models import TOLERANCE as SAME
 
@@ -201,6 +201,7 @@ def test_what_the_commands_make_passes_their_checks(case, torch_repo):
     assert passed == dict.fromkeys(TORCH_CHECKS, True)
 
 
+@pytest.mark.nightly
 @pytest.mark.xdist_group("bigs-commands")
 def test_the_commands_verify_what_they_make(tmp_path):
     made = convert(ROOT / "mlm_tied_L37", "jax2torch", output=tmp_path / "torch")
@@ -276,7 +277,7 @@ STRANGERS = sorted(
 )
 
 
-@pytest.mark.parametrize("python", [FIVE, FOUR])
+@pytest.mark.parametrize("python", [FIVE, FOUR_NIGHTLY])
 def test_strangers_on_both_versions_get_the_published_outputs(python, torch_repo, tmp_path):
     autos = {head.suffix: head.auto for head in BIGS.heads}
     job = [

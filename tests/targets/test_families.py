@@ -24,8 +24,11 @@ from effconv.lsgify.target import LSG, global_bias
 from tiny import save_tiny, tiny_config
 
 HEADS = matrix.CELLS
-# Of every family one head with every change, of BERT all of them; nightly the whole matrix.
-DAILY = [pair for pair in HEADS if pair[0] == "bert" or pair[1] == FAMILIES[pair[0]].default_head]
+# Of every family one head with every change, of BERT one of each kind; nightly the whole matrix.
+KINDS = ("Model", "ForMaskedLM", "LMHeadModel", "ForSequenceClassification", "ForTokenClassification")
+DAILY = [
+    pair for pair in HEADS if pair[1] == FAMILIES[pair[0]].default_head or (pair[0] == "bert" and pair[1] in KINDS)
+]
 
 
 def variants(family: str, head: str) -> dict[str, dict]:
@@ -264,6 +267,7 @@ def test_both_versions_give_the_same(family, head, variant, loaded_elsewhere):
     assert not faults({name: loaded_elsewhere[name]}, tolerance=1e-5)  # two loads, and sums in another order
 
 
+@pytest.mark.nightly
 def test_the_command_verifies_what_it_makes(tmp_path):
     """For one family: the others' conversions are verified by test_targets."""
     source = save_tiny(tmp_path / "source", "distilbert", FAMILIES["distilbert"].default_head)

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from checkpoints import read, read_config
-from test_tokenizer_classes import T5S, sentencepiece_model
+from checkpoints import edit_config, read, read_json
 
 import effconv
 from effconv.convert.errors import UnsupportedError, UsageError
 from effconv.convert.families.grammar import NEEDS, SCORE_BIAS
-from effconv.convert.families.registry import FAMILIES
-from effconv.convert.io.source import Source
-from effconv.convert.io.tokenizer import special_tokens
 from effconv.targets.registry import TARGETS
 from tiny import save_tiny
 
 PAIRS = [("t5", "T5"), ("mt5", "MT5")]
 CANNOT = [name for name, target in TARGETS.items() if not target.only and SCORE_BIAS not in target.can]
-
-
-def changed(folder, **fields):
-    """The folder, with other fields in config.json; None removes one."""
-    config = json.loads((folder / "config.json").read_text()) | fields
-    stated = {name: value for name, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(stated))
-    return folder
 
 
 def converted(source, output, **options):
@@ -46,7 +32,7 @@ def test_of_a_whole_model_the_encoder_is_taken_and_the_decoder_dropped_with_a_re
     assert not result.findings
     before, after = read(source), read(tmp_path / "out")
     assert {name for name in before if name.startswith(("encoder.", "shared."))} <= after.keys()
-    config = read_config(tmp_path / "out")
+    config = read_json(tmp_path / "out" / "config.json")
     assert config["architectures"] == [f"LSG{prefix}EncoderModel"]
     assert (config["is_encoder_decoder"], config["max_position_embeddings"]) == (False, 128)
 
@@ -56,8 +42,8 @@ def test_what_old_configs_leave_out_has_the_value_of_the_stock_class(tmp_path):
     fields = {"relative_attention_max_distance": 128, "relative_attention_num_buckets": 32, "d_kv": 64}
     source = save_tiny(tmp_path / "source", "t5", "Model", **fields)
     missing = dict.fromkeys((*fields, "feed_forward_proj", "n_positions", "is_gated_act", "dense_act_fn"))
-    result = converted(changed(source, **missing, tie_word_embeddings=False), tmp_path / "out")
-    config = read_config(tmp_path / "out")
+    result = converted(edit_config(source, **missing, tie_word_embeddings=False), tmp_path / "out")
+    config = read_json(tmp_path / "out" / "config.json")
     assert {name: config[name] for name in fields} == fields
     assert (config["feed_forward_proj"], config["tie_word_embeddings"]) == ("relu", True)
     assert "encoder.embed_tokens.weight" not in read(tmp_path / "out")
@@ -80,39 +66,7 @@ def test_targets_that_cannot_add_its_bias_refuse_it_by_name(target, tmp_path):
 
 
 def test_umt5_is_refused_because_its_layers_do_not_share_the_bias(tmp_path):
-    source = changed(save_tiny(tmp_path / "source", "mt5", "Model"), model_type="umt5")
-    with pytest.raises(UnsupportedError, match="umt5 is not supported: .*in each layer") as refused:
+    source = edit_config(save_tiny(tmp_path / "source", "mt5", "Model"), model_type="umt5")
+    with pytest.raises(UnsupportedError, match=r"umt5 is not supported: .* in each layer") as refused:
         effconv.plan(source, "lsg", max_length=128)
     assert "an mt5 checkpoint" in refused.value.hint
-
-
-@pytest.mark.parametrize(
-    ("family", "pieces", "settings", "mask"),  # what transformers 4.57.6 and 5.23 give
-    [
-        ("t5", T5S, {}, len(T5S) + 99),
-        ("t5", T5S, {"extra_ids": 7}, len(T5S) + 6),
-        ("t5", T5S, {"extra_ids": 0}, None),
-        ("mt5", [*T5S, "▁<extra_id_0>"], {"extra_ids": 0}, len(T5S)),
-        ("t5", None, {"tokenizer_class": "ByT5Tokenizer"}, 259),
-    ],
-)
-def test_the_first_sentinel_stands_in_for_a_mask_token(family, pieces, settings, mask, tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", **settings}))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
-    if pieces:
-        (tmp_path / "spiece.model").write_bytes(sentencepiece_model(pieces))
-    names = tuple(sorted(path.name for path in tmp_path.iterdir()))
-    source = Source(name="x", files=names, fetch=lambda file: tmp_path / file)
-    found = special_tokens(source, FAMILIES[family])
-    assert (found.bos, found.pad, found.mask) == (1, 0, mask)
-
-
-def test_a_stand_in_gets_no_id_where_the_vocabulary_lacks_it(tmp_path):
-    """Where a class adds its missing special tokens behind the vocabulary, it does not add ours."""
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(["<unk>", "<s>", "</s>", "▁a"]))
-    names = ("config.json", "tokenizer.model", "tokenizer_config.json")
-    source = Source(name="x", files=names, fetch=lambda file: tmp_path / file)
-    found = special_tokens(source, FAMILIES["t5"])
-    assert (found.bos, found.mask) == (1, None)
