@@ -135,8 +135,7 @@ def special_tokens(source: Source, family: Family) -> SpecialTokens:
             where="tokenizer_config.json: tokenizer_class",
             hint="name the class that made these files, or add the files of this class",
         )
-    named = kind.special if kind and kind.special else family.special_tokens
-    names: dict[str, str | None] = {**family.stand_ins, **named}
+    names: dict[str, str | None] = dict(kind.special if kind and kind.special else family.special_tokens)
     settings = source.json(CONFIG) if source.has(CONFIG) else {}
     stated = [settings]
     if source.has(MAP) and "added_tokens_decoder" not in settings:  # transformers no longer reads it beside that field
@@ -146,7 +145,9 @@ def special_tokens(source: Source, family: Family) -> SpecialTokens:
         if key.endswith("_token") and (content is None or isinstance(content, str)):
             names[key.removesuffix("_token")] = content
     known = {key: name for key, name in names.items() if name}
-    ids = token_ids(source, kind, known)
+    stand_ins = {f"in place of {key}": token for key, token in family.stand_ins.items()}
+    ids = token_ids(source, kind, {**known, **stand_ins})
+    known = {**family.stand_ins, **known}
     return SpecialTokens(**{key: ids.get(known.get(key, "")) for key in ("bos", "cls", "mask", "sep", "pad")})
 
 

@@ -117,7 +117,6 @@ def _from_pieces(pieces: list[str], kind: TokenizerClass, names: Names, settings
         sentinels = settings.get("extra_ids", 100)
         if type(sentinels) is int and sentinels > 0:
             ids["<extra_id_0>"] = len(pieces) + sentinels - 1
-        return {token: i for token, i in ids.items() if token in names.values()}
     return _with_missing(ids, names)
 
 

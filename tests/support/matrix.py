@@ -110,7 +110,7 @@ def targets_table() -> str:
     for (decoder, *taken), names in groups.items():
         end = ": the encoder, with `generate()` as before" if decoder else ""
         lines.append(line(", ".join(names) + end, taken))
-        if not decoder:
+        if any(head.causal for name in names for head in FAMILIES[name].heads) and not decoder:
             causal = (target.causal and some for target, some in zip(targets, taken, strict=True))
             lines.append(line("decoders of these (`is_decoder`)", causal))
     for again in targets:

@@ -20,7 +20,7 @@ from tiers import daily
 from effconv.convert.families.grammar import shape_of
 from effconv.convert.families.registry import ENCODER_DECODERS, FAMILIES
 from effconv.convert.repo.card_blocks import blocks
-from effconv.lsgify.target import LSG
+from effconv.lsgify.target import LSG, global_bias
 from tiny import save_tiny, tiny_config
 
 HEADS = matrix.CELLS
@@ -43,6 +43,8 @@ def variants(family: str, head: str) -> dict[str, dict]:
         found["groups"] = {"num_hidden_groups": 2, "inner_group_num": 2, "num_hidden_layers": 3}
     if family == "ernie":
         found["no task types"] = {"use_task_id": False}
+    if family in ("t5", "mt5"):
+        found["other feed-forward"] = {"feed_forward_proj": {"t5": "gated-gelu", "mt5": "relu"}[family], "d_kv": 16}
     if family == "xmod":
         found["norms first"] = {"pre_norm": True, "adapter_layer_norm": True, "adapter_reduction_factor": 4}
         found["residual first"] = {"ln_before_adapter": False, "adapter_reuse_layer_norm": False}
@@ -86,7 +88,8 @@ def test_every_class_of_transformers_is_a_head(family):
 
 @pytest.mark.parametrize(("family", "head"), HEADS)
 def test_the_auto_class_loads_the_head(family, head):
-    auto = getattr(transformers, FAMILIES[family].head(head).auto)
+    entry = FAMILIES[family]
+    auto = getattr(transformers, entry.stock_auto(entry.head(head).auto))
     assert auto._model_mapping[getattr(transformers, FAMILIES[family].code.config_class)] is type_of(family, head)
 
 
@@ -105,14 +108,16 @@ def test_the_declared_tensors_are_those_of_transformers(family, head, variant):
     }
     assert shapes.keys() >= FAMILIES[family].tied_weights(entry).keys()
     tied = model.all_tied_weights_keys
-    expected = {} if variant == "untied" else FAMILIES[family].tied_weights(entry)
+    expected = FAMILIES[family].tied_weights(entry)
+    if variant == "untied":
+        expected = {alias: name for alias, name in FAMILIES[family].tied.items() if alias in FAMILIES[family].same}
     assert dict(zip(canonical(family, tied), canonical(family, tied.values()), strict=True)) == expected
 
 
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
-        *((name, {}) for name in FAMILIES),
+        *((name, {}) for name, entry in FAMILIES.items() if entry.positions),
         *((name, {"pad_token_id": 4, "max_position_embeddings": 69}) for name in FAMILIES if after_padding(name)),
         ("roberta", {"pad_token_id": 0, "max_position_embeddings": 65}),
     ],
@@ -149,7 +154,8 @@ def test_a_bin_with_the_whole_state_dict_converts_with_and_without_prefix(family
         f"{entry.prefix}.{name}" if head == "Model" else name.removeprefix(f"{entry.prefix}."): name for name in own
     }
     assert other.keys().isdisjoint(own)
-    declared = {weight.name for weight in entry.weights(tiny_config(family), entry.head(head))}
+    config = entry.read_config(tiny_config(family))
+    declared = {weight.name for weight in entry.weights(config, entry.head(head))}
     for folder, renamed in (
         ("as saved", state),
         ("other", {**state, **{new: state[old] for new, old in other.items()}}),
@@ -159,11 +165,12 @@ def test_a_bin_with_the_whole_state_dict_converts_with_and_without_prefix(family
         write(source, renamed, form="bin")
         convert(source, tmp_path / folder)
         out = read(tmp_path / folder)
-        globals_ = set() if entry.part(entry.head(head)) else {entry.global_embeddings}
-        assert set(canonical(family, out)) == declared | globals_
+        added = {entry.global_embeddings, *([global_bias(entry)] if entry.score_bias else [])}
+        added = set() if entry.part(entry.head(head)) else added
+        assert set(canonical(family, out)) == declared | added
         for name, tensor in out.items():
             assert name.startswith(f"{entry.prefix}.") == (head != "Model" and not entry.is_head_weight(name)), name
-            if not name.endswith((*entry.position_tables(entry.head(head)), entry.global_embeddings)):
+            if not name.endswith((*entry.position_tables(entry.head(head)), *added)):
                 assert bits(tensor) == bits(state[name]), name
 
 
@@ -186,6 +193,7 @@ UNUSUAL = [
     ("albert", "ForMaskedLM", "untied"),
     ("bart", "ForConditionalGeneration", "untied"),
     ("mbart", "ForCausalLM", "untied"),
+    ("t5", "Model", "other feed-forward"),
 ]
 EVERY = [*((*pair, "plain") for pair in HEADS), *UNUSUAL]
 COMMON = [*((*pair, "plain") for pair in DAILY), UNUSUAL[0]]

@@ -11,6 +11,7 @@ from checkpoints import write_json
 from effconv.convert.errors import BadInputError
 from effconv.convert.families.registry import FAMILIES
 from effconv.convert.io.source import Source
+from effconv.convert.io.tokenizer import special_tokens
 from effconv.convert.io.tokenizer_classes import CLASSES, SPECIAL, class_named
 from effconv.convert.io.vocabulary import read_pieces, token_ids
 
@@ -156,3 +157,35 @@ def test_ids_of_the_other_forms(name, files, settings, expected, tmp_path):
 def test_a_vocabulary_without_counts_is_named(tmp_path):
     with pytest.raises(BadInputError, match=r"vocab.txt has a line without a count: 'hello'"):
         ids(tmp_path, "PhobertTokenizer", {"vocab.txt": "và 1\nhello\n"})
+
+
+def special_ids(folder, family, files, settings):
+    write_json(folder / "config.json", {"model_type": family})
+    write_json(folder / "tokenizer_config.json", settings)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    names = tuple(sorted(path.name for path in folder.iterdir()))
+    return special_tokens(Source(name="x", files=names, fetch=lambda file: folder / file), FAMILIES[family])
+
+
+@pytest.mark.parametrize(
+    ("family", "pieces", "settings", "mask"),  # what transformers 4.57.6 and 5.23 give
+    [
+        ("t5", T5S, {}, len(T5S) + 99),
+        ("t5", T5S, {"extra_ids": 7}, len(T5S) + 6),
+        ("t5", T5S, {"extra_ids": 0}, None),
+        ("mt5", [*T5S, "▁<extra_id_0>"], {"extra_ids": 0}, len(T5S)),
+        ("t5", None, {"tokenizer_class": "ByT5Tokenizer"}, 259),
+    ],
+)
+def test_the_first_sentinel_stands_in_for_a_mask_token(family, pieces, settings, mask, tmp_path):
+    files = {"spiece.model": sentencepiece_model(pieces)} if pieces else {}
+    found = special_ids(tmp_path, family, files, {"tokenizer_class": "T5Tokenizer", **settings})
+    assert (found.bos, found.pad, found.mask) == (1, 0, mask)
+
+
+def test_a_stand_in_gets_no_id_where_the_vocabulary_lacks_it(tmp_path):
+    """Where a class adds its missing special tokens behind the vocabulary, it does not add ours."""
+    files = {"tokenizer.model": sentencepiece_model(["<unk>", "<s>", "</s>", "▁a"])}
+    found = special_ids(tmp_path, "t5", files, {"tokenizer_class": "LlamaTokenizer"})
+    assert (found.bos, found.mask) == (1, None)
