@@ -228,7 +228,7 @@ def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, st
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
     core = ["HeadMixin", *(("AdaptedModel", "visible_tokens") if family.encoder else ())]
-    core += [name for name in ("HEAD_MASK",) if name in family.lines]
+    core += [name for name in ("HEAD_MASK", "taking_part", "values_are_at_hand") if name in family.lines]
     used = [
         (of.configuration_module, of.config),
         *((CORE, name) for name in core),
