@@ -202,7 +202,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         "names": of,
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
         "imports": [
-            (module, ", ".join(sorted(name for other, name in used + others if other == module)))
+            (module, ", ".join(sorted((name for other, name in used + others if other == module), key=_as_linted)))
             for module in sorted({module for module, _ in used + others})
         ],
         # Classes before functions, as the linter sorts them.
@@ -222,6 +222,11 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         )
     }
     return {**copied, **rendered}
+
+
+def _as_linted(name: str) -> tuple[bool, str]:
+    """The key by which the linter sorts imported names: constants, classes, functions."""
+    return not name.isupper(), name
 
 
 def _imports(family: FamilyCode, target: TargetCode) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
