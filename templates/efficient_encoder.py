@@ -225,7 +225,7 @@ class EncoderMixin(AdaptedModel):
         """Whether a real token's output depends on how much padding there is, as in some published forms."""
         return False
 
-    def kept(self, mask: Tensor | None, cross: tuple[Tensor | None, ...]) -> Unpadded | None:
+    def kept(self, mask: Tensor | None, cross: tuple[Tensor | None, ...], **_: Tensor) -> Unpadded | None:
         """What the layers get of a padded batch; None for all of it, as it is."""
         # Cross-attention pairs the rows of two batches, so there every item keeps its row.
         if mask is None or cross or not self.config.unpad_inputs or self.padding_counts():
@@ -236,7 +236,7 @@ class EncoderMixin(AdaptedModel):
         self, x: Tensor, mask: Tensor | None, cross: tuple[Any, ...], length: int, keep_states: bool, **ids: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """The output (b, t, hidden) for the `length` tokens that came in, and if kept the states before every layer."""
-        kept = self.kept(mask, cross)
+        kept = self.kept(mask, cross, **ids)
         if kept is not None:
             x, mask = kept.unpad(x), kept
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..errors import UnsupportedError
 from .bert import BERT, CAUSAL_LM_HEADS
 from .code import FamilyCode
-from .grammar import is_set, linear, norm, when
+from .grammar import Config, is_set, linear, norm, when
 from .parts import INNER, H, body, projections, tables
+
+
+def without_cross_attention(config: Config) -> Config:
+    """The config. The stock cross-attention of transformers 5 reshapes keys to the number of queries."""
+    if config.get("add_cross_attention"):
+        raise UnsupportedError(
+            "megatron-bert with cross-attention is not supported: transformers 5 runs it only on encoder states that "
+            "are as long as the text",
+            where="config.json: add_cross_attention",
+            hint="use a bert checkpoint, or set add_cross_attention to false and remove its tensors",
+        )
+    return config
+
 
 MEGATRON_BERT = replace(
     BERT,
@@ -37,5 +51,6 @@ MEGATRON_BERT = replace(
     ),
     final=norm("encoder.ln", H),
     heads=CAUSAL_LM_HEADS,
+    read_config=without_cross_attention,
     tokenizer="BertTokenizer",
 )

@@ -88,15 +88,28 @@ XMOD = replace(
                 language = list(self.config.languages).index(self.config.default_language)
                 return torch.full(batch.shape[:1], language, device=batch.device)
 
+            def adapted_layer(self, layer: Module, index: int) -> Module:
+                for adapter in layer.output.adapter_modules.values():
+                    adapter.register_forward_hook(self.as_its_input)
+                return super().adapted_layer(layer, index)
+
+            @staticmethod
+            def as_its_input(adapter: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                return output.to(inputs[0].dtype)  # which transformers 5 relies on, also under autocast
+
             def embed(self, *inputs: Tensor | None, lang_ids: Tensor) -> Tensor:
                 return super().embed(*inputs)
 
-            def kept(self, mask: Tensor | None, cross: tuple[Tensor | None, ...]) -> None:
-                return None  # an adapter is chosen for each row of the batch, so every item keeps its row
+            def kept(self, mask: Tensor | None, cross: tuple[Tensor | None, ...], lang_ids: Tensor) -> Any:
+                # Layers choose an adapter for each row of a batch: one row is for texts of one language.
+                if mask is None or not values_are_at_hand(lang_ids) or (lang_ids != lang_ids[0]).any():
+                    return None
+                return super().kept(mask, cross)
 
-            def run(self, layer: Module, x: Tensor, mask: Tensor | None, *cross: Any, lang_ids: Tensor) -> Tensor:
-                output = layer(x, lang_ids, mask, *HEAD_MASK, *cross)
-                return output[0] if isinstance(output, tuple) else output
+            def run(self, layer: Module, x: Tensor, mask: Any, *cross: Any, lang_ids: Tensor) -> Tensor:
+                output = layer(x, lang_ids[: len(x)], mask, *HEAD_MASK, *cross)
+                x = output[0] if isinstance(output, tuple) else output
+                return taking_part(x, layer.output.adapter_modules.parameters())  # those of other languages too
 
             def final(self, x: Tensor) -> Tensor:
                 return self.encoder.LayerNorm(x) if self.config.pre_norm else x

@@ -205,7 +205,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
         "names": of,
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
         "imports": [
-            (module, ", ".join(sorted(name for other, name in used + others if other == module)))
+            (module, ", ".join(sorted((name for other, name in used + others if other == module), key=_as_linted)))
             for module in sorted({module for module, _ in used + others})
         ],
         # Classes before functions, as the linter sorts them.
@@ -227,13 +227,18 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
     return {**copied, **rendered}
 
 
+def _as_linted(name: str) -> tuple[bool, str]:
+    """The key by which the linter sorts imported names: constants, classes, functions."""
+    return not name.isupper(), name
+
+
 def _imports(
     family: FamilyCode, target: TargetCode, heads: Mapping[str, str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
     core = [*(("HeadMixin",) if heads.keys() - {BASE_SUFFIX} else ()), *(SEQ2SEQ_CORE if family.encoder else ())]
-    core += [name for name in ("HEAD_MASK",) if name in family.lines]
+    core += [name for name in ("HEAD_MASK", "taking_part", "values_are_at_hand") if name in family.lines]
     used = [
         (of.configuration_module, of.config),
         *((CORE, name) for name in core),

@@ -181,7 +181,6 @@ UNUSUAL = [
     ("roberta", "ForCausalLM", "cross-attention"),
     ("xlm-roberta-xl", "ForCausalLM", "cross-attention"),
     ("ernie", "ForPreTraining", "no task types"),
-    ("megatron-bert", "ForCausalLM", "cross-attention"),
     ("rembert", "ForCausalLM", "cross-attention"),
     ("xmod", "ForCausalLM", "cross-attention"),
     ("xmod", "ForMaskedLM", "norms first"),

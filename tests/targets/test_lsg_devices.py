@@ -106,7 +106,7 @@ def test_a_conversion_states_the_form_in_config_and_manifest_and_verifies(source
     # An LSG source keeps its own, unless it is told otherwise.
     again = effconv.convert(made, "lsg", output=tmp_path / "again", verify=False).output
     assert json.loads((again / "config.json").read_text())["attention_form"] == "triton"
-    with pytest.raises(UsageError, match=r"attention_form must be .*got 'gpu'"):
+    with pytest.raises(UsageError, match=r"--attention-form must be .*got 'gpu'"):
         effconv.convert(source, "lsg", output=tmp_path / "none", attention_form="gpu")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 from environments import FIVE, FOUR, stranger
@@ -66,6 +67,8 @@ VARIANTS = {
 }
 DENSE = {name: target for name, target in TARGETS.items() if target.brings is None}  # the others: test_bigs_*
 PAIRS = [(target, family) for target in DENSE.values() for family in target.families]
+# Families whose code differs in kind: with every change. The others, which differ from these in names, nightly.
+DAILY = {"bert", "roberta", "electra", "distilbert", "albert", "xlm-roberta-xl", "bart", "mpnet", "t5", "xmod"}
 
 
 def main_head(family):
@@ -77,6 +80,18 @@ def main_head(family):
 each_pair = pytest.mark.parametrize(
     ("target", "family"),
     [pytest.param(t.name, f, id=f"{t.name}-{f}", marks=pytest.mark.xdist_group(f"target-{t.name}")) for t, f in PAIRS],
+)
+verified_pair = pytest.mark.parametrize(
+    ("target", "family"),
+    [
+        pytest.param(
+            t.name,
+            f,
+            id=f"{t.name}-{f}",
+            marks=[pytest.mark.xdist_group(f"target-{t.name}"), *([] if f in DAILY else [pytest.mark.nightly])],
+        )
+        for t, f in PAIRS
+    ],
 )
 LINEAR = [pytest.param(name, marks=pytest.mark.xdist_group(f"target-{name}")) for name in DENSE if name != "lsg"]
 each_target = pytest.mark.parametrize(
@@ -139,11 +154,21 @@ def job_of(result, **more):
     }
 
 
-def jobs_of(target, convert):
-    families, heads = TARGETS[target].families, ("Model", "ForSequenceClassification", "ForQuestionAnswering")
+@pytest.fixture(scope="session")
+def chosen(request):
+    """The families to make repos of: all of them where a nightly test of this file is selected."""
+    ours = [item for item in request.session.items if item.path == Path(__file__)]
+    return FAMILIES if any(item.get_closest_marker("nightly") for item in ours) else DAILY
+
+
+def jobs_of(target, convert, chosen):
+    families = [family for family in TARGETS[target].families if family in chosen]
+    heads = ("Model", "ForSequenceClassification", "ForQuestionAnswering")
     jobs = [job_of(convert(target, family, verify=True)) for family in families]
     jobs += [job_of(convert(target, family, heads[i % 3]), autos=[]) for i, family in enumerate(families)]
     for family, options in VARIANTS.get(target, ()):
+        if family not in chosen:
+            continue
         more = {"equals": str(convert(target, family, verify=True).output)} if options is GLU else {}
         jobs.append(job_of(convert(target, family, options=tuple(options.items())), autos=[], **more))
     if target == "transnormer":
@@ -151,7 +176,7 @@ def jobs_of(target, convert):
     return jobs
 
 
-@each_pair
+@verified_pair
 def test_a_conversion_passes_its_checks(target, family, convert):
     result = convert(target, family, verify=True)
     assert result.measured
@@ -163,8 +188,12 @@ def test_a_conversion_passes_its_checks(target, family, convert):
 
 @pytest.mark.parametrize("python", [FIVE, FOUR])
 @pytest.mark.parametrize("target", LINEAR)
-def test_repos_do_what_a_model_does(target, python, convert, tmp_path, subtests):
-    job = {"repos": jobs_of(target, convert), "save": str(tmp_path / "saved"), "results": str(tmp_path / "results")}
+def test_repos_do_what_a_model_does(target, python, convert, chosen, tmp_path, subtests):
+    job = {
+        "repos": jobs_of(target, convert, chosen),
+        "save": str(tmp_path / "saved"),
+        "results": str(tmp_path / "results"),
+    }
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [python, str(WORKER), str(tmp_path / "job.json")]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False)
@@ -202,17 +231,17 @@ def test_a_decoder_is_refused_where_all_positions_are_mixed(target, source, tmp_
 COMMANDS = {
     "as many rows as positions": (
         2,
-        "proj_dim must be smaller than the length 160, got 160",
+        "--proj-dim must be smaller than the length 160, got 160",
         ["linformer", "--proj-dim", "160"],
     ),
     "no room for rows": (2, "at least 3", ["linformer", "--proj-dim", "2"]),
-    "bias without published masks": (2, "projection_bias", ["linformer", "--projection-bias"]),
+    "bias without published masks": (2, "--projection-bias", ["linformer", "--projection-bias"]),
     "an even window": (2, "must be odd", ["lambda", "--local-context", "4"]),
-    "no landmarks": (2, "key_depth must be", ["lambda", "--key-depth", "0"]),
-    "no block": (2, "block_size must be", ["transnormer", "--block-size", "0"]),
+    "no landmarks": (2, "--key-depth must be", ["lambda", "--key-depth", "0"]),
+    "no block": (2, "--block-size must be", ["transnormer", "--block-size", "0"]),
     "too many diag layers": (2, "only 2 layers, got 3", ["transnormer", "--diag-layers", "3"]),
     "no such diag layer": (2, "no layer 7", ["transnormer", "--diag-layers", "0,7"]),
-    "no layers": (2, "diag_layers must be", ["transnormer", "--diag-layers", "all"]),
+    "no layers": (2, "--diag-layers must be", ["transnormer", "--diag-layers", "all"]),
     "no such choice": (2, "t3", ["transnormer", "--variant", "t3"]),
     "no calibration file": (4, "cannot read the text", ["lambda", "--calibrate", "nowhere.txt"]),
     "a folder to calibrate on": (4, "cannot read the text", ["transnormer", "--calibrate", "."]),
