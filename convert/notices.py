@@ -23,7 +23,16 @@ def notices(context: Context, source: Config, *, asked: str | None = None) -> li
     Args:
         source: the source's config.json. asked: the architecture that was asked for.
     """
-    return [*_unknown_class(context, source, asked), *_causality(context, source)]
+    return [*_part_of_a_whole(context, source), *_unknown_class(context, source, asked), *_causality(context, source)]
+
+
+def _part_of_a_whole(context: Context, source: Config) -> list[str]:
+    """Says that a larger model became a smaller one: who converts a model that generates may expect one."""
+    named = source.get("architectures")
+    if not (isinstance(named, list) and named and named[0] in context.family.wholes):
+        return []
+    made = context.family.class_name(context.head)
+    return [f"the source is a {named[0]}: it was converted as {made}, its encoder, which does not generate text"]
 
 
 def _unknown_class(context: Context, source: Config, asked: str | None) -> list[str]:

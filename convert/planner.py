@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import BadInputError, UnsupportedError, joined_hints, listing
-from .families.grammar import Family, Head, Weight, is_flax, shape_of
+from .families.flax_names import is_flax
+from .families.grammar import Family, Head, Weight, shape_of
 from .families.selection import head_of
 from .families.wrappers import Wrapping, wrapping_of
 from .io.checkpoint import Checkpoint, Tensor

@@ -218,7 +218,7 @@ LSG = Target(
             self_attention=("lsg_score_bias", "BiasedSelfAttention"),
             attention=("lsg_score_bias", "BiasedLSGAttention"),
             encoder_mixin=("lsg_score_bias", "BiasedLSGEncoderMixin"),
-            others=(("lsg_kernel_cpu_bias", "cpu_attention"),),
+            others=(("lsg_kernel_cpu_bias", "BiasedLayout"),),
         ),
         seq2seq=Seq2SeqCode(
             template="modeling_lsg_seq2seq.py.jinja",

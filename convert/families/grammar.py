@@ -2,21 +2,18 @@
 
 Names here are canonical: without the base model's prefix (`bert.`), those of a layer relative to it, `weight` and
 `bias` where old checkpoints say `gamma` and `beta`. Shapes are written in the config's own field names. A target never
-describes a family again: it reads the entries in `families`. The file is over 400 lines because what an entry says and
-what is read from it are one grammar.
+describes a family again: it reads the entries in `families`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import BadInputError, UnsupportedError, UsageError, did_you_mean
 from .code import FamilyCode
-
-if TYPE_CHECKING:
-    from ..ops import Op
+from .flax_names import FlaxNames, is_flax
 
 Config = Mapping[str, Any]
 Condition = Callable[[Config], bool]
@@ -77,23 +74,6 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class FlaxNames:
-    """How the family's JAX checkpoints name and lay out a tensor; a stored name with `/` is one of theirs.
-
-    Attributes:
-        prefix: of the base model's tensors in a checkpoint with a head.
-        canonical: the canonical name of a stored one, None where no model of the family has it.
-        name: the other way, without the prefix.
-        operation: what a tensor of a canonical name goes through from one side to the other, in both directions.
-    """
-
-    prefix: str
-    canonical: Callable[[str], str | None]
-    name: Callable[[str], str]
-    operation: Callable[[str], Op]
-
-
-@dataclass(frozen=True, slots=True)
 class Family:
     """An architecture whose checkpoints effconv reads.
 
@@ -111,8 +91,7 @@ class Family:
         run_order: paths of the layers as they run, where one that is shared runs several times.
         feed_forward: path from a layer to what a gated feed-forward gets its gate in ("" for the layer itself).
         positions, decoder_positions: position tables; "" where there is none.
-        hidden_size, inner_size, num_heads: what the config calls them.
-        head_size: likewise of the channels of one head; "" where they follow from the other two.
+        hidden_size, inner_size, num_heads, head_size: what the config calls them; "" for a head_size that follows.
         output_projection: path from a layer to the dense layer that its heads' outputs are fed to.
         tokenizer: the class of its tokenizer, where it is not named as the family.
         tokenizer_as_stored: whether transformers 5 takes its tokenizer.json as it stands, whatever class is named.
@@ -367,11 +346,6 @@ class Family:
         """Every tensor that the class stores."""
         own = (weight for weight in self.head_weights(head) if weight.when(config))
         return [*self.base_weights(config, self.part(head)), *own]
-
-
-def is_flax(stored: str) -> bool:
-    """Whether a stored name is that of a JAX checkpoint: the path of a leaf in a tree."""
-    return "/" in stored
 
 
 def number(config: Config, name: str, most: int = 1 << 31) -> int:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .grammar import Config, Family, is_flax
+from .flax_names import is_flax
+from .grammar import Config, Family
 
 # Before all names, in any order. `model.` is also the base of a BART: what the family itself reads is never taken away.
 LEADING = ("module.", "model.", "base_model.model.", "base_model.", "0.auto_model.", "0.model.")

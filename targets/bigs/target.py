@@ -14,7 +14,8 @@ from typing import Any
 from ...convert.errors import BadInputError, UsageError, listing
 from ...convert.families.bert import BERT_NSP, BERT_PREDICTIONS, BERT_TIED
 from ...convert.families.code import FamilyCode
-from ...convert.families.grammar import Config, Family, FlaxNames, Head, Weight, linear, norm, number, when
+from ...convert.families.flax_names import FlaxNames
+from ...convert.families.grammar import Config, Family, Head, Weight, linear, norm, number, when
 from ...convert.families.parts import BRACKETED, CHOICE, CLASSIFIER, INNER, POOLER, H, embeddings
 from ...convert.io.formats import FLAX, SAFETENSORS
 from ...convert.ops import Copy, InterpolatePositions, Op, TilePositions, Transpose

@@ -16,6 +16,7 @@ import effconv
 from effconv.convert.errors import EffconvError
 from effconv.convert.families.registry import FAMILIES
 from effconv.convert.verify.loaded import decoder_inputs
+from effconv.lsgify.target import global_bias
 from tiny import dense, save_tiny
 
 OPTIONS = {"max_length": 100, "block_size": 16, "sparse_block_size": 16, "global_init": "random"}
@@ -72,6 +73,7 @@ def test_a_model_becomes_lsg_itself_when_asked(family):
     changed = [name for name, value in model.named_parameters() if held.get(name) is not value]
     entry = FAMILIES[family]
     expected = [*entry.position_tables(entry.head(head)), entry.global_embeddings]
+    expected += [global_bias(entry)] if entry.score_bias else []
     assert sorted(name.removeprefix(f"{entry.prefix}.") for name in changed) == sorted(expected)
     words = model.get_input_embeddings().weight
     before = words.detach().clone()
