@@ -77,8 +77,9 @@ XMOD = replace(
                 **others: Any,
             ) -> Any:
                 \"\"\"As `EncoderMixin.forward`; lang_ids (b,) are indices into config.languages.\"\"\"
-                if lang_ids is None:
-                    lang_ids = self.default_language_ids(inputs_embeds if input_ids is None else input_ids)
+                given = inputs_embeds if input_ids is None else input_ids
+                if lang_ids is None and given is not None:
+                    lang_ids = self.default_language_ids(given)
                 inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
                 return super().forward(*inputs, lang_ids=lang_ids, **others)
 
