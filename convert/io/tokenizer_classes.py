@@ -116,7 +116,7 @@ def _rows() -> Iterator[tuple[str, TokenizerClass]]:
 
     yield "Albert FNet", row(PIECES, ALBERTS)
     yield "BigBird", row(PIECES, {**ALBERTS, "bos": "<s>", "eos": "</s>"})
-    yield "RemBert", row((FILE, "sentencepiece.model"), BRACKETED_ENDS)
+    yield "RemBert", row((FILE, "sentencepiece.model"), ALBERTS)
     yield "DebertaV2", row((FILE, "spm.model"), BRACKETED_ENDS)
     yield "XLNet", row(PIECES, XLNETS)
     yield "Cpm", row((*PIECES, "tokenizer.model"), XLNETS)
