@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,8 +210,13 @@ def test_an_encoder_that_is_not_the_sources_is_found(made, repo, checked):
 
 
 @pytest.mark.parametrize("target", ["lsg", "linformer"])
-def test_a_position_table_that_is_too_short_for_the_promised_length_is_found(target, tmp_path, verified_in_forks):
-    """RoBERTa counts positions from pad_token_id + 1: with 3, two tokens fewer fit than with 1."""
+def test_a_position_table_that_is_too_short_for_the_promised_length_is_found(
+    target, tmp_path, monkeypatch, verified_in_forks
+):
+    """RoBERTa counts positions from pad_token_id + 1, but the entry says 2: with 3, two tokens fewer fit than that."""
+    roberta = families.FAMILIES["roberta"]
+    overlooked = replace(roberta, code=replace(roberta.code, after_padding=False, special_positions=2))
+    monkeypatch.setitem(families.FAMILIES, "roberta", overlooked)
     source = save_tiny(tmp_path / "source", "roberta", "Model", pad_token_id=3)
     edit_json(source / "special_tokens_map.json", pad_token="<unk>")
     options = SMALL[target]
