@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .families.activations import require_activation
+from .families.converted import named_classes
 from .families.grammar import Family, Head
 from .families.refused import compares_with_source
 from .families.selection import asked_config, family_of
@@ -141,7 +142,7 @@ def plan_tensors(
     plan = make_plan(
         checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype, requested=settings.drop
     )
-    if COLBERT in (config.get("architectures") or ()) and COLBERT_PROJECTION in plan.carried:  # it stays one
+    if COLBERT in named_classes(config) and COLBERT_PROJECTION in plan.carried:  # it stays one
         named = [*context.emitted["architectures"], COLBERT]
         context = replace(context, emitted={**context.emitted, "architectures": named})
     return context, plan

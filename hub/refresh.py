@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
+from ..convert.families.converted import named_classes
 from ..convert.families.registry import FAMILIES
 from ..convert.io.source import HUB_ID, cached, hub_errors
 from ..convert.io.staging import Staging, check_apart, check_output, output_errors
@@ -241,7 +242,7 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        if COLBERT in (config.get("architectures") or ()):
+        if COLBERT in named_classes(config):
             stated["architectures"] = [*stated["architectures"], COLBERT]
         today = {**_without_removed(config), **stated}
         newer = json.dumps(today, indent=2, ensure_ascii=False) + "\n"

@@ -50,11 +50,16 @@ def converted(config: Mapping[str, Any]) -> Converted | None:
 
 def is_published_lsg(config: Mapping[str, Any]) -> bool:
     """Whether a config with a dense model_type names the published LSG's code; any of three marks will do."""
-    architectures, references = config.get("architectures"), config.get("auto_map")
-    named = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    named, references = named_classes(config), config.get("auto_map")
     files = [str(value) for value in references.values()] if isinstance(references, dict) else []
     return (
         config.get("base_model_prefix") == LSG
         or any(name.startswith(LSG_PREFIX) for name in named)
         or any(file.rpartition("--")[2].startswith(f"modeling_{LSG}_") for file in files)
     )
+
+
+def named_classes(config: Mapping[str, Any]) -> list[str]:
+    """The class names in a config's `architectures`; what is no list of texts names none."""
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
+from ..families.converted import named_classes
 from ..io.portable import copy_portable, portable
 from ..io.source import Source, checked_name, sentence_modules
 
@@ -137,7 +138,7 @@ def module_code(source: Source, modules: list[dict[str, Any]]) -> list[str]:
 
 def sentence_class(repo: Path) -> str:
     """The class of sentence-transformers that loads a repo; "" for one that is none of its models."""
-    if COLBERT in (_object(repo / "config.json").get("architectures") or ()):
+    if COLBERT in named_classes(_object(repo / "config.json")):
         return "MultiVectorEncoder"
     if not (repo / MODULES).is_file():
         return ""

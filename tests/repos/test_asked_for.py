@@ -184,7 +184,7 @@ def test_checks_and_teachers_run_the_source_of_a_causal_repo_as_a_decoder(source
     assert measured["equal_to_source"].passed
     assert result.manifest["source_config"] == {"is_decoder": True}
     asked = result.manifest["source_config"]
-    assert _load_teacher(made, "AutoModel", trust_remote_code=False, asked=asked).config.is_decoder
+    assert _load_teacher(made, "AutoModel", None, trust_remote_code=False, asked=asked).config.is_decoder
 
 
 def test_a_causal_head_that_nobody_asked_for_stays_what_the_source_is_and_says_so(source, tmp_path):

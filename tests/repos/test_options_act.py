@@ -139,11 +139,11 @@ TABLE = {
     "transnormer": {
         "max_length": tries(128),
         "variant": tries("t1"),
-        "block_size": [*tries(32), Refused(32, "with this diag_layers no layer", {"diag_layers": "0"})],
+        "block_size": [*tries(32), Refused(32, "with this --diag-layers no layer", {"diag_layers": "0"})],
         "diag_layers": tries("2", "1,1"),
         "norm": [
             *tries("rmsnorm", "gatedrmsnorm", "layernorm"),
-            Refused("layernorm", "with this diag_layers no layer", {"diag_layers": "2"}),
+            Refused("layernorm", "with this --diag-layers no layer", {"diag_layers": "2"}),
         ],
         "ffn": tries("glu"),
         "position_encoding": tries("lrpe", "rotary"),
