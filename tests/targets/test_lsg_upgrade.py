@@ -236,7 +236,7 @@ def test_what_the_published_code_makes_of_its_config_is_made_of_it_here(tmp_path
 
 def test_a_source_whose_options_make_no_sense_is_an_error_that_says_where(tmp_path):
     source = edit_config(published("bert", tmp_path / "source"), sparsity_factor=3)
-    with pytest.raises(BadInputError, match="must be divisible by sparsity_factor 3") as caught:
+    with pytest.raises(BadInputError, match=r"must be divisible by .*sparsity.factor 3") as caught:
         upgrade(source, tmp_path / "out")
     assert caught.value.where == "config.json"
     assert upgrade(source, tmp_path / "out", sparsity_factor=2).output.is_dir()
