@@ -138,7 +138,7 @@ def test_progress_of_the_lambda_fit_reaches_its_totals():
 
 def test_too_short_a_text_is_refused():
     model, sites, _ = tiny_encoder()
-    with pytest.raises(BadInputError, match="longer text"):
+    with pytest.raises(BadInputError, match="only 3 tokens"):
         text_batches([7] * 3, [1], [2], lengths=(16,))
     with pytest.raises(BadInputError, match="too few"):
         fit_lambda(model, sites, [torch.ones(1, 4, dtype=torch.long)], FIT)
