@@ -292,7 +292,7 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
             {"learning_rate": 3.0, "mask_share": 0.0},
             "--learning-rate must be .*got 3.0\n.*--mask-share must be .*got 0.0",
         ),
-        ({"budget": "soon"}, "expected a time, got 'soon'"),
+        ({"budget": "soon"}, "'soon' is not a time"),
         ({"lengths": "a,b"}, "--lengths must be numbers of at least 8 tokens"),
     ],
 )
