@@ -118,7 +118,7 @@ REFUSED = {
         "pegasus",
         "ForConditionalGeneration",
         {"positions": "interpolate"},
-        "for every length: they cannot be",
+        "for every length: positions cannot be interpolated",
     ),
 }
 
