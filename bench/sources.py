@@ -15,9 +15,9 @@ from ..convert.io.reader import open_checkpoint
 from ..convert.io.source import Source, hub_errors, resolve
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer_classes import VOCABULARIES
+from ..convert.io.unwrapped import readable_folder
 from ..convert.repo import manifest as manifests
 from ..convert.repo.card import command
-from ..convert.run import source_folder
 from ..convert.verify.against import named_source
 from ..targets.registry import TARGETS, target_named
 from .models import Subject, size_of, stretched
@@ -118,7 +118,7 @@ def _fetched(found: Source) -> Path:
         kinds = (".json", ".py", ".safetensors", ".txt", ".md", ".model", ".bin")
         if Path(name).suffix in kinds or Path(name).name in VOCABULARIES:
             found.path(name.removeprefix(found.root))
-    return source_folder(found)
+    return readable_folder(found)
 
 
 def conversion_of(model: Opened, options: BenchOptions) -> tuple[Source, list[str]]:

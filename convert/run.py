@@ -239,7 +239,7 @@ def check_repo(
             folder,
             ready.target,
             manifest,
-            source=source_folder(ready.source),
+            source=readable_folder(ready.source),
             progress=lambda name: progress(f"verify: {name}", 0, 0),
             trust_remote_code=settings.trust_remote_code,
         )
@@ -275,7 +275,7 @@ def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
         ready.source.path(name)
     module, _, function = ready.target.calibration.partition(":")
     found: Calibration = getattr(importlib.import_module(module), function)(
-        ready.context, source_folder(ready.source), progress
+        ready.context, readable_folder(ready.source), progress
     )
     return found
 
@@ -343,11 +343,6 @@ def _portable(value: object) -> object:
     if isinstance(value, Path):
         return value.name
     return [_portable(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def source_folder(source: Source) -> Path:
-    """The local folder with config and weights, as transformers can load it."""
-    return readable_folder(source)
 
 
 def _absolute(path: Path) -> Path:

@@ -8,6 +8,7 @@ its kind. Axes: b batch, h heads, t tokens, g globals, l entries of the sparse l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,15 +63,9 @@ class BiasedLayout(Layout):
         added = self.tiles[phase][:, :count, window]
         if self.positions is not None:
             added = added.clone()
-            for ring in self.sparse:
-                seen = slice(max(ring.slot, window.start), min(ring.slot + ring.size, window.stop))
-                if seen.stop > seen.start:
-                    distance = self.distance(item, block, ring)[
-                        :, :count, seen.start - ring.slot : seen.stop - ring.slot
-                    ]
-                    columns = distance.expand(self.heads, -1, -1)
-                    table = self.added[:, None].expand(-1, count, -1)
-                    added[:, :, seen.start - window.start : seen.stop - window.start] = table.gather(2, columns)
+            table = self.added[:, None].expand(-1, count, -1)
+            for part, columns in self.seen(item, block, count):
+                added[:, :, part] = table.gather(2, columns.expand(self.heads, -1, -1))
         visible = super().bias(item, block)
         return added if visible is None else added + visible
 
@@ -78,21 +73,35 @@ class BiasedLayout(Layout):
         """The bias (h, block, w) of the slots at the blocks of a phase; sparse keys as far away as it gets."""
         tile = torch.empty((self.heads, self.block, self.slots), dtype=self.dtype)
         tile[:, :, self.globals] = self.added[:, None, -1:]
-        for ring, side in zip(self.sparse, (0, 2 * self.reach), strict=False):
+        for ring, side in self.far():
             tile[:, :, ring.slot : ring.slot + ring.size] = self.added[:, None, side : side + 1]
-        near = self.near()  # h block 3 * block: the local keys in their order
-        for third in range(PHASES):  # the keys of block - 1, of the block itself and of the next one
-            slot = self.local.slot + (phase - 1 + third) % PHASES * self.block
-            tile[:, :, slot : slot + self.block] = near[:, :, third * self.block : (third + 1) * self.block]
+        for slot, columns in self.near(phase):
+            tile[:, :, slot : slot + self.block] = self.added[:, columns]
         return tile
 
-    def near(self) -> Tensor:
-        """The bias (h, block, 3 * block) of a block's local keys, from the block before to the block behind.
+    def far(self) -> list[tuple[Ring, int]]:
+        """The rings of sparse keys, each with the column of a key beyond the reach on its side."""
+        return list(zip(self.sparse, (0, 2 * self.reach)[: len(self.sparse)], strict=True))
+
+    def near(self, phase: int) -> Iterator[tuple[int, Tensor]]:
+        """The local keys of a phase: the first slot of each of the three blocks, and the columns (block, block).
 
         Every row is the row before moved by one, so that all are windows of one line of distances.
         """
         line = torch.arange(1 - 2 * self.block, 2 * self.block).clamp(-self.reach, self.reach) + self.reach
-        return self.added[:, line].unfold(1, PHASES * self.block, 1).flip(1)
+        columns = line.unfold(0, PHASES * self.block, 1).flip(0)
+        for third in range(PHASES):  # the keys of block - 1, of the block itself and of the next one
+            slot = self.local.slot + (phase - 1 + third) % PHASES * self.block
+            yield slot, columns[:, third * self.block : (third + 1) * self.block]
+
+    def seen(self, item: int, block: int, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """The sparse keys that `count` rows of a block see: part of the window, and columns (h or 1, count, size)."""
+        window = self.window(block)
+        for ring in self.sparse:
+            start, stop = max(ring.slot, window.start), min(ring.slot + ring.size, window.stop)
+            if start < stop:
+                columns = self.distance(item, block, ring)[:, :count, start - ring.slot : stop - ring.slot]
+                yield slice(start - window.start, stop - window.start), columns
 
     def distance(self, item: int, block: int, ring: Ring) -> Tensor:
         """Columns of the bias for the slots of a ring of sparse keys, (h or 1, block, size)."""
@@ -113,28 +122,19 @@ class BiasedLayout(Layout):
         total += change
         if self.positions is None:
             return
-        for ring in self.sparse:  # by their own distances instead
-            seen = slice(max(ring.slot, window.start), min(ring.slot + ring.size, window.stop))
-            if seen.stop > seen.start:
-                part = slice(seen.start - window.start, seen.stop - window.start)
-                total[:, :, part] -= change[:, :, part]
-                distance = self.distance(item, block, ring)[:, : change.shape[1]]
-                distance = distance[:, :, seen.start - ring.slot : seen.stop - ring.slot]
-                distance = (distance[heads] if len(distance) > 1 else distance).expand(len(change), -1, -1)
-                self.change[heads].scatter_add_(1, distance.flatten(1), change[:, :, part].to(self.wide).flatten(1))
+        for part, columns in self.seen(item, block, change.shape[1]):  # by their own distances instead
+            total[:, :, part] -= change[:, :, part]
+            of_heads = (columns[heads] if len(columns) > 1 else columns).expand(len(change), -1, -1)
+            self.change[heads].scatter_add_(1, of_heads.flatten(1), change[:, :, part].to(self.wide).flatten(1))
 
     def gradient(self) -> Tensor:
         """The gradient of the bias, once all blocks are done."""
-        line = torch.arange(1 - 2 * self.block, 2 * self.block).clamp(-self.reach, self.reach) + self.reach
-        columns = line.unfold(0, PHASES * self.block, 1).flip(0)  # block, 3 * block
         for phase, change in self.changes.items():
             self.change[:, -1] += change[:, :, self.globals].sum((1, 2))
-            for ring, side in zip(self.sparse, (0, 2 * self.reach), strict=False):
+            for ring, side in self.far():
                 self.change[:, side] += change[:, :, ring.slot : ring.slot + ring.size].sum((1, 2))
-            for third in range(PHASES):
-                slot = self.local.slot + (phase - 1 + third) % PHASES * self.block
-                here = columns[:, third * self.block : (third + 1) * self.block]
-                self.change.index_add_(1, here.flatten(), change[:, :, slot : slot + self.block].flatten(1))
+            for slot, columns in self.near(phase):
+                self.change.index_add_(1, columns.flatten(), change[:, :, slot : slot + self.block].flatten(1))
         return self.change
 
 

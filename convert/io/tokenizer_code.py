@@ -8,11 +8,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import BadInputError
+from .python_files import imported_files
 from .tokenizer_classes import SETTINGS
 
 AUTO = "AutoTokenizer"
-# How transformers finds the files that a code file imports relatively.
-RELATIVE_IMPORT = re.compile(r"^\s*(?:import\s+\.(\w+)\s*$|from\s+\.(\w+)\s+import)", re.MULTILINE)
 # Whatever the code names: not code, weights or hidden files, and what the repo has of its own.
 NEVER = re.compile(r"\..*|(config|modules)\.json|.*\.(py|safetensors)|(pytorch_|tf_|flax_)?model.*\.(bin|h5|msgpack)")
 # Files beside a model that belong to the model, to its training or to a page. A class of its own may read any other.
@@ -69,8 +68,7 @@ def code_files(references: Iterable[str], has: Callable[[str], bool], read: Call
             )
         found.append(name)
     for name in found:  # grows while it is read
-        modules = (first or second for first, second in RELATIVE_IMPORT.findall(read(name)))
-        found += [file for file in (f"{module}.py" for module in modules) if has(file) and file not in found]
+        found += [file for file in imported_files(read(name)) if has(file) and file not in found]
     return list(dict.fromkeys(found))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from ..families.wrappers import Wrapping, wrapping_of
 from .checkpoint import Checkpoint
 from .reader import FILES, open_checkpoint
 from .source import Source
+from .tensorfile import TensorFile
 
 WEIGHTS = tuple(FILES.values())
 
@@ -55,16 +55,13 @@ def _renamed(folder: Path, root: str, checkpoint: Checkpoint, wrapping: Wrapping
 
     shutil.copytree(top, copied, copy_function=link, ignore=left_out, ignore_dangling_symlinks=True)
     result = copied / root
-    header, start = {}, 0
-    for name, tensor in checkpoint.tensors.items():
-        offsets = [start, start + tensor.nbytes]
-        header[wrapping.strip(name)] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
-        start += tensor.nbytes
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)
-    with (result / FILES["safetensors"]).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in checkpoint.tensors:
-            for chunk in checkpoint.chunks(name):
-                file.write(chunk)
+    described = checkpoint.tensors.items()
+    file = TensorFile(
+        result / FILES["safetensors"],
+        [(wrapping.strip(name), tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in described],
+    )
+    for name in checkpoint.tensors:
+        for chunk in checkpoint.chunks(name):
+            file.append(chunk)
+    file.finish()
     return result

@@ -7,7 +7,6 @@ length; those of queries stay, since a ColBERT pads every query to its length.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from ..errors import BadInputError
 from ..families.converted import named_classes
 from ..io.portable import copy_portable, portable
+from ..io.python_files import imported_files
 from ..io.source import Source, checked_name, sentence_modules
 
 MODULES = "modules.json"
@@ -31,7 +31,6 @@ COLBERT_PROJECTION = "linear.weight"
 DOCUMENT_LENGTHS = ("document_length", "doc_maxlen")  # tokens of a document: PyLate, sentence-transformers; Stanford
 QUERY_LENGTHS = ("query_length", "query_maxlen")
 OWN = "sentence_transformers."
-RELATIVE_IMPORT = re.compile(r"^\s*(?:from\s+\.([\w.]+)\s+import|import\s+\.([\w.]+))", re.MULTILINE)
 
 
 def write_sentence_files(folder: Path, source: Source, max_length: int) -> list[str]:
@@ -124,8 +123,7 @@ def module_code(source: Source, modules: list[dict[str, Any]]) -> list[str]:
             continue
         found.append(name)
         text = source.fetch(name).read_text(encoding="utf-8", errors="replace")
-        for match in RELATIVE_IMPORT.finditer(text):
-            imported = f"{(match[1] or match[2]).lstrip('.').replace('.', '/')}.py"
+        for imported in imported_files(text):
             if imported not in source.files:
                 raise BadInputError(
                     f"{name} imports {imported}, which is not in the source",

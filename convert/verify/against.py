@@ -18,7 +18,7 @@ from ..families.registry import FAMILIES
 from ..io.reader import DENSE_FORMATS, open_checkpoint
 from ..io.source import Source, read_json, resolve
 from ..io.tensorfile import file_sha256
-from ..run import source_folder
+from ..io.unwrapped import readable_folder
 from ..target import Target
 
 
@@ -60,7 +60,7 @@ def source_of(
     same, doubt = _compared(found, paths, manifest)
     if not same:
         _require_reach(found, str(against), manifest)
-    return Against(source_folder(found), same, doubt)
+    return Against(readable_folder(found), same, doubt)
 
 
 def named_source(manifest: Mapping[str, Any]) -> str:
