@@ -16,7 +16,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import adapt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
+    from .api import adapt, adopt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
     from .convert.errors import EffconvError
     from .convert.repo.card import add_to_card
     from .hub.refresh import refresh
@@ -26,6 +26,7 @@ __all__ = [
     "EffconvError",
     "adapt",
     "add_to_card",
+    "adopt",
     "bench",
     "convert",
     "fidelity",
@@ -52,7 +53,14 @@ _HOMES = {
     "retrieval": "api",
     "verify": "api",
 }
-_MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them are also callable: see callable_package
+_MODULES = (
+    "adapt",
+    "adopt",
+    "bench",
+    "convert",
+    "layers",
+    "lsgify",
+)  # five can be called too: callable_package
 
 
 def __getattr__(name: str) -> Any:

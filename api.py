@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapt.retrieval import retrieval
+from .adapt.retrieval import retrieval as retrieval_of
+from .adopt.run import adopt
+from .adopt.view import reads_repos
 from .convert.errors import EffconvError, UsageError
 from .convert.options import Progress, Settings
 from .convert.plan import Plan
@@ -20,14 +22,29 @@ from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.run import Result, convert_source
 from .convert.target import Target
 from .convert.text import one_or_several
-from .convert.verify.recheck import fidelity_of as fidelity
-from .convert.verify.recheck import verify_repo
+from .convert.verify.recheck import fidelity_of, verify_repo
 from .hub.options import PushOptions
 from .hub.push import push as push_to_hub
 from .inspection import inspect_source as inspect
 from .targets.registry import TARGETS, target_named
 
-__all__ = ["adapt", "bench", "convert", "fidelity", "inspect", "load", "plan", "push_to_hub", "retrieval", "verify"]
+__all__ = [
+    "adapt",
+    "adopt",
+    "bench",
+    "convert",
+    "fidelity",
+    "inspect",
+    "load",
+    "plan",
+    "push_to_hub",
+    "retrieval",
+    "verify",
+]
+
+
+fidelity = reads_repos(fidelity_of)
+retrieval = reads_repos(retrieval_of)
 
 
 def _quiet(step: str, done: int, total: int) -> None:
@@ -81,6 +98,7 @@ def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:
     return ready.plan
 
 
+@reads_repos
 def verify(
     repo: str | os.PathLike[str],
     *,
@@ -109,6 +127,7 @@ def verify(
     )
 
 
+@reads_repos
 def adapt(
     repo: str | os.PathLike[str],
     *,
@@ -182,6 +201,7 @@ def bench(
     return report
 
 
+@reads_repos
 def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:
     """Loads the model of a converted repo after comparing every file with the manifest.
 

@@ -180,7 +180,7 @@ def verify(
         measured = verify_repo(
             repo, against=against, token=token, offline=offline, trust_remote_code=trust_remote_code, progress=progress
         )
-    show_checks(measured, as_json=json)
+    show_checks(measured, repo, as_json=json)
 
 
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
@@ -354,6 +354,55 @@ def push_to_hub(
             progress=progress,
         )
     show_push(pushed, as_json=json, quiet=quiet)
+
+
+@app.command(cls=PlainCommand, rich_help_panel="Share on the Hub")
+def adopt(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Where Trainer or another program saved a converted model.", show_default=False
+        ),
+    ],
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="REPO",
+            help="The repo that was trained (folder or Hub id). Needed only if the folder does not say what it is.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output folder. [default: the folder itself]", show_default=False),
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Run the checks that hold for a trained model.")] = True,
+    token: Token = None,
+    offline: Offline = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Allow the Python code of the source to run.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a repo again of a converted model that was saved after training: manifest, model card, checks."""
+    from .api import adopt as adopt_folder
+    from .report.console import Progress
+    from .report.hub import show_adopted
+
+    with Progress(quiet=quiet) as progress:
+        adopted = adopt_folder(
+            folder,
+            origin=origin,
+            output=output,
+            verify=verify,
+            token=token,
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    show_adopted(adopted, as_json=json, quiet=quiet)
 
 
 @app.command(cls=PlainCommand, rich_help_panel="Share on the Hub")

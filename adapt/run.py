@@ -19,6 +19,7 @@ from ..convert.recipe import Recipe
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged
 from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
+from ..convert.repo.origin import write_origin
 from ..convert.target import Target
 from ..convert.verify.against import named_source, source_of
 from ..convert.verify.run import require_passed, run_checks
@@ -294,6 +295,7 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
         generated = card_text(target, new, {}, sentence=(folder / "modules.json").is_file())
         card.write_text(merged(card.read_text(encoding="utf-8"), generated) if card.is_file() else generated, "utf-8")
         write_results(staging.folder, finished.record)
+        write_origin(staging.folder, new)
         new["files"] = hash_files(staging.folder, known=hashes)
         write_manifest(staging.folder, new)
         staging.publish()

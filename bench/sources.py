@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adopt.view import saved_elsewhere, view_of
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
 from ..convert.families.converted import converted
 from ..convert.families.registry import FAMILIES
@@ -18,6 +19,7 @@ from ..convert.io.tokenizer_classes import VOCABULARIES
 from ..convert.io.unwrapped import readable_folder
 from ..convert.repo import manifest as manifests
 from ..convert.repo.card import command
+from ..convert.repo.origin import stated_origin
 from ..convert.verify.against import named_source
 from ..targets.registry import TARGETS, target_named
 from .models import Subject, size_of, stretched
@@ -55,7 +57,7 @@ def opened(model: str, options: BenchOptions) -> Opened:
     """
     found = resolve(model, token=options.token, offline=options.offline)
     name = found.hub_id or found.name
-    if manifests.NAME in found.files:
+    if manifests.NAME in found.files or stated_origin(found.config):
         return _emitted(model, name, found, options)
     family, before = FAMILIES.get(str(found.config.get("model_type"))), converted(found.config)
     if before is not None:
@@ -90,6 +92,7 @@ def _emitted(model: str, name: str, found: Source, options: BenchOptions) -> Ope
             hint="if you trust the code, pass --trust-remote-code. Or give a local folder",
         )
     folder = _fetched(found)
+    folder = view_of(folder).folder if saved_elsewhere(folder) else folder
     manifest = manifests.read_manifest(folder)
     manifests.check_hashes(folder, manifest)
     target = TARGETS.get(manifest["target"])

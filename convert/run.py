@@ -13,7 +13,6 @@ from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import SourceHash, Written, execute
 from .failed import refused
-from .families.grammar import shape_of
 from .io.source import Source, resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
@@ -25,7 +24,9 @@ from .plan import Plan
 from .prepare import Prepared, ask, planned
 from .repo.card import write_card
 from .repo.emit import code_files, emit
+from .repo.heads import complete_heads
 from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
+from .repo.origin import write_origin
 from .repo.sentence import sentence_class
 from .target import Calibration, Target
 from .text import counted
@@ -260,6 +261,7 @@ def write_record(
     progress("manifest", 0, 0)
     complete = with_measurements(checked.manifest, checked.measured, **checked.others)
     write_card(folder, ready.target, complete, ready.source)
+    write_origin(folder, complete)
     complete["files"] = hash_files(folder, known=weights.written.files)
     write_manifest(folder, complete)
     return complete
@@ -303,16 +305,6 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         if row.target and row.action != "new"
     }
     part = context.emits.part(context.emitted_head)
-    declared = {
-        head.auto: context.emits.weights(context.emitted, head)
-        for head in target.heads(context.emits)
-        if context.emits.part(head) == part  # a decoder alone has none of the target's attention
-    }
-    heads = [  # by shape too: several heads call their tensors classifier.weight
-        auto
-        for auto, weights in declared.items()
-        if {(weight.name, shape_of(weight, context.emitted)) for weight in weights} <= stored
-    ]
     return {
         "max_length": int(context.options.max_length),
         "source_max_length": context.family.longest(context.config),
@@ -321,7 +313,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "part": part,
         # a head that the repo approximates, so that fidelity is meaningful
         "dense_source": target.brings is None and not upgraded,
-        "heads": heads,
+        "heads": complete_heads(target, context.emits, context.emitted_head, dict(context.emitted), stored),
         "new": new,
         "carried": [row.target for row in ready.plan.rows if row.target in ready.plan.carried],
         **({"upgraded": dict(upgraded)} if upgraded else {}),

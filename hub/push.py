@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..adopt.run import as_checked_repo
 from ..convert.errors import StoppedError, UsageError
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
+from ..convert.repo.manifest import check_hashes, read_manifest
 from .changes import CARD, Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
 from .content import (
@@ -102,17 +103,18 @@ def push(
         UsageError: no license, no Hub id, a public repo for a source that is not.
         StoppedError: Ctrl-C; the message says what is on the Hub.
     """
-    job = _Job(
-        folder=repo_folder(repo),
-        private=private,
-        license=license,
-        revision=revision,
-        create_pr=create_pr,
-        message=commit_message,
-        dry_run=dry_run,
-        progress=progress,
-    )
-    return job.run(repo_id, token, offline)
+    with as_checked_repo(repo, progress) as folder:
+        job = _Job(
+            folder=folder,
+            private=private,
+            license=license,
+            revision=revision,
+            create_pr=create_pr,
+            message=commit_message,
+            dry_run=dry_run,
+            progress=progress,
+        )
+        return job.run(repo_id, token, offline)
 
 
 def push_refreshed(

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..adopt.run import adopt
+from ..adopt.view import saved_elsewhere
 from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from ..convert.families.converted import named_classes
 from ..convert.families.registry import FAMILIES
@@ -22,6 +24,7 @@ from ..convert.options import Progress
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import merged, named, names_in
 from ..convert.repo.emit import REMOVED_FIELDS, code_fields, code_files
+from ..convert.repo.heads import head_named
 from ..convert.repo.manifest import (
     NAME,
     Measured,
@@ -31,7 +34,8 @@ from ..convert.repo.manifest import (
     read_manifest,
     with_measurements,
 )
-from ..convert.repo.modelcode import class_name
+from ..convert.repo.origin import FIELD as ORIGIN
+from ..convert.repo.origin import origin_of
 from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
 from ..convert.verify.against import source_of
@@ -135,6 +139,16 @@ def refresh(
         check_reachable(to or _name_on_hub(repo, local), token, offline=offline, create_pr=True)
     with tempfile.TemporaryDirectory(prefix="effconv-") as temporary:
         folder = Path(os.path.expanduser(repo)) if local else _fetched(str(repo), revision, token, offline, progress)
+        if saved_elsewhere(folder):  # its code may be old, its weights are trained: first a repo, then refreshed
+            made = None if local and output is None else Path(temporary) / "adopted" / folder.absolute().name
+            folder = adopt(
+                folder,
+                output=made,
+                verify=verify,
+                offline=offline,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            ).output
         name = folder.absolute().name if local else str(repo).rpartition("/")[2]
         place: Place = os.link if local and output is None else shutil.copyfile
         if output is None and not local and push:
@@ -220,18 +234,7 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     """Code and config as today's templates give them."""
     target = target_named(manifest["target"])
     family = target.emits or FAMILIES.get(manifest["family"])
-    own = (
-        next(
-            (
-                head
-                for head in family.heads
-                if class_name(family.code, target.code, head.suffix) == manifest["architecture"]
-            ),
-            None,
-        )
-        if family
-        else None
-    )
+    own = head_named(target, family, manifest["architecture"]) if family else None
     if family is None or own is None:
         raise UnsupportedError(
             f"this effconv makes no {manifest['architecture']} from a {manifest['family']}",
@@ -244,7 +247,7 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         if COLBERT in named_classes(config):
             stated["architectures"] = [*stated["architectures"], COLBERT]
-        today = {**_without_removed(config), **stated}
+        today = {**_without_removed(config), **stated, ORIGIN: _origin(config, manifest, code)}
         newer = json.dumps(today, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
         raise BadInputError(
@@ -256,6 +259,15 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     changed = bool(gone) or any(_text(folder / name) != text for name, text in files.items())
     options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else None
     return _Fresh(files, gone, changed, target, {**manifest, **({} if options is None else {"options": options})})
+
+
+def _origin(config: Mapping[str, Any], manifest: Mapping[str, Any], code: Mapping[str, str]) -> dict[str, Any]:
+    """What config.json says of the origin; as it stands where this effconv would only name itself in it."""
+    stated = config.get(ORIGIN)
+    new = origin_of({**manifest, "effconv": __version__}, code)
+    if isinstance(stated, dict) and {**stated, "version": __version__} == new:
+        return stated
+    return new
 
 
 def _without_removed(fields: Mapping[str, Any]) -> dict[str, Any]:

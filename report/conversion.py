@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..convert.repo.manifest import NAME
 from .console import bytes_text, new_console, print_checks, print_json, shape_text
 from .hub import show_push
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..convert.families.grammar import Family
     from ..convert.plan import Plan, Row
     from ..convert.repo.manifest import Measured
@@ -76,11 +79,14 @@ def show_result(result: Result, *, as_json: bool) -> None:
     return None if result.pushed is None else show_push(result.pushed, as_json=False)
 
 
-def show_checks(measured: Sequence[Measured], *, as_json: bool) -> None:
+def show_checks(measured: Sequence[Measured], repo: Path, *, as_json: bool) -> None:
     if as_json:
         return print_json([asdict(result) for result in measured])
     console = new_console()
-    console.print("all files match the manifest")
+    if (repo.expanduser() / NAME).is_file():
+        console.print("all files match the manifest")
+    else:
+        console.print(f"no {NAME}: the code is effconv's. effconv adopt {escape(str(repo))} makes it a repo again")
     print_checks(console, measured)
     return None
 

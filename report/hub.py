@@ -1,4 +1,4 @@
-"""Prints the results of `effconv push-to-hub` and `effconv refresh`."""
+"""Prints the results of `effconv push-to-hub`, `effconv refresh` and `effconv adopt`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from .console import new_console, print_checks, print_json, size_text
 
 if TYPE_CHECKING:
+    from ..adopt.run import Adopted
     from ..hub.push import Pushed
     from ..hub.refresh import Refreshed
 
@@ -65,4 +66,19 @@ def show_refreshed(refreshed: Refreshed, *, as_json: bool, quiet: bool = False) 
         console.print(escape(str(refreshed.output)), soft_wrap=True, highlight=False)
     if refreshed.pushed:
         show_push(refreshed.pushed, as_json=False, quiet=quiet)
+    return None
+
+
+def show_adopted(adopted: Adopted, *, as_json: bool, quiet: bool = False) -> None:
+    if as_json:
+        return print_json(adopted.described())
+    console = new_console()
+    if not quiet:
+        for name in adopted.written:
+            console.print(f"written  {escape(name)}", highlight=False)
+        if adopted.measured is not None:
+            print_checks(console, adopted.measured)
+        for finding in adopted.findings:
+            console.print(f"[yellow]note:[/yellow] {escape(finding)}", soft_wrap=True)
+    console.print(escape(str(adopted.output)), soft_wrap=True, highlight=False)
     return None

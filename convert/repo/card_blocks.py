@@ -66,6 +66,15 @@ def merged(theirs: str, ours: str) -> str:
     return theirs
 
 
+def joined(theirs: str, ours: str) -> str:
+    """A card that another program or a person wrote, with ours: merged, or after it where it has none of our blocks."""
+    if blocks(theirs):
+        return merged(theirs, ours)
+    body = FRONT.sub("", ours, count=1).strip().removeprefix("# ")
+    text = merged(theirs, ours)
+    return f"{text.rstrip()}\n\n# {body}\n"
+
+
 def named(text: str, repo_id: str, revision: str = "main") -> str:
     """The card whose lines that load the model name this repo of the Hub, instead of the folder."""
     lines = blocks(text).get("load", "")

@@ -20,6 +20,7 @@ from ..io.tokenizer_classes import SETTINGS
 from ..plan import Plan
 from ..target import Context, Target
 from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
+from .origin import FIELD as ORIGIN
 from .sentence import write_sentence_files
 
 # Fields that repos of an older effconv have and that no code reads any more.
@@ -27,7 +28,7 @@ REMOVED_FIELDS = ("mkldnn_fp32_precision",)
 # Fields of a source's config that name its own code or somebody's machine, or that the emitted repo states itself.
 STALE_FIELDS = (
     *("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "base_model_prefix"),
-    *REMOVED_FIELDS,
+    *(ORIGIN, *REMOVED_FIELDS),
 )
 CARRIED = ("generation_config.json", "chat_template.jinja")
 

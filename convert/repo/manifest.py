@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInputError, CheckFailedError, listing
+from ..errors import BadInputError, CheckFailedError, EffconvError, listing
+from ..families.converted import converted, is_published_lsg
+from ..io.source import resolve
 from ..io.tensorfile import file_sha256
 
 NAME = "effconv.json"
 FAILED = "effconv-failed.json"  # what a conversion that failed its checks has instead
 FORMAT = 1
 UNHASHED = (NAME, ".gitattributes")
+# What a training leaves beside a model: states of optimisers and generators, options, logs, other checkpoints. No model
+# loads them, some are pickles, and they name folders of a machine.
+TRAINING_FILES = re.compile(
+    r"(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth|random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl"
+    r"|trainer_state\.json|training_args\.bin|zero_to_fp32\.py|latest|events\.out\.tfevents.*"
+)
+TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|(pytorch_model|optimizer)(_fsdp)?_\d+|runs|wandb")
 FIELDS = {
     "format": int, "target": str, "family": str, "architecture": str, "options": dict, "settings": dict, "files": dict,
     "plan": dict, "max_length": int, "source_max_length": int, "auto": str, "heads": list, "carried": list,
@@ -110,11 +120,7 @@ def read_manifest(repo: Path) -> dict[str, Any]:
     if (repo / FAILED).is_file():
         raise _kept_to_be_looked_at(repo)
     if not path.is_file():
-        raise BadInputError(
-            f"the folder has no {NAME}, so it was not made by effconv",
-            where=str(repo),
-            hint="give the folder of a converted repo",
-        )
+        raise _no_manifest(repo)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -137,6 +143,23 @@ def read_manifest(repo: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def _no_manifest(repo: Path) -> EffconvError:
+    """The error for a folder without a manifest: what it is instead, and what to give."""
+    what, hint = f"the folder has no {NAME}, so it was not made by effconv", "give the folder of a converted repo"
+    try:
+        config = resolve(repo, offline=True).config
+    except EffconvError as error:
+        if "checkpoint" not in error.hint:
+            return BadInputError(what, where=str(repo), hint=hint)
+        return error
+    if converted(config) and not is_published_lsg(config):
+        what = f"the folder has no {NAME}: the model was saved after its conversion, by another program"
+        hint = f"give the repo that was trained: effconv adopt {repo} --from REPO"
+    elif converted(config) or config.get("model_type"):
+        hint = f"give the folder of a converted repo, or convert this one first: effconv lsg {repo}"
+    return BadInputError(what, where=str(repo), hint=hint)
+
+
 def _kept_to_be_looked_at(repo: Path) -> CheckFailedError:
     return CheckFailedError(
         "this folder is a conversion that failed its checks (kept by --keep-failed)",
@@ -150,14 +173,19 @@ def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, 
     names = {
         path.relative_to(repo).as_posix(): path
         for path in sorted(repo.rglob("*"))
-        if path.is_file() and path.name not in UNHASHED and not _is_trace(path.relative_to(repo))
+        if path.is_file() and path.name not in UNHASHED and belongs(path.relative_to(repo))
     }
     return {name: (known or {}).get(name) or file_sha256(path) for name, path in names.items()}
 
 
-def _is_trace(name: Path) -> bool:
-    """Whether git, the Hub's client or Python left it in a hidden folder or a cache: nothing is loaded from there."""
-    return any(part.startswith(".") or part == "__pycache__" for part in name.parts[:-1])
+def belongs(name: Path) -> bool:
+    """Whether a file is part of a repo, by its path inside the repo's folder.
+
+    It is not where git, the Hub's client or Python left it in a hidden folder or a cache, or where a training did.
+    """
+    folders = name.parts[:-1]
+    trace = any(part.startswith(".") or part == "__pycache__" for part in folders)
+    return not (trace or TRAINING_FILES.fullmatch(name.name) or any(map(TRAINING_FOLDERS.fullmatch, folders[:1])))
 
 
 def write_manifest(repo: Path, manifest: Mapping[str, Any]) -> None:
@@ -185,5 +213,6 @@ def check_hashes(repo: Path, manifest: Mapping[str, Any]) -> None:
         raise CheckFailedError(
             f"the files of the repo differ from its manifest:\n{listing(changed)}",
             where=str(repo),
-            hint="restore changed and missing files and remove those not in the manifest, or convert the source again",
+            hint="restore changed and missing files and remove those not in the manifest, or convert the source again; "
+            f"if you trained the model, make it a repo again: effconv adopt {repo}",
         )

@@ -85,7 +85,15 @@ def _require_kin(found: Source, against: str, repo: Path, manifest: Mapping[str,
             where=against,
             hint=give,
         )
-    differences = list(_differences(found.config, read_json(repo / "config.json", "config.json"), manifest["family"]))
+    ours = read_json(repo / "config.json", "config.json")
+    words = [config.get("vocab_size") for config in (found.config, ours)]
+    if manifest.get("adapted") and all(isinstance(count, int) for count in words) and words[0] != words[1]:
+        raise UsageError(
+            f"the vocabulary was changed after the conversion: {words[1]:,} tokens, the source has {words[0]:,}",
+            where=against,
+            hint="compare the repo from before the training with its source",
+        )
+    differences = list(_differences(found.config, ours, manifest["family"]))
     if differences:
         raise UsageError(
             f"{found.name} is not the source of this repo: {'; '.join(differences)}", where=against, hint=give
