@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError, CheckFailedError, EffconvError, listing
-from ..families.converted import converted, is_published_lsg
+from ..families.converted import converted
 from ..io.source import resolve
 from ..io.tensorfile import file_sha256
 
@@ -152,10 +152,11 @@ def _no_manifest(repo: Path) -> EffconvError:
         if "checkpoint" not in error.hint:
             return BadInputError(what, where=str(repo), hint=hint)
         return error
-    if converted(config) and not is_published_lsg(config):
+    before = converted(config)
+    if before and not before.published:
         what = f"the folder has no {NAME}: the model was saved after its conversion, by another program"
         hint = f"give the repo that was trained: effconv adopt {repo} --from REPO"
-    elif converted(config) or config.get("model_type"):
+    elif config.get("model_type"):
         hint = f"give the folder of a converted repo, or convert this one first: effconv lsg {repo}"
     return BadInputError(what, where=str(repo), hint=hint)
 

@@ -45,9 +45,9 @@ LEFT_OUT = (
 pytestmark = pytest.mark.xdist_group("saved-elsewhere")
 
 
-def save(repo: Path, folder: Path, *ways: str, python: str = sys.executable) -> None:
-    """Saves the repo's model in each way, in a fresh process."""
-    command = [python, str(WORKER), str(repo), str(folder), *ways]
+def save(folder: Path, python: str = sys.executable, **repos: Path) -> None:
+    """Saves the model of a repo in each of these ways, in one fresh process."""
+    command = [python, str(WORKER), str(folder), *(f"{way}={repo}" for way, repo in repos.items())]
     done = subprocess.run(command, env=stranger(folder), capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
 
@@ -64,8 +64,7 @@ def made(tmp_path_factory, verified_in_forks) -> Path:
         for name in ("source", "sentences"):
             effconv.convert(folder / name, "lsg", output=folder / f"lsg-{name}", **SMALL, **BLOCKS)
     (folder / "saved").mkdir()
-    save(folder / "lsg-source", folder / "saved", *WAYS[:-1])
-    save(folder / "lsg-sentences", folder / "saved", "sentence")
+    save(folder / "saved", **{way: folder / f"lsg-{source_of(folder, way).name}" for way in WAYS})
     return folder
 
 
@@ -248,10 +247,10 @@ def repo_of(target: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("python", [FOUR_NIGHTLY])
 def test_what_transformers_4_saves(python, made, tmp_path, verified_in_forks):
-    save(made / "lsg-source", tmp_path, "trainer", "vocabulary", "dtype", python=python)
-    save(made / "lsg-sentences", tmp_path, "sentence", python=python)
+    ways = ("trainer", "vocabulary", "dtype", "sentence")
+    save(tmp_path, python, **{way: made / f"lsg-{source_of(made, way).name}" for way in ways})
     with verified_in_forks():
-        for way in ("trainer", "vocabulary", "dtype", "sentence"):
+        for way in ways:
             assert all(check.passed is not False for check in effconv.verify(tmp_path / way))
 
 
@@ -262,7 +261,7 @@ def test_what_transformers_4_saves(python, made, tmp_path, verified_in_forks):
 def test_every_target_stays_a_repo(target, way, tmp_path, verified_in_forks):
     with verified_in_forks():
         repo = repo_of(target, tmp_path)
-        save(repo, tmp_path, way)
+        save(tmp_path, **{way: repo})
         checks = effconv.verify(tmp_path / way)
         adopted = effconv.adopt(tmp_path / way, **({"origin": repo} if way == "accelerate" else {}))
     assert "saved_again_equal" in {check.name for check in checks if check.passed}

@@ -1,6 +1,6 @@
 """Saves a converted model as the libraries of its users do, in a process that knows nothing of effconv.
 
-    python saving_worker.py REPO FOLDER WAY...      each way into FOLDER/WAY
+    python saving_worker.py FOLDER WAY=REPO...      each way into FOLDER/WAY
 
 The first text that each model was trained on stands in no file: what is saved is what the libraries save.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ TEXTS = [
 TRUSTED = {"trust_remote_code": True}
 
 
-def trained(repo: Path, folder: Path) -> tuple[Any, Any]:
-    """Two steps of Trainer, which leaves a checkpoint; the tokenizer has cut texts to 16 tokens."""
+@cache
+def trained(repo: Path, folder: Path) -> Any:
+    """Two steps of Trainer, which leaves a checkpoint in the folder; the tokenizer has cut texts to 16 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(repo, **TRUSTED)
     model = AutoModelForSequenceClassification.from_pretrained(repo, num_labels=3, **TRUSTED)
     rows = [{**tokenizer(text, truncation=True, max_length=16), "labels": i % 3} for i, text in enumerate(TEXTS)]
@@ -38,16 +40,16 @@ def trained(repo: Path, folder: Path) -> tuple[Any, Any]:
         model, options, train_dataset=rows, processing_class=tokenizer, data_collator=collator
     )
     trainer.train()
-    return trainer, tokenizer
+    return trainer
 
 
 def trainer(repo: Path, folder: Path) -> None:
-    trained(repo, folder.with_name("run"))[0].save_model(folder)
+    trained(repo, folder.with_name("run")).save_model(folder)
 
 
 def checkpoint(repo: Path, folder: Path) -> None:
-    trained(repo, folder.with_name("run-of-checkpoint"))
-    folder.with_name("run-of-checkpoint").joinpath("checkpoint-2").rename(folder)
+    trained(repo, folder.with_name("run"))
+    shutil.copytree(folder.with_name("run") / "checkpoint-2", folder)
 
 
 def deepspeed(repo: Path, folder: Path) -> None:
@@ -110,9 +112,8 @@ def sentence(repo: Path, folder: Path) -> None:
     SentenceTransformer(str(repo), device="cpu", **TRUSTED).save(str(folder))
 
 
-def main(repo: str, folder: str, *ways: str) -> None:
-    for way in ways:
-        shutil.rmtree(Path(folder) / way, ignore_errors=True)
+def main(folder: str, *ways: str) -> None:
+    for way, _, repo in (asked.partition("=") for asked in ways):
         globals()[way](Path(repo), Path(folder) / way)
 
 
