@@ -35,7 +35,7 @@ from ..convert.repo.manifest import (
     with_measurements,
 )
 from ..convert.repo.origin import FIELD as ORIGIN
-from ..convert.repo.origin import origin_of
+from ..convert.repo.origin import TOKENIZER, origin_of
 from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
 from ..convert.verify.against import source_of
@@ -247,6 +247,8 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         if COLBERT in named_classes(config):
             stated["architectures"] = [*stated["architectures"], COLBERT]
+        options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else {}
+        manifest = {**manifest, "options": options}
         today = {**_without_removed(config), **stated, ORIGIN: _origin(config, manifest, code)}
         newer = json.dumps(today, indent=2, ensure_ascii=False) + "\n"
     except (OSError, ValueError, TypeError) as error:
@@ -257,8 +259,7 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
     kept = {*code, *manifest.get("source_code", ()), *tokenizer_in(folder).code}  # the last two came with the source
     gone = tuple(sorted(name for name in manifest["files"] if name.endswith(".py") and name not in kept))
     changed = bool(gone) or any(_text(folder / name) != text for name, text in files.items())
-    options = _without_removed(manifest["options"]) if isinstance(manifest.get("options"), dict) else None
-    return _Fresh(files, gone, changed, target, {**manifest, **({} if options is None else {"options": options})})
+    return _Fresh(files, gone, changed, target, manifest)
 
 
 def _origin(config: Mapping[str, Any], manifest: Mapping[str, Any], code: Mapping[str, str]) -> dict[str, Any]:
@@ -289,6 +290,7 @@ def _measured(
     old = old if isinstance(old, dict) else {}
     by = old.get("fidelity_by", fresh.manifest.get("effconv"))
     kept = {"fidelity": old["fidelity"], "fidelity_by": by} if old.get("fidelity") else {}
+    kept |= {TOKENIZER: old[TOKENIZER]} if TOKENIZER in old else {}
     if not verify:
         fresh.notes.append("the code is new and was not checked (--no-verify)")
         return None, with_measurements({}, None, **kept)["measurements"]

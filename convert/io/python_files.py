@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # How transformers and sentence-transformers find the files that must come along.
-RELATIVE_IMPORT = re.compile(r"^\s*(?:from\s+\.([\w.]+)\s+import|import\s+\.([\w.]+)\s*$)", re.MULTILINE)
+RELATIVE_IMPORT = re.compile(r"^\s*(?:from\s+\.(\w[\w.]*)\s+import|import\s+\.(\w[\w.]*)\s*$)", re.MULTILINE)
 
 
 def imported_files(text: str) -> list[str]:
@@ -15,4 +15,4 @@ def imported_files(text: str) -> list[str]:
         text: of the Python file.
     """
     modules = (first or second for first, second in RELATIVE_IMPORT.findall(text))
-    return [f"{module.lstrip('.').replace('.', '/')}.py" for module in modules]
+    return [f"{module.replace('.', '/')}.py" for module in modules]

@@ -149,9 +149,8 @@ def _no_manifest(repo: Path) -> EffconvError:
     try:
         config = resolve(repo, offline=True).config
     except EffconvError as error:
-        if "checkpoint" not in error.hint:
-            return BadInputError(what, where=str(repo), hint=hint)
-        return error
+        run = "output folder of a training" in error.what  # which has its checkpoints in subfolders
+        return error if run else BadInputError(what, where=str(repo), hint=hint)
     before = converted(config)
     if before and not before.published:
         what = f"the folder has no {NAME}: the model was saved after its conversion, by another program"

@@ -182,7 +182,7 @@ def test_a_repo_that_was_trained_in_place_is_adopted(made, tmp_path, verified_in
     assert (repo / "notes.txt").read_text() == "kept"
     card = (repo / "README.md").read_text(encoding="utf-8")
     assert "Trained on letters." in card
-    assert "trained after the conversion" in card
+    assert "trained after the conversion, outside effconv" in card
     assert effconv.adopt(repo).written == ()  # once is enough
 
 
