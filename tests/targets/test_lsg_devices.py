@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from environments import FOUR, stranger
+from environments import FOUR_NIGHTLY, stranger
 from places import ROOT, SUPPORT
 
 import effconv
@@ -76,7 +76,7 @@ print(json.dumps({"forms": forms, "far": far}))
 """
 
 
-@pytest.mark.parametrize("python", [pytest.param(sys.executable, id="transformers5"), FOUR])
+@pytest.mark.parametrize("python", [pytest.param(sys.executable, id="transformers5"), FOUR_NIGHTLY])
 def test_the_form_is_set_at_loading_and_saved_with_the_model(python, source, tmp_path):
     repo = effconv.convert(source, "lsg", output=tmp_path / "repo", **OPTIONS).output
     command = [python, "-c", LOADED, str(repo), str(tmp_path / "saved")]

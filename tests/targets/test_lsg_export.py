@@ -55,6 +55,7 @@ def test_exported_for_one_length_it_gives_the_same_states(model):
 
 
 @together
+@pytest.mark.nightly
 def test_exported_for_whole_blocks_it_takes_other_lengths(model):
     blocks = Dim("blocks", min=3, max=32)
     shapes = {name: {1: BLOCK * blocks} for name in ("input_ids", "attention_mask")}
@@ -65,6 +66,7 @@ def test_exported_for_whole_blocks_it_takes_other_lengths(model):
 
 
 @together
+@pytest.mark.nightly
 def test_onnxruntime_gives_the_same_states(model, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
