@@ -16,7 +16,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import adapt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
+    from .api import adapt, bench, convert, fidelity, finetune, inspect, load, plan, push_to_hub, retrieval, verify
     from .convert.errors import EffconvError
     from .convert.repo.card import add_to_card
     from .hub.refresh import refresh
@@ -29,6 +29,7 @@ __all__ = [
     "bench",
     "convert",
     "fidelity",
+    "finetune",
     "inspect",
     "layers",
     "load",
@@ -52,7 +53,14 @@ _HOMES = {
     "retrieval": "api",
     "verify": "api",
 }
-_MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them are also callable: see callable_package
+_MODULES = (
+    "adapt",
+    "bench",
+    "convert",
+    "finetune",
+    "layers",
+    "lsgify",
+)  # all but layers are also callable
 
 
 def __getattr__(name: str) -> Any:

@@ -209,11 +209,11 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device, found_by)
     before = heldout.measure(pair.student)
     run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
-    _first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
+    first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
     try:
         trained = run.train()
     except KeyboardInterrupt:
-        raise _stopped(checkpoints) from None
+        raise stopped(checkpoints) from None
     except OutputError:
         if checkpoints.last() is None:
             checkpoints.clear()
@@ -302,7 +302,7 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
     return Adapted(output, finished.record, measured, finished.findings)
 
 
-def _first_alone(accelerator: Any, work: Callable[[], None]) -> None:
+def first_alone(accelerator: Any, work: Callable[[], None]) -> None:
     """Lets the first process work; all of them raise what it raised."""
     from accelerate.utils import broadcast_object_list
 
@@ -317,7 +317,8 @@ def _first_alone(accelerator: Any, work: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def _stopped(checkpoints: Checkpoints) -> StoppedError:
+def stopped(checkpoints: Checkpoints) -> StoppedError:
+    """The error for an interrupted run, which says what is kept; without a checkpoint nothing is."""
     last = checkpoints.last()
     if last is None:
         checkpoints.clear()

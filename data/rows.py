@@ -1,0 +1,204 @@
+"""Labelled rows: files and datasets with columns, split for training and evaluation. Imports `datasets` on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..convert.errors import BadInputError, UsageError
+from ..convert.io.tensorfile import file_sha256
+from .documents import dataset, table
+from .files import TABULAR, require_files
+
+EVALUATED = ("validation", "validation_matched", "dev", "valid")  # splits of a dataset that are looked at
+HELDOUT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one purpose.
+
+    Attributes:
+        columns: values by column, all of one length. label_names: of a label column whose classes the dataset names.
+        names: files or datasets. record: of the manifest: names, sha256, rows.
+    """
+
+    columns: dict[str, list[Any]]
+    label_names: tuple[str, ...]
+    names: tuple[str, ...]
+    record: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def chosen(self, indices: Sequence[int]) -> Rows:
+        """These rows, in this order."""
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Rows(columns, self.label_names, self.names, {**self.record, "rows": len(indices)})
+
+
+def require_tables(names: Sequence[str], where: str) -> None:
+    """Raises for files that have no columns, and for missing ones, before any is read.
+
+    Args:
+        where: the option that lists them.
+    """
+    require_files([name for name in names if Path(name).suffix in TABULAR], where)
+    for name in names:
+        if Path(name).suffix not in TABULAR:
+            raise BadInputError(
+                f"{name} is not a file with columns" if Path(name).exists() else f"no such file: {name}",
+                where=where,
+                hint=f"give {', '.join(TABULAR)} files, or a dataset with --dataset",
+            )
+
+
+def read_tables(names: Sequence[str], wanted: Collection[str], label: str, where: str) -> Rows:
+    """Rows of files.
+
+    Args:
+        wanted: columns to read. label: the one of them with labels. where: the option that lists the files.
+
+    Raises:
+        BadInputError: a file cannot be read, is empty, or lacks a column.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    for name in names:
+        found = _columns(table(Path(name)), wanted, name)
+        for column, values in found.items():
+            columns[column] += values
+    record = {
+        "data": [Path(name).name for name in names],
+        "sha256": {Path(name).name: file_sha256(Path(name)) for name in names},
+    }
+    return _sound(Rows(columns, (), tuple(names), record), label, where)
+
+
+def read_splits(
+    name: str, wanted: Collection[str], label: str, token: str | None, evaluated: str
+) -> tuple[Rows, Rows | None]:
+    """Training and evaluation rows of a dataset; None where it has no split to evaluate on.
+
+    Args:
+        name: of the dataset: `name`, `name:configuration` or `name@split`, or a folder.
+        evaluated: the split to evaluate on, before `EVALUATED`.
+
+    Raises:
+        BadInputError: no such dataset, no training split, or a column is missing.
+    """
+    splits = dataset(name, token, split=None)
+    if "@" in name:
+        splits = {"train": splits}
+    if "train" not in splits:
+        raise BadInputError(
+            f"the dataset has no training split, found {', '.join(splits)}",
+            where=f"--dataset {name}",
+            hint="name a split, such as name@test",
+        )
+    apart = next((split for split in (evaluated, *EVALUATED) if split in splits), None)
+    return _split(name, "train", splits, wanted, label), (
+        None if apart is None else _split(name, apart, splits, wanted, label)
+    )
+
+
+def held_out(rows: Rows, label: str, seed: int) -> tuple[Rows, Rows]:
+    """A tenth of the rows apart, at least one; never all rows with a label.
+
+    Args:
+        label: column with the labels.
+
+    Raises:
+        BadInputError: there is only one row.
+    """
+    if len(rows) < 2:
+        raise BadInputError(
+            "one row is too few to train and evaluate on", where=", ".join(rows.names), hint="give more rows, or --eval"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    count = max(1, round(HELDOUT_SHARE * len(rows)))
+    keys = [json.dumps(value, sort_keys=True, default=str) for value in rows.columns[label]]
+    rest: dict[str, int] = {}
+    for key in keys:
+        rest[key] = rest.get(key, 0) + 1
+    few = len(rest) <= len(rows) / 2  # classes, not numbers or texts of which each is there once
+    apart: list[int] = []
+    for i in order:
+        if len(apart) < count and not (few and rest[keys[i]] == 1):
+            apart.append(i)
+            rest[keys[i]] -= 1
+    apart = apart or order[:1]
+    kept = sorted(set(order) - set(apart))
+    return rows.chosen(kept), rows.chosen(sorted(apart))
+
+
+def _split(name: str, split: str, splits: Any, wanted: Collection[str], label: str) -> Rows:
+    found = splits[split]
+    where = name if "@" in name else f"{name}@{split}"
+    columns = _columns(found, wanted, where)
+    names = getattr(found.features.get(label), "names", None) or getattr(
+        getattr(found.features.get(label), "feature", None), "names", None
+    )
+    digest = hashlib.sha256(json.dumps(columns, sort_keys=True, default=str).encode()).hexdigest()
+    shown = Path(where).name if Path(name.partition("@")[0]).exists() else where
+    return _sound(
+        Rows(columns, tuple(names or ()), (shown,), {"data": [shown], "sha256": {shown: digest}}), label, where
+    )
+
+
+def _columns(rows: Any, wanted: Collection[str], where: str) -> dict[str, list[Any]]:
+    missing = [name for name in wanted if name not in rows.column_names]
+    if missing:
+        options = "--text, --pair, --label and --choices name the columns"
+        raise BadInputError(
+            f"no column {', '.join(map(repr, missing))}, found {', '.join(rows.column_names)}",
+            where=where,
+            hint=options,
+        )
+    return {name: list(rows[name]) for name in wanted}
+
+
+def _sound(rows: Rows, label: str, where: str) -> Rows:
+    """The rows, with how many there are in their record; those of an unlabelled split are refused."""
+    if not rows.columns or not len(rows):
+        raise BadInputError("the file has no rows", where=", ".join(rows.names), hint="give files with rows")
+    for name, values in rows.columns.items():
+        empty = next((i for i, value in enumerate(values) if value is None), None)
+        if empty is not None:
+            raise BadInputError(
+                f"row {empty + 1} has no {name}",
+                where=", ".join(rows.names),
+                hint=f"fill or remove the rows without {name}",
+            )
+    rows.record["rows"] = len(rows)
+    return rows
+
+
+def text_values(rows: Rows, column: str) -> list[str]:
+    """A column of texts.
+
+    Raises:
+        BadInputError: a value that is not a text.
+    """
+    values = rows.columns[column]
+    odd = next((i for i, value in enumerate(values) if not isinstance(value, str)), None)
+    if odd is not None:
+        raise BadInputError(
+            f"row {odd + 1} of column {column!r} is not a text but {type(values[odd]).__name__}",
+            where=", ".join(rows.names),
+            hint="name the column with the text, with --text or --pair",
+        )
+    return values
+
+
+def require_datasets(where: str) -> None:
+    """Raises UsageError where the package is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("datasets") is None:
+        raise UsageError("the package datasets is not installed", where=where, hint="pip install 'effconv[finetune]'")
