@@ -121,7 +121,9 @@ def arguments_of(
         "ddp_find_unused_parameters": not options.gradient_checkpointing,  # short texts do not use every tensor
     }
     if options.gradient_checkpointing:
-        values |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        names = {field.name for field in fields(TrainingArguments)}
+        name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"  # 5 | 4
+        values |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     kind = TrainingArguments
     if task.name == "summarize":
         kind = Seq2SeqTrainingArguments
