@@ -228,7 +228,7 @@ def table(path: Path, streaming: bool = False) -> Any:
         return datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
     except Exception as error:  # each format fails in its own way
         said = _first_line(error.__cause__ or error)  # "an error occurred while generating" has the reason as its cause
-        empty = "corresponds to no data" in said
+        empty = "corresponds to no data" in said or said == "StopIteration"  # the latter of an empty JSONL file
         raise BadInputError(
             "the file has no rows" if empty else f"cannot read the file ({said})",
             where=str(path),

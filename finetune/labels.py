@@ -109,7 +109,7 @@ def _classes(
             where=f"--label {column}",
             hint="name the column with the label, or pass --task regression or summarize",
         )
-    whole = all(isinstance(value, int) for value in distinct)  # bool too
+    whole = all(isinstance(value, int) for value in distinct)
     if config:
         stored = _stored(config)
         if whole and min(distinct) >= 0 and max(distinct) < len(stored):
@@ -172,7 +172,7 @@ def _class(value: Any) -> Any:
         return int(value)
     if not isinstance(value, (str, int)):
         raise TypeError
-    return value
+    return str(value) if isinstance(value, bool) else value
 
 
 def _several(value: Any) -> list[Any]:
