@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import importlib.util
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,13 @@ import numpy as np
 
 from ..convert.errors import BadInputError, UsageError
 from ..convert.io.tensorfile import file_sha256
+from ..convert.text import read_utf8
 from .documents import dataset, table
 from .files import TABULAR, require_files
 
 EVALUATED = ("validation", "validation_matched", "dev", "valid")  # splits of a dataset that are looked at
 HELDOUT_SHARE = 0.1
+PLAIN = (".jsonl", ".csv")  # which are read without `datasets`, where that is not installed
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,9 @@ def read_tables(names: Sequence[str], wanted: Collection[str], label: str, where
     """
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     for name in names:
-        found = _columns(table(Path(name)), wanted, name)
-        for column, values in found.items():
+        path = Path(name)
+        read = table if _has_datasets() or path.suffix not in PLAIN else _plain_table
+        for column, values in _columns(read(path), wanted, name).items():
             columns[column] += values
     record = {
         "data": [Path(name).name for name in names],
@@ -196,9 +201,61 @@ def text_values(rows: Rows, column: str) -> list[str]:
     return values
 
 
-def require_datasets(where: str) -> None:
-    """Raises UsageError where the package is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("datasets") is None:
+def require_datasets(names: Sequence[str], where: str) -> None:
+    """Raises UsageError where the package is not installed and something else than JSONL and CSV files is read."""
+    if not _has_datasets() and any(Path(name).suffix not in PLAIN for name in names):
         raise UsageError("the package datasets is not installed", where=where, hint="pip install 'effconv[finetune]'")
+
+
+def _has_datasets() -> bool:
+    return importlib.util.find_spec("datasets") is not None
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns of a file that was read without `datasets`, which cannot be installed beside transformers 4.57."""
+
+    columns: dict[str, list[Any]]
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.columns)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return self.columns[name]
+
+
+def _plain_table(path: Path) -> _Table:
+    """A JSONL or CSV file, read by the standard library.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    text = read_utf8(path, "--data")
+    try:
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: [row.get(name) for row in rows] for name in names}
+    except (ValueError, AttributeError, TypeError, csv.Error) as error:
+        raise BadInputError(
+            f"cannot read the file ({error})", where=str(path), hint="give a file with one row a line"
+        ) from None
+    if not rows:
+        raise BadInputError("the file has no rows", where=str(path), hint="give files with rows")
+    if path.suffix == ".csv":
+        columns = {str(name): _numbers(values) for name, values in columns.items()}
+    return _Table(columns)
+
+
+def _numbers(values: list[Any]) -> list[Any]:
+    """A column of a CSV file as numbers, where all its cells are; empty cells as None."""
+    cells = [value or None for value in values]
+    for kind in (int, float):
+        try:
+            return [None if cell is None else kind(cell) for cell in cells]
+        except (ValueError, TypeError):
+            continue
+    return cells

@@ -154,7 +154,8 @@ def open_run(repo: str | os.PathLike[str], options: FinetuneOptions, progress: P
 
 def require_packages(options: FinetuneOptions) -> None:
     """Raises UsageError for a package of the extra that is not installed."""
-    require_datasets("effconv finetune")
+    dataset = [options.dataset or options.task or ""] if not options.data else []
+    require_datasets([*options.data, *options.eval, *filter(None, dataset)], "effconv finetune")
     needed = {"accelerate": "accelerate", "sklearn": "scikit-learn"}
     needed |= {"tensorboard": "tensorboard"} if options.tensorboard else {}
     missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]

@@ -145,14 +145,16 @@ def test_an_error_imports_neither_torch_nor_transformers(place, tmp_path):
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_missing_package_is_named(place, monkeypatch):
+def test_a_missing_package_is_named(place, tmp_path, monkeypatch):
     import importlib.util
 
     found = importlib.util.find_spec
+    parquet = tmp_path / "rows.parquet"
+    parquet.write_bytes(b"")
     for module, name in (("sklearn", "scikit-learn"), ("datasets", "datasets"), ("accelerate", "accelerate")):
         monkeypatch.setattr(importlib.util, "find_spec", lambda m, *a, gone=module: None if m == gone else found(m, *a))
         with pytest.raises(UsageError, match=f"the package {name} is not installed") as error:
-            effconv.finetune(place / "lsg", data=place / "train.jsonl")
+            effconv.finetune(place / "lsg", data=parquet)
         assert "pip install 'effconv[finetune]'" in str(error.value)
 
 
@@ -166,9 +168,11 @@ def opened(place, tmp_path, **options):
     return open_run(repo, FinetuneOptions(output=tmp_path / "out", **options), lambda *_: None)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_files_of_every_kind_give_the_same_rows(ending, place, tmp_path):
+@pytest.mark.parametrize(("ending", "package"), [("jsonl", 1), ("csv", 1), ("parquet", 1), ("jsonl", 0), ("csv", 0)])
+def test_files_of_every_kind_give_the_same_rows(ending, package, place, tmp_path, monkeypatch):
     import datasets
+
+    monkeypatch.setattr("effconv.data.rows._has_datasets", lambda: bool(package))
 
     table = datasets.Dataset.from_list([{"text": row["text"], "label": i % 3} for i, row in enumerate(ROWS)])
     {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}[ending](tmp_path / f"rows.{ending}")
