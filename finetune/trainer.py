@@ -88,9 +88,29 @@ def arguments_of(
     Raises:
         UsageError: a batch that cannot be divided among the processes.
     """
-    accelerated = torch.accelerator.is_available()
     values: dict[str, Any] = {
+        **recipe_of(options, plan),
         "output_dir": str(folder),
+        "eval_strategy": "steps",
+        "eval_steps": plan.every,
+        "eval_on_start": True,
+        "save_strategy": "steps",
+        "save_steps": plan.every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": metrics[0],
+        "greater_is_better": metrics[0] not in LOWER_IS_BETTER,
+        "logging_steps": max(1, min(plan.every, plan.steps // LOGS)),
+    }
+    if task.name != "summarize":
+        return TrainingArguments(**values)
+    return Seq2SeqTrainingArguments(**values, predict_with_generate=True, generation_max_length=options.target_length)
+
+
+def recipe_of(options: FinetuneOptions, plan: Plan) -> dict[str, Any]:
+    """Trainer's arguments for what a step does, without evaluation and checkpoints."""
+    accelerated = torch.accelerator.is_available()
+    recipe: dict[str, Any] = {
         "max_steps": plan.steps,
         "gradient_accumulation_steps": options.accumulation,
         "learning_rate": rate_of(options),
@@ -102,16 +122,6 @@ def arguments_of(
         "data_seed": options.seed,
         "bf16": options.bf16,
         "use_cpu": not accelerated,
-        "eval_strategy": "steps",
-        "eval_steps": plan.every,
-        "eval_on_start": True,
-        "save_strategy": "steps",
-        "save_steps": plan.every,
-        "save_total_limit": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": metrics[0],
-        "greater_is_better": metrics[0] not in LOWER_IS_BETTER,
-        "logging_steps": max(1, min(plan.every, plan.steps // LOGS)),
         "report_to": [],
         "disable_tqdm": True,
         "log_level": "error",
@@ -119,18 +129,13 @@ def arguments_of(
         "label_names": ["labels"],
         "dataloader_pin_memory": accelerated,
         "ddp_find_unused_parameters": not options.gradient_checkpointing,  # short texts do not use every tensor
+        **_batches(options),
     }
     if options.gradient_checkpointing:
         names = {field.name for field in fields(TrainingArguments)}
         name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"  # 5 | 4
-        values |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    kind = TrainingArguments
-    if task.name == "summarize":
-        kind = Seq2SeqTrainingArguments
-        values |= {"predict_with_generate": True, "generation_max_length": options.target_length}
-    values |= _batches(options)
-    known = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in values.items() if name in known})
+        recipe |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    return recipe
 
 
 def _batches(options: FinetuneOptions) -> dict[str, int]:
