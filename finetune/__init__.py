@@ -4,6 +4,7 @@ The files:
 
     options     flags of `effconv finetune`                                            (no torch)
     tasks       tasks, heads, columns and metrics as data, GLUE's too                  (no torch)
+    reading     files or a dataset → rows with the task's columns                      (no torch)
     labels      a column of labels → outputs of a head, and what does not fit          (no torch)
     heads       tensors of a repo, those that a head needs, those that are trained     (no torch)
     buckets     seed and epoch → rows in batches of similar length                     (no torch)

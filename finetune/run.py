@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.run import first_alone, stopped
-from ..convert.errors import BadInputError, OutputError, UsageError
+from ..convert.errors import OutputError, UsageError
 from ..convert.families.grammar import Head
 from ..convert.io.source import go_offline
 from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
@@ -21,13 +21,14 @@ from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
 from ..convert.text import counted
 from ..convert.verify.run import require_passed, run_checks
-from ..data.rows import Rows, held_out, read_splits, read_tables, require_datasets, require_tables, text_values
+from ..data.rows import Rows, held_out, require_datasets
 from ..targets.registry import target_named
 from ..version import __version__
 from .heads import Stored, config_of, stored_of, trains
 from .labels import Labels, read_labels, task_of
 from .options import FinetuneOptions
-from .tasks import CLASSIFICATION, GLUE_DATASET, TASKS, Task, head_for, metrics_of, task_named
+from .reading import choices_of, read_rows, require_texts
+from .tasks import TASKS, Task, head_for, metrics_of, task_named
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import TrainerCheckpoints
@@ -58,6 +59,8 @@ def finetune_repo(
     Raises:
         EffconvError: repo, data or options cannot be used. No output is written.
     """
+    if int(os.environ.get("RANK", "0")):  # only rank 0 prints
+        progress, watch = _silent, _silent
     asked = open_run(repo, options, progress)
     finished = train(asked, progress, watch)
     return None if finished is None else publish(asked, finished, progress)
@@ -125,7 +128,7 @@ def open_run(repo: str | os.PathLike[str], options: FinetuneOptions, progress: P
         check_room(output.parent, 8 * size + (64 << 20))  # the repo, and checkpoints with the optimizer's state
     trains(options.freeze, stored, stored.own, config, folder)
     progress("text", 0, 0)
-    train_rows, heldout, columns = _read(options, task)
+    train_rows, heldout, columns = read_rows(options, task)
     task = task or TASKS[task_of(train_rows.columns[columns["label"]])]
     head = head_for(stored.family, task)
     metrics = metrics_of(task, options.metric)
@@ -176,87 +179,6 @@ def _max_length(options: FinetuneOptions, manifest: Mapping[str, Any]) -> int:
             hint=f"give at most {longest}",
         )
     return options.max_length or longest
-
-
-def _read(options: FinetuneOptions, task: Task | None) -> tuple[Rows, Rows | None, dict[str, Any]]:
-    """Training rows, evaluation rows (None where they must be held out), and the columns by their use."""
-    task = task or CLASSIFICATION
-    dataset = options.dataset
-    if dataset is None and not options.data and task.glue:
-        dataset = f"{GLUE_DATASET}:{task.glue}"
-    if dataset is None and not options.data:
-        raise UsageError(
-            "no rows to train on", where="--data", hint="give JSONL, CSV or parquet files, or a dataset with --dataset"
-        )
-    choices = (options.choices or task.choices).split(",") if task.choices else []
-    columns = {
-        "text": options.text or task.text,
-        "pair": options.pair or task.pair,
-        "label": options.label or task.label,
-        "choices": [name.strip() for name in choices],
-    }
-    wanted = [str(name) for name in (columns["text"], columns["pair"], columns["label"], *columns["choices"]) if name]
-    label = str(columns["label"])
-    require_tables(options.data, "--data")
-    require_tables(options.eval, "--eval")
-    if options.choices and not task.choices:
-        raise UsageError(
-            "--choices applies only with --task choice", where="--choices", hint="leave it out, or pass --task choice"
-        )
-    apart = read_tables(options.eval, wanted, label, "--eval") if options.eval else None
-    if dataset is None:
-        return read_tables(options.data, wanted, label, "--data"), apart, columns
-    rows, own = read_splits(dataset, wanted, label, options.token, task.evaluated)
-    return rows, apart or own, columns
-
-
-def require_texts(task: Task, rows: Rows, columns: Mapping[str, Any]) -> None:
-    """Raises BadInputError where the columns do not have what the task reads."""
-    if task.name == "tokens":
-        odd = next((i for i, value in enumerate(rows.columns[columns["text"]]) if not _is_list_of_text(value)), None)
-        if odd is not None:
-            raise BadInputError(
-                f"row {odd + 1} of column {columns['text']!r} is not a list of words",
-                where=", ".join(rows.names),
-                hint="give each row's words as a list, and one label for each",
-            )
-        return
-    text_values(rows, columns["text"])
-    if columns["pair"]:
-        text_values(rows, columns["pair"])
-    if task.name == "choice":
-        counts = {len(choices) for choices in choices_of(rows, columns)}
-        labels = rows.columns[columns["label"]]
-        if len(counts) > 1 or max(labels) >= min(counts):
-            raise BadInputError(
-                f"rows have {', '.join(map(str, sorted(counts)))} choices, and labels up to {max(labels)}",
-                where=", ".join(rows.names),
-                hint="give every row the same number of choices, and labels from 0",
-            )
-
-
-def choices_of(rows: Rows, columns: Mapping[str, Any]) -> list[list[str]]:
-    """The choices of each row, from one column of lists or several columns of texts.
-
-    Raises:
-        BadInputError: they are not texts.
-    """
-    names = columns["choices"]
-    if len(names) > 1:
-        return [list(choices) for choices in zip(*(text_values(rows, name) for name in names), strict=True)]
-    found = rows.columns[names[0]]
-    odd = next((i for i, value in enumerate(found) if not _is_list_of_text(value) or not value), None)
-    if odd is not None:
-        raise BadInputError(
-            f"row {odd + 1} of column {names[0]!r} is not a list of texts",
-            where=", ".join(rows.names),
-            hint="give a column of lists, or several columns: --choices a,b,c",
-        )
-    return found
-
-
-def _is_list_of_text(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def texts_of(asked: Asked, rows: Rows, labels: list[Any]) -> Texts:
@@ -313,8 +235,6 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         watch,
         output.with_name(output.name + ".tensorboard") if options.tensorboard and args.process_index == 0 else None,
     )
-    if args.process_index:
-        progress = _nothing
     progress("training", 0, 0)
     checkpoints = TrainerCheckpoints(beside, _started_with(asked))
     first_alone(trainer.accelerator, lambda: _begin(checkpoints, options))
@@ -408,8 +328,8 @@ def _begin(checkpoints: TrainerCheckpoints, options: FinetuneOptions) -> None:
     checkpoints.remove_unfinished()
 
 
-def _nothing(step: str, done: int, total: int) -> None:
-    """Only rank 0 prints."""
+def _silent(*_: Any) -> None:
+    """A callback that prints nothing."""
 
 
 def _findings(asked: Asked, cut: int, found: list[dict[str, Any]], after: Mapping[str, Any]) -> list[str]:

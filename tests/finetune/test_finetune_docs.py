@@ -25,6 +25,9 @@ TINY = ["--no-verify", "--block-size", "16", "--sparse-block-size", "16"]
 SHORT = ["--steps", "1", "--batch", "2", "--no-verify"]
 
 
+pytestmark = pytest.mark.xdist_group("finetune-docs")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the commands of both pages have run, on a tiny source of the name that they give."""

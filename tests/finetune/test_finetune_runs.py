@@ -21,6 +21,7 @@ from effconv.convert.errors import BadInputError, CheckFailedError, OutputError,
 from tiny import save_tiny
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.xdist_group("finetune-runs")
 FAST = {"steps": 4, "batch": 4, "evaluate_every": 2, "verify": False}
 
 
@@ -142,6 +143,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(place, data, tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.nightly
 def test_accumulation_and_checkpointing_change_no_weight_beyond_rounding(place, data, tmp_path):
     shared = {**FAST, **data, "dropout": 0.0, "metric": "loss"}
     for name, options in {

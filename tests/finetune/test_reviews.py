@@ -23,6 +23,7 @@ def files(tmp_path):
     return write_rows(tmp_path / "train.jsonl", rows(24, 0)), write_rows(tmp_path / "dev.jsonl", rows(8, 1))
 
 
+@pytest.mark.nightly
 def test_a_run_chooses_on_a_fold_and_goes_on_where_it_stopped(files, tmp_path, monkeypatch, capsys):
     small = {"block_size": 16, "sparse_block_size": 16}
     monkeypatch.setattr(reviews, "MODELS", {"dense": reviews.Model("", 64), "lsg": reviews.Model("lsg", 128, small)})
