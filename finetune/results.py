@@ -220,8 +220,10 @@ def block(record: Mapping[str, Any]) -> str:
     rows = [
         "| metric | before | after |",
         "|---|---|---|",
-        *(f"| {name} | {record['before'][name]:.4f} | {record['after'][name]:.4f} |" for name in record["metrics"]),
-        f"| loss | {record['before']['loss']:.4f} | {record['after']['loss']:.4f} |",
+        *(
+            f"| {name} | {record['before'][name]:.4f} | {record['after'][name]:.4f} |"
+            for name in dict.fromkeys((*record["metrics"], "loss"))
+        ),
     ]
     names = ", ".join(f"{name} (sha256 `{digest[:12]}`)" for name, digest in data["sha256"].items())
     how = (

@@ -28,7 +28,7 @@ from .heads import Stored, config_of, stored_of, trains
 from .labels import Labels, read_labels, task_of
 from .options import FinetuneOptions
 from .reading import choices_of, read_rows, require_texts
-from .tasks import TASKS, Task, head_for, metrics_of, task_named
+from .tasks import LOWER_IS_BETTER, TASKS, Task, head_for, metrics_of, task_named
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import TrainerCheckpoints
@@ -200,7 +200,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     from .features import collator, features_of
     from .metrics import metrics_for
     from .models import choose, load_model, tokenizer_of
-    from .trainer import arguments_of, evaluations, losses, make_trainer, plan_of, rate_of
+    from .trainer import Complete, arguments_of, evaluations, losses, make_trainer, plan_of, rate_of
 
     options, task, output, labels = asked.options, asked.task, asked.output, asked.labels
     beside = output.with_name(output.name + ".checkpoints")
@@ -241,7 +241,11 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     began, cpu = time.monotonic(), time.process_time()
     resumed = checkpoints.last() if options.resume else None
     try:
-        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        with output_errors(beside):
+            try:
+                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+            except Complete:
+                trainer._load_best_model()
     except KeyboardInterrupt:
         raise stopped(checkpoints) from None
     except OutputError:
@@ -343,8 +347,9 @@ def _findings(asked: Asked, cut: int, found: list[dict[str, Any]], after: Mappin
     if asked.labels.replaced:
         findings.append("the repo's trained head was replaced by a new one (--new-head)")
     name = asked.metrics[0]
-    if found[0]["step"] == 0 and after[name] == found[0][name]:
-        findings.append(f"training did not improve {name}")
+    gained = after[name] - found[0][name]
+    if (-gained if name in LOWER_IS_BETTER else gained) <= 0:
+        findings.append(f"training did not improve {name}: {found[0][name]:.4f} before, {after[name]:.4f} after")
     return findings
 
 

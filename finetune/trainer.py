@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    EarlyStoppingCallback,
     PrinterCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -150,9 +149,26 @@ def _batches(options: FinetuneOptions) -> dict[str, int]:
     return {"per_device_train_batch_size": own, "per_device_eval_batch_size": own}
 
 
+class Complete(Exception):
+    """Raised by a resumed run that has nothing more to train: Trainer would take one more step."""
+
+
+def out_of_patience(history: Sequence[Mapping[str, Any]], metric: str, patience: int | None) -> bool:
+    """Whether so many evaluations after the first step were no better than the best one before them.
+
+    Args:
+        history: of the run, as Trainer logs it, so that a resumed run knows it too.
+    """
+    name, lower = f"eval_{metric}", metric in LOWER_IS_BETTER
+    values = [(-e[name] if lower else e[name]) for e in history if name in e and e["step"]]
+    return patience is not None and bool(values) and len(values) - 1 - values.index(max(values)) >= patience
+
+
 class _Finetuning:
     """What a Trainer of effconv does in its own way; goes before Trainer in the bases."""
 
+    steps: _Steps | None = None
+    state: Any
     seed: int
     whole_batch: int
     args: Any
@@ -162,10 +178,12 @@ class _Finetuning:
         return Buckets(self.train_dataset.lengths, self.whole_batch, self.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.steps and self.state.global_step and self.steps.complete(self.state):
+            raise Complete
         loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             raise CheckFailedError(
-                f"the loss of step {self.state.global_step + 1} is {float(loss)}",  # type: ignore[attr-defined]
+                f"the loss of step {self.state.global_step + 1} is {float(loss)}",
                 where="--lr",
                 hint="use a lower --lr; the last checkpoint is kept, and --overwrite starts again",
             )
@@ -183,8 +201,10 @@ class GeneratingTrainer(_Finetuning, Seq2SeqTrainer):
 class _Steps(TrainerCallback):
     """Evaluates and saves after the last step too, and tells `watch` how far the run is."""
 
-    def __init__(self, watch: Callable[[Tick], None], metric: str, tokens: int, plan: Plan) -> None:
-        self.watch, self.metric, self.plan = watch, f"eval_{metric}", plan
+    def __init__(
+        self, watch: Callable[[Tick], None], metric: str, tokens: int, plan: Plan, patience: int | None
+    ) -> None:
+        self.watch, self.metric, self.plan, self.patience = watch, metric, plan, patience
         self.per_step = tokens / plan.per_epoch
         self.loss = self.score = float("nan")
         self.evaluated, self.began, self.first = False, time.monotonic(), 0
@@ -201,15 +221,23 @@ class _Steps(TrainerCallback):
         self.loss = float((logs or {}).get("loss", self.loss))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        self.score, self.evaluated = float((metrics or {}).get(self.metric, float("nan"))), True
-        if state.global_step:
+        self.score = float((metrics or {}).get(f"eval_{self.metric}", math.nan))
+        if self.complete(state):
+            control.should_training_stop = True
+        self.evaluated = state.global_step > self.first
+        if self.evaluated:
             self._tell(state.global_step)
+
+    def complete(self, state: Any) -> bool:
+        ended = state.global_step >= state.max_steps
+        return ended or out_of_patience(state.log_history, self.metric, self.patience)
 
     def _tell(self, step: int) -> None:
         done, seconds = step - self.first, max(time.monotonic() - self.began, 1e-9)
         left = seconds / done * (self.plan.steps - step) if done else None
         rate = done * self.per_step / seconds
-        told = Tick(step, step / self.plan.steps, {"loss": self.loss}, self.score, rate, left, self.evaluated)
+        losses = {} if math.isnan(self.loss) else {"loss": self.loss}
+        told = Tick(step, step / self.plan.steps, losses, self.score, rate, left, self.evaluated)
         self.evaluated = False
         self.watch(told)
 
@@ -233,9 +261,8 @@ def make_trainer(
     Args:
         logs: folder for TensorBoard's files, None without.
     """
-    callbacks: list[Any] = [_Steps(watch, metrics[0], train.tokens, plan)]
-    if options.patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=options.patience))
+    steps = _Steps(watch, metrics[0], train.tokens, plan, options.patience)
+    callbacks: list[Any] = [steps]
     if logs is not None:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations.integration_utils import TensorBoardCallback
@@ -254,7 +281,7 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.seed, trainer.whole_batch = options.seed, options.batch
+    trainer.steps, trainer.seed, trainer.whole_batch = steps, options.seed, options.batch
     return trainer
 
 

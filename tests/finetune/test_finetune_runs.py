@@ -18,6 +18,7 @@ from tiers import daily
 
 import effconv
 from effconv.convert.errors import BadInputError, CheckFailedError, OutputError, StoppedError, UsageError
+from effconv.convert.repo.manifest import Measured
 from tiny import save_tiny
 
 torch.set_num_threads(1)
@@ -122,6 +123,27 @@ def test_an_interrupted_run_says_what_is_left_and_goes_on(place, data, tmp_path)
     assert max(float(abs(one[name] - two[name]).max()) for name in one) < 1e-6
     assert [entry["step"] for entry in result.record["history"]] == [0, 2, 4]
     assert not (tmp_path / "out.checkpoints").exists()
+
+
+def test_a_training_whose_repo_fails_its_checks_is_kept(place, data, tmp_path, monkeypatch):
+    """At its last step, where there is nothing more to train."""
+    options = {**FAST, **data, "metric": "loss"}
+    whole = effconv.finetune(place / "bert", output=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("effconv.finetune.run.run_checks", _fails)
+        with pytest.raises(CheckFailedError, match="--resume --no-verify"):
+            effconv.finetune(place / "bert", output=tmp_path / "out", **{**options, "verify": True})
+    assert not (tmp_path / "out").exists()
+    result = effconv.finetune(place / "bert", output=tmp_path / "out", resume=True, **options)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert max(float(abs(one[name] - two[name]).max()) for name in one) < 1e-6
+    assert [result.record[name] for name in ("steps", "best_step", "before")] == [
+        whole.record[name] for name in ("steps", "best_step", "before")
+    ]
+
+
+def _fails(*_, **__):
+    return [Measured("padding_changes_nothing", "says", False, 1.0, 1e-5, why="differs")], {}
 
 
 def test_nothing_to_resume_is_refused(place, data, tmp_path):

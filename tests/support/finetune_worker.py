@@ -37,7 +37,7 @@ def kept_last() -> None:
 
 def _counted(self, args, state, control, metrics=None, **_):
     for name in metrics:
-        if name == self.metric:
+        if name == f"eval_{self.metric}":
             metrics[name] = float(state.global_step)
 
 

@@ -17,7 +17,7 @@ from effconv.finetune.labels import read_labels
 from effconv.finetune.metrics import answers_of, entities, metrics_for
 from effconv.finetune.options import FinetuneOptions
 from effconv.finetune.tasks import TASKS, metrics_of
-from effconv.finetune.trainer import plan_of
+from effconv.finetune.trainer import out_of_patience, plan_of
 
 # Batches
 
@@ -58,6 +58,22 @@ def test_a_run_has_the_steps_that_were_asked_for():
     assert steps() == (21, 7)
     assert steps(epochs=0.5) == (4, 4)
     assert steps(steps=30, evaluate_every=10) == (30, 10)
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "patience", "stops"),
+    [
+        ([0.5, 0.6], "f1", None, False),
+        ([0.9, 0.5, 0.6, 0.6], "f1", 1, True),
+        ([0.9, 0.5, 0.6, 0.6], "f1", 2, False),
+        ([0.9, 0.5, 0.4, 0.6], "f1", 1, False),
+        ([0.1, 0.5, 0.4, 0.6, 0.5], "mse", 2, True),
+    ],
+)
+def test_patience_ends_where_nothing_was_better_than_the_best(values, metric, patience, stops):
+    """The first value is of the untrained model."""
+    history = [entry for i, value in enumerate(values) for entry in ({"step": i, f"eval_{metric}": value}, {"loss": 1})]
+    assert out_of_patience(history, metric, patience) == stops
 
 
 # Labels
