@@ -21,7 +21,6 @@ from ..convert.repo.card_blocks import merged
 from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
 from ..convert.target import Target
 from ..convert.verify.against import named_source, source_of
-from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
 from .logits import VALUES
@@ -29,6 +28,7 @@ from .options import AdaptOptions
 from .recipes import Phase, phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
+from .verified import verified
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import Checkpoints
@@ -271,24 +271,15 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
         if finished.matrix is not None:
             add_dense(staging.folder, finished.matrix)
         new = with_record(asked.manifest, finished.record, __version__, finished.state)
-        measured = None
-        if options.verify:
-            progress("verify", 0, 0)
-            measured, others = run_checks(
-                staging.folder,
-                target,
-                new,
-                source=asked.teacher,
-                progress=lambda name: progress(f"verify: {name}", 0, 0),
-                trust_remote_code=options.trust_remote_code,
-            )
-            require_passed(
-                measured, target, "the training is kept: pass --resume --no-verify to write the repo without checks"
-            )
-            kept = others if asked.teacher is not None else {**others, "fidelity": []}
-            new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
-        else:
-            new["measurements"] |= {"checks": "not run", "fidelity": []}
+        measured = verified(
+            staging.folder,
+            target,
+            new,
+            source=asked.teacher,
+            verify=options.verify,
+            trust_remote_code=options.trust_remote_code,
+            progress=progress,
+        )
         progress("publish", 0, 0)
         card = staging.folder / "README.md"
         generated = card_text(target, new, {}, sentence=(folder / "modules.json").is_file())

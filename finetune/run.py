@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.run import first_alone, stopped
+from ..adapt.verified import verified
 from ..convert.errors import OutputError, UsageError
 from ..convert.families.grammar import Head
 from ..convert.io.source import go_offline
@@ -20,7 +21,6 @@ from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
 from ..convert.text import counted
-from ..convert.verify.run import require_passed, run_checks
 from ..data.rows import Rows, held_out, require_datasets
 from ..targets.registry import target_named
 from ..version import __version__
@@ -297,25 +297,15 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Finetuned:
         written = stored_of(staging.folder, asked.manifest, stored.target)
         trained = {str(stored.family.canonical_name(name)): name not in finished.frozen for name in finished.state}
         new = with_record(asked.manifest, finished.record, __version__, stored, head, written.shapes, config, trained)
-        measured = None
-        if options.verify:
-            progress("verify", 0, 0)
-            measured, others = run_checks(
-                staging.folder,
-                stored.target,
-                new,
-                source=None,
-                progress=lambda name: progress(f"verify: {name}", 0, 0),
-                trust_remote_code=options.trust_remote_code,
-            )
-            require_passed(
-                measured,
-                stored.target,
-                "the training is kept: pass --resume --no-verify to write the repo without checks",
-            )
-            new["measurements"] |= {"checks": [asdict(result) for result in measured], **others, "fidelity": []}
-        else:
-            new["measurements"] |= {"checks": "not run", "fidelity": []}
+        measured = verified(
+            staging.folder,
+            stored.target,
+            new,
+            source=None,
+            verify=options.verify,
+            trust_remote_code=options.trust_remote_code,
+            progress=progress,
+        )
         progress("publish", 0, 0)
         write_card(staging.folder, stored.target, new)
         new["files"] = hash_files(staging.folder, known=hashes)

@@ -14,6 +14,7 @@ from tiers import daily
 
 import effconv
 from effconv.convert.errors import UsageError
+from effconv.convert.families.registry import FAMILIES
 from effconv.convert.repo.card_blocks import blocks, front_matter
 from tiny import save_tiny, save_tiny_sentence_encoder
 
@@ -213,6 +214,27 @@ def test_repos_of_every_target_are_trained_and_pass_their_checks(target, place, 
         )
     assert sum(check.passed is True for check in result.measured) >= 3
     assert not any(check.passed is False for check in result.measured)
+
+
+LABELLED = [
+    name
+    for name, family in FAMILIES.items()
+    if any(head.auto == "AutoModelForSequenceClassification" for head in family.heads)
+]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", LABELLED)
+def test_repos_of_every_family_get_a_head_and_pass_their_checks(family, rows, tmp_path, verified_in_forks):
+    """From a base model, whose names have no prefix and which may have no pooler."""
+    save_tiny(tmp_path / "source", family, "Model")
+    effconv.convert(tmp_path / "source", "lsg", output=tmp_path / "repo", verify=False, **LSG)
+    options = {**FAST, "steps": 4, "evaluate_every": 2, "verify": True}
+    with verified_in_forks():
+        result = effconv.finetune(tmp_path / "repo", output=tmp_path / "out", **options, **rows["classification"])
+        assert not any(check.passed is False for check in result.measured)
+        effconv.verify(result.output)
+    assert manifest_of(result.output)["new"] == []
 
 
 # Freezing

@@ -130,7 +130,7 @@ def test_a_training_whose_repo_fails_its_checks_is_kept(place, data, tmp_path, m
     options = {**FAST, **data, "metric": "loss"}
     whole = effconv.finetune(place / "bert", output=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        patch.setattr("effconv.finetune.run.run_checks", _fails)
+        patch.setattr("effconv.adapt.verified.run_checks", _fails)
         with pytest.raises(CheckFailedError, match="--resume --no-verify"):
             effconv.finetune(place / "bert", output=tmp_path / "out", **{**options, "verify": True})
     assert not (tmp_path / "out").exists()
