@@ -237,6 +237,33 @@ def test_repos_of_every_family_get_a_head_and_pass_their_checks(family, rows, tm
     assert manifest_of(result.output)["new"] == []
 
 
+PAIRS = [
+    *(("tokens", family) for family in ("roberta", "camembert", "albert", "mpnet", "electra")),
+    *(("question", family) for family in ("roberta", "camembert", "bart", "mpnet")),
+    *(("choice", family) for family in ("roberta", "distilbert", "albert")),
+    *(("summarize", family) for family in ("mbart", "pegasus")),
+    *((task, "bigs") for task in ("tokens", "question", "choice", "multilabel", "regression")),
+]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("task", "family"), PAIRS)
+def test_tokenizers_and_heads_of_other_families_fit_the_tasks(task, family, rows, tmp_path, request):
+    """A byte-level tokenizer takes words with a space in front; a pair has other special tokens, and no types."""
+    if family == "bigs":
+        repo = request.getfixturevalue("bigs")
+    else:
+        head = "ForConditionalGeneration" if task == "summarize" else "Model"
+        save_tiny(tmp_path / "source", family, head)
+        repo = tmp_path / "repo"
+        effconv.convert(tmp_path / "source", "lsg", output=repo, verify=False, **LSG)
+    result = effconv.finetune(repo, task=task, output=tmp_path / "out", target_length=8, **FAST, **rows[task])
+    assert moved_of(repo, result.output)
+    assert result.record["after"]["loss"] < 10
+    auto = manifest_of(result.output)["auto"]
+    getattr(transformers, auto).from_pretrained(result.output, trust_remote_code=True)
+
+
 # Freezing
 
 
