@@ -20,6 +20,7 @@ from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
+from ..convert.target import PADDING_CHANGES_NOTHING
 from ..convert.text import counted
 from ..data.rows import Rows, held_out, require_datasets
 from ..targets.registry import target_named
@@ -334,6 +335,9 @@ def _findings(asked: Asked, cut: int, found: list[dict[str, Any]], after: Mappin
         )
     if cut:
         findings.append(f"{counted(cut, 'text')} longer than {asked.max_length:,} tokens were cut")
+    padding = next((c for c in asked.stored.target.checks if c.name == PADDING_CHANGES_NOTHING.name), None)
+    if padding and (why := padding.left_out(asked.manifest)):
+        findings.append(f"batches are padded to their longest text, and this repo's outputs depend on padding: {why}")
     if asked.labels.replaced:
         findings.append("the repo's trained head was replaced by a new one (--new-head)")
     name = asked.metrics[0]

@@ -313,6 +313,7 @@ def test_bigs_is_trained_with_and_without_its_kernels(freeze, bigs, rows, tmp_pa
     moved = moved_of(bigs, result.output)
     assert moved.isdisjoint(names) if freeze == "kernels" else not moved.isdisjoint(names)
     assert any("du_forward" in name for name in moved)
+    assert any("depend on padding" in finding for finding in result.findings)
 
 
 @pytest.mark.parametrize(
