@@ -168,6 +168,7 @@ class _Finetuning:
     """What a Trainer of effconv does in its own way; goes before Trainer in the bases."""
 
     steps: _Steps | None = None
+    visible: Tensor | None = None
     state: Any
     seed: int
     whole_batch: int
@@ -176,6 +177,10 @@ class _Finetuning:
 
     def _get_train_sampler(self, *_: Any) -> Any:
         return Buckets(self.train_dataset.lengths, self.whole_batch, self.seed)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.visible = inputs.get("attention_mask")  # for losses that must leave out padding
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.steps and self.state.global_step and self.steps.complete(self.state):
@@ -275,7 +280,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=heldout,
         data_collator=collate,
-        compute_loss_func=loss_of(task),
+        compute_loss_func=loss_of(task, lambda: trainer.visible),
         compute_metrics=compute,
         preprocess_logits_for_metrics=reduced(task),
         callbacks=callbacks,
