@@ -16,7 +16,20 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import adapt, adopt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
+    from .api import (
+        adapt,
+        adopt,
+        bench,
+        convert,
+        fidelity,
+        finetune,
+        inspect,
+        load,
+        plan,
+        push_to_hub,
+        retrieval,
+        verify,
+    )
     from .convert.errors import EffconvError
     from .convert.repo.card import add_to_card
     from .hub.refresh import refresh
@@ -30,6 +43,7 @@ __all__ = [
     "bench",
     "convert",
     "fidelity",
+    "finetune",
     "inspect",
     "layers",
     "load",
@@ -58,9 +72,10 @@ _MODULES = (
     "adopt",
     "bench",
     "convert",
+    "finetune",
     "layers",
     "lsgify",
-)  # five can be called too: callable_package
+)  # all but layers are also callable
 
 
 def __getattr__(name: str) -> Any:

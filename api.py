@@ -34,6 +34,7 @@ __all__ = [
     "bench",
     "convert",
     "fidelity",
+    "finetune",
     "inspect",
     "load",
     "plan",
@@ -160,6 +161,41 @@ def adapt(
         if options.get(name) is not None:
             options[name] = kind(options[name])
     return adapt_repo(repo, AdaptOptions(**options), progress=progress, watch=watch)
+
+
+@reads_repos
+def finetune(
+    repo: str | os.PathLike[str],
+    *,
+    progress: Progress = _quiet,
+    watch: Callable[[Any], None] = lambda tick: None,
+    **options: Any,
+) -> Any:
+    """Fine-tunes a converted repo for a task with transformers' Trainer, and writes a new repo.
+
+    Args:
+        repo: folder of the repo, which is not changed.
+        progress: called with the name of each step before and after training.
+        watch: called with an `effconv.finetune.trainer.Tick` after each step of the training.
+        options: the command's flags as keyword arguments, with underscores (`data`, `eval`, `task`, `max_length`,
+            `learning_rate`, `epochs`, `output`, ...).
+
+    Returns:
+        An `effconv.finetune.results.Finetuned`: the output folder, the metrics before and after, the checks. None on
+        all ranks but rank 0.
+
+    Raises:
+        EffconvError: the training failed, and no output was written.
+    """
+    from .finetune.options import FinetuneOptions
+    from .finetune.run import finetune_repo
+
+    _refuse_unknown("finetune", options.keys(), {field.name for field in dataclasses.fields(FinetuneOptions)})
+    for name in ("data", "eval"):
+        options[name] = tuple(os.fspath(value) for value in one_or_several(options.get(name)))
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return finetune_repo(repo, FinetuneOptions(**options), progress=progress, watch=watch)
 
 
 def bench(

@@ -30,7 +30,10 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 MEASURING = {"bench": "Compare speed and memory of models, or recommend LSG options for your texts (--data)."}
 
 
-TRAINING = {"adapt": "Train a converted repo to match its source. Writes a new repo."}
+TRAINING = {
+    "adapt": "Train a converted repo to match its source. Writes a new repo.",
+    "finetune": "Fine-tune a converted repo for a task on labelled rows. Writes a new repo.",
+}
 
 
 PLAN_HELP = (
@@ -109,22 +112,24 @@ def converting_command(name: str) -> Command:
 
 
 def training_command(name: str) -> Command:
-    """`effconv adapt REPO`, whose options are the fields of `AdaptOptions`."""
+    """`effconv adapt REPO` and `effconv finetune REPO`, whose options are the fields of their options' class."""
     from .adapt.options import AdaptOptions
+    from .finetune.options import FinetuneOptions
+
+    options_class: type = {"adapt": AdaptOptions, "finetune": FinetuneOptions}[name]
 
     def command(**values: Any) -> None:
-        from .api import adapt
+        from . import api
         from .report.console import Progress, TrainingProgress
-        from .report.training import show_adapted
+        from .report.training import show_adapted, show_finetuned
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = together("--data", values["data"], more)
-        values["heldout"] = tuple(values["heldout"] or ())
         quiet = values.pop("quiet")
         with Progress(quiet=quiet) as progress, TrainingProgress(quiet=quiet) as watch:
-            adapted = adapt(repo, progress=progress, watch=watch, **values)
-        if adapted is not None:  # only rank 0 prints
-            show_adapted(adapted, as_json=as_json)
+            trained = getattr(api, name)(repo, progress=progress, watch=watch, **values)
+        if trained is not None:  # only rank 0 prints
+            (show_adapted if name == "adapt" else show_finetuned)(trained, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[
@@ -132,7 +137,7 @@ def training_command(name: str) -> Command:
     ]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
     parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
-    parameters += _parameters(AdaptOptions)
+    parameters += _parameters(options_class)
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, TRAINING[name], command, parameters)

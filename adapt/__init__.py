@@ -20,6 +20,7 @@ The files:
     sentence    the modules of a sentence-transformers repo after its encoder     (no torch)
     dense       dense layers after the pooling, and whitening
     results     the new repo: weights, manifest, card, plot
+    verified    the checks of a trained repo, and their results in its manifest
     run         all of it, from options to a published repo
     retrieval   the ranking task of source and repos, beside the training
 

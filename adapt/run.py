@@ -22,7 +22,6 @@ from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, rep
 from ..convert.repo.origin import write_origin
 from ..convert.target import Target
 from ..convert.verify.against import named_source, source_of
-from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
 from .logits import VALUES
@@ -30,6 +29,7 @@ from .options import AdaptOptions
 from .recipes import Phase, phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
+from .verified import verified
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import Checkpoints
@@ -210,11 +210,11 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     heldout = HeldOut(pair, corpus, shown, options.mask_share, accelerator.device, found_by)
     before = heldout.measure(pair.student)
     run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
-    _first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
+    first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
     try:
         trained = run.train()
     except KeyboardInterrupt:
-        raise _stopped(checkpoints) from None
+        raise stopped(checkpoints) from None
     except OutputError:
         if checkpoints.last() is None:
             checkpoints.clear()
@@ -272,24 +272,15 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
         if finished.matrix is not None:
             add_dense(staging.folder, finished.matrix)
         new = with_record(asked.manifest, finished.record, __version__, finished.state)
-        measured = None
-        if options.verify:
-            progress("verify", 0, 0)
-            measured, others = run_checks(
-                staging.folder,
-                target,
-                new,
-                source=asked.teacher,
-                progress=lambda name: progress(f"verify: {name}", 0, 0),
-                trust_remote_code=options.trust_remote_code,
-            )
-            require_passed(
-                measured, target, "the training is kept: pass --resume --no-verify to write the repo without checks"
-            )
-            kept = others if asked.teacher is not None else {**others, "fidelity": []}
-            new["measurements"] |= {"checks": [asdict(result) for result in measured], **kept}
-        else:
-            new["measurements"] |= {"checks": "not run", "fidelity": []}
+        measured = verified(
+            staging.folder,
+            target,
+            new,
+            source=asked.teacher,
+            verify=options.verify,
+            trust_remote_code=options.trust_remote_code,
+            progress=progress,
+        )
         progress("publish", 0, 0)
         card = staging.folder / "README.md"
         generated = card_text(target, new, {}, sentence=(folder / "modules.json").is_file())
@@ -304,7 +295,7 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
     return Adapted(output, finished.record, measured, finished.findings)
 
 
-def _first_alone(accelerator: Any, work: Callable[[], None]) -> None:
+def first_alone(accelerator: Any, work: Callable[[], None]) -> None:
     """Lets the first process work; all of them raise what it raised."""
     from accelerate.utils import broadcast_object_list
 
@@ -319,7 +310,8 @@ def _first_alone(accelerator: Any, work: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def _stopped(checkpoints: Checkpoints) -> StoppedError:
+def stopped(checkpoints: Checkpoints) -> StoppedError:
+    """The error for an interrupted run, which says what is kept; without a checkpoint nothing is."""
     last = checkpoints.last()
     if last is None:
         checkpoints.clear()

@@ -208,27 +208,49 @@ def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
     Raises:
         BadInputError: it cannot be read, or has no such column.
     """
-    datasets = _datasets()
-    try:
-        rows = datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
-    except Exception as error:  # each format fails in its own way
-        said = _first_line(error.__cause__ or error)  # "an error occurred while generating" has the reason as its cause
-        empty = "corresponds to no data" in said
-        raise BadInputError(
-            "the file has no rows" if empty else f"cannot read the file ({said})",
-            where=str(path),
-            hint="give a JSONL, CSV or parquet file with a text column",
-        ) from None
+    rows = table(path, streaming)
     return _column(rows, column, str(path))
 
 
 def _dataset_rows(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
+    rows = dataset(name, token, split="train", streaming=streaming)
+    return _column(rows, column, name)
+
+
+def table(path: Path, streaming: bool = False) -> Any:
+    """All columns of a file that has some, as `datasets` reads them.
+
+    Raises:
+        BadInputError: it cannot be read, or has no rows.
+    """
     datasets = _datasets()
-    identifier, _, split = name.partition("@")
+    try:
+        return datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
+    except Exception as error:  # each format fails in its own way
+        said = _first_line(error.__cause__ or error)  # "an error occurred while generating" has the reason as its cause
+        empty = "corresponds to no data" in said or said == "StopIteration"  # the latter of an empty JSONL file
+        raise BadInputError(
+            "the file has no rows" if empty else f"cannot read the file ({said})",
+            where=str(path),
+            hint="give a JSONL, CSV or parquet file with the columns that are read",
+        ) from None
+
+
+def dataset(name: str, token: str | None, *, split: str | None, streaming: bool = False) -> Any:
+    """A dataset of the Hub, given as `name`, `name:configuration` or `name@split`.
+
+    Args:
+        split: where the name states none; None for all splits by name.
+
+    Raises:
+        HubError: it cannot be fetched. BadInputError: there is none of that name.
+    """
+    datasets = _datasets()
+    identifier, _, stated = name.partition("@")
     identifier, _, configuration = identifier.partition(":")
     try:
-        rows = datasets.load_dataset(
-            identifier, configuration or None, split=split or "train", streaming=streaming, token=token
+        return datasets.load_dataset(
+            identifier, configuration or None, split=stated or split, streaming=streaming, token=token
         )
     except ConnectionError as error:
         raise HubError(
@@ -242,7 +264,6 @@ def _dataset_rows(name: str, column: str, streaming: bool, token: str | None) ->
             where=name,
             hint="give files, or a dataset as name, name:configuration or name@split",
         ) from None
-    return _column(rows, column, name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,10 +1,11 @@
-"""Prints the results of `effconv adapt` and `effconv retrieval`."""
+"""Prints the results of `effconv adapt`, `effconv finetune` and `effconv retrieval`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from .console import new_console, print_checks, print_json
 
 if TYPE_CHECKING:
     from ..adapt.results import Adapted
+    from ..finetune.results import Finetuned
 
 
 def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
@@ -32,18 +34,41 @@ def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
         cells = [f"{row[name]:.4f}" for name in names for row in (before, after)]
         table.add_row(str(after["tokens"]), str(after["texts"]), *cells)
     console.print(table)
-    for finding in adapted.findings:
-        console.print(f"[yellow]note:[/yellow] {escape(finding)}", soft_wrap=True)
-    if adapted.measured is None:
-        console.print("[yellow]not verified[/yellow] (--no-verify)")
-    else:
-        print_checks(console, adapted.measured)
+    _print_outcome(console, adapted)
     spent = record["spent"]
     console.print(
         f"{counted(record['steps'], 'step')}, {record['tokens']:,} tokens, {spent['wall_seconds']:,.0f} s "
         f"({spent['cpu_seconds']:,.0f} s of CPU time); the state of step {record['best_step']:,} was kept"
     )
     return None
+
+
+def show_finetuned(finetuned: Finetuned, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(finetuned.described())
+    console, record = new_console(), finetuned.record
+    console.print(f"[bold]{escape(str(finetuned.output))}[/bold]", soft_wrap=True)
+    table = Table("metric", "before", "after", title=f"{counted(record['heldout']['rows'], 'evaluation row')}")
+    for name in dict.fromkeys((*record["metrics"], "loss")):
+        table.add_row(name, *(f"{record[when][name]:.4f}" for when in ("before", "after")))
+    console.print(table)
+    _print_outcome(console, finetuned)
+    spent = record["spent"]
+    console.print(
+        f"{record['task']}: {counted(record['steps'], 'step')}, {record['trained']:,} of {record['parameters']:,} "
+        f"parameters trained, {spent['wall_seconds']:,.0f} s; the state of step {record['best_step']:,} was kept"
+    )
+    return None
+
+
+def _print_outcome(console: Console, trained: Adapted | Finetuned) -> None:
+    """Findings and checks of a training."""
+    for finding in trained.findings:
+        console.print(f"[yellow]note:[/yellow] {escape(finding)}", soft_wrap=True)
+    if trained.measured is None:
+        console.print("[yellow]not verified[/yellow] (--no-verify)")
+    else:
+        print_checks(console, trained.measured)
 
 
 def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from environments import COMPAT_PYTHON, needs_compat
+from finetune_data import rows_for, write_rows
 from hub_runs import Client
 
 from hub_server import LoopbackHub
@@ -110,6 +111,24 @@ def test_a_repo_is_adapted(source, tmp_path):
     options = ("--data", "text.txt", "--heldout", "heldout.txt", "--steps", "2", "--lengths", "32", "-o", "adapted")
     run("effconv", "adapt", "long", "--teacher", source, *options, cwd=tmp_path)
     assert (tmp_path / "adapted" / "effconv.json").exists()
+
+
+@pytest.mark.nightly
+def test_a_repo_is_fine_tuned_and_a_run_continues(source, tmp_path):
+    """Trainer of transformers 4; `datasets` cannot be installed there."""
+    run("effconv", "lsg", source, *SMALL["lsg"], "--no-verify", "-o", "long", cwd=tmp_path)
+    write_rows(tmp_path / "train.jsonl", rows_for("classification", 12))
+    options = ("--data", "train.jsonl", "--steps", "4", "--batch", "4", "--evaluate-every", "2")
+    stop = "import effconv, sys\ndef watch(tick):\n    if tick.step == 3: raise KeyboardInterrupt\n"
+    flags = "steps=4, batch=4, evaluate_every=2, gradient_checkpointing=True"
+    stop += f"try: effconv.finetune('long', data='train.jsonl', output='tuned', watch=watch, {flags})\n"
+    stop += "except effconv.EffconvError as error: print(error)"
+    assert "the state of checkpoint 2 is kept" in run("python", "-c", stop, cwd=tmp_path)
+    out = run(
+        "effconv", "finetune", "long", *options, "--gradient-checkpointing", "-o", "tuned", "--resume", cwd=tmp_path
+    )
+    assert "passed" in out
+    assert "failed" not in out
 
 
 @pytest.mark.parametrize("drops", [False, True])

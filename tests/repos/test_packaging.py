@@ -58,7 +58,7 @@ def test_the_wheel_holds_every_source_file_and_every_template(wheel: Path):
     packages = [ROOT, *(ROOT / path.parent for path in inits if not path.parts[0].startswith((".", *OUTSIDE)))]
     sources = {path for package in packages for kind in ("*.py", "*.jinja") for path in package.glob(kind)}
     sources |= {path for path in (ROOT / "templates").rglob("*") if path.suffix in (".py", ".jinja")}
-    sources |= {path for package in packages for path in package.glob("data/*")}
+    sources |= {path for package in packages for path in package.glob("data/*") if path.is_file()}
     expected = {f"effconv/{path.relative_to(ROOT).as_posix()}" for path in sources} | {"effconv/py.typed"}
     assert expected <= names_in(wheel)
 
