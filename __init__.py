@@ -16,7 +16,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import layers
-    from .api import adapt, bench, convert, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
+    from .api import adapt, bench, convert, export, fidelity, inspect, load, plan, push_to_hub, retrieval, verify
     from .convert.errors import EffconvError
     from .convert.repo.card import add_to_card
     from .hub.refresh import refresh
@@ -28,6 +28,7 @@ __all__ = [
     "add_to_card",
     "bench",
     "convert",
+    "export",
     "fidelity",
     "inspect",
     "layers",
@@ -52,7 +53,14 @@ _HOMES = {
     "retrieval": "api",
     "verify": "api",
 }
-_MODULES = ("adapt", "bench", "convert", "layers", "lsgify")  # four of them are also callable: see callable_package
+_MODULES = (
+    "adapt",
+    "bench",
+    "convert",
+    "export",
+    "layers",
+    "lsgify",
+)  # all but layers are also callable: see callable_package
 
 
 def __getattr__(name: str) -> Any:

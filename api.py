@@ -27,7 +27,19 @@ from .hub.push import push as push_to_hub
 from .inspection import inspect_source as inspect
 from .targets.registry import TARGETS, target_named
 
-__all__ = ["adapt", "bench", "convert", "fidelity", "inspect", "load", "plan", "push_to_hub", "retrieval", "verify"]
+__all__ = [
+    "adapt",
+    "bench",
+    "convert",
+    "export",
+    "fidelity",
+    "inspect",
+    "load",
+    "plan",
+    "push_to_hub",
+    "retrieval",
+    "verify",
+]
 
 
 def _quiet(step: str, done: int, total: int) -> None:
@@ -141,6 +153,29 @@ def adapt(
         if options.get(name) is not None:
             options[name] = kind(options[name])
     return adapt_repo(repo, AdaptOptions(**options), progress=progress, watch=watch)
+
+
+def export(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **options: Any) -> Any:
+    """Exports a converted repo as an ONNX graph or a torch.export program for every length and batch.
+
+    Args:
+        repo: folder of the repo.
+        progress: called with the name of each step.
+        options: the command's flags as keyword arguments, with underscores (`int8`, `fp16`, `torch`, `output`, ...).
+
+    Returns:
+        An `effconv.export.run.ExportResult`: the output folder, and the record with files, checks and measurements.
+
+    Raises:
+        EffconvError: the repo cannot be exported, or the graph does not give its outputs. No output was written.
+    """
+    from .export.options import ExportOptions
+    from .export.run import export_repo
+
+    _refuse_unknown("export", options.keys(), {field.name for field in dataclasses.fields(ExportOptions)})
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return export_repo(repo, ExportOptions(**options), progress=progress)
 
 
 def bench(
