@@ -1,8 +1,8 @@
 """LSG attention as one graph for every length: no Python branch on the number of tokens or texts.
 
 The repo's code takes full attention up to two blocks and windows beyond, and pads to whole blocks where it must. A
-graph cannot choose, so here every length goes through windows, with the sparse keys hidden up to two blocks: there the local
-keys of a block are the whole text, so the result is that of full attention.
+graph cannot choose, so here every length goes through windows, with the sparse keys hidden up to two blocks: there the
+local keys of a block are the whole text, so the result is that of full attention.
 
 Nothing is padded but queries. Keys and values stand in one list: tokens, global ones first, then sparse entries. One
 Gather makes the windows of all blocks; where a window reaches beyond the list, its index points at any entry, hidden.
@@ -151,7 +151,7 @@ def gathered(x: Tensor, index: Tensor) -> Tensor:
 
 def hidden(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to scores: 0 where visible, else half of the lowest number, as the repo's code has it."""
-    return torch.where(visible, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+    return torch.where(visible, torch.zeros((), dtype=dtype), torch.finfo(dtype).min / 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
