@@ -43,13 +43,28 @@ def program_of(exported: Exported, example: Sequence[Tensor], longest: int) -> E
         stack.enter_context(symbolic_shapes.patch(backed_size_oblivious=True))
         model = stack.enter_context(traceable(exported.model, longest))
         form = Exported(model, exported.modules_behind, exported.outputs).eval()
-        return torch.export.export(
+        program = torch.export.export(
             form,
             tuple(example),
             dynamic_shapes=tuple(dict(sizes) for _ in example),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+    return without_assertions(program)
+
+
+def without_assertions(program: ExportedProgram) -> ExportedProgram:
+    """The program without what it asserts of sizes.
+
+    Where a size of 1 would allow a view without a copy, torch.export asserts that it is not 1, although the operations
+    give the same. The comparison with the repo takes texts of one token and batches of one text.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
 
 
 def write_onnx(program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """Lambda, TransNormer and Linformer attention as one graph for every length and every padding.
 
-Where the repo's code groups texts by true length, cuts padding away or walks tiles, these compute the same for all texts
-of a batch at once. Axes: b batch, h heads, t tokens, c landmarks or tokens of a block, r projected rows, n stored
-positions, d head size.
+Where the repo's code groups texts by true length, cuts padding away or walks tiles, these compute the same for all
+texts of a batch at once.
+
+Axes: b batch, h heads, t tokens, c landmarks or tokens of a block, r projected rows, n stored positions, d head size.
 """
 
 from __future__ import annotations
