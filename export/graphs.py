@@ -23,7 +23,6 @@ LARGEST_BATCH = 1 << 16
 # A protobuf holds less than 2 GiB; what is larger has its weights in a file beside it.
 LARGEST_FILE = (2 << 30) - (64 << 20)
 WEIGHTS_BESIDE = ".onnx_data"  # optimum and text-embeddings-inference look for model.onnx_data
-NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")
 
 
 def program_of(exported: Exported, example: Sequence[Tensor], longest: int) -> ExportedProgram:
@@ -69,6 +68,7 @@ def without_assertions(program: ExportedProgram) -> ExportedProgram:
 
 def write_onnx(program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Writes a program as ONNX, with its weights in a file beside it if it is too large for one."""
+    import onnx
     import onnx_ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,22 +81,23 @@ def write_onnx(program: ExportedProgram, path: Path, inputs: Sequence[str], outp
         size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value)
         beside = path.stem + WEIGHTS_BESIDE if size > LARGEST_FILE else None
         onnx_ir.save(made.model, path, external_data=beside)
+        # Without the shapes of values inside: nothing needs them, and the quantiser contradicts some.
+        written = onnx.load(path, load_external_data=False)
+        del written.graph.value_info[:]
+        onnx.save(written, path)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporters from printing what is of no use to who exports."""
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
+    """Keeps exporters and quantiser from printing what is of no use to a user: some log to the root logger."""
+    before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)
 
 
 def session(path: Path, threads: int = 0) -> Any:

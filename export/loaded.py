@@ -50,6 +50,8 @@ def load(repo: Path, manifest: Mapping[str, Any], *, trust_remote_code: bool) ->
     Raises:
         UnsupportedError: its modules are code of the source that may not run, or sentence-transformers is missing.
     """
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if (repo / MODULES).is_file():
         return _sentence_encoder(repo, trust_remote_code)
     auto = getattr(transformers, manifest["auto"])
@@ -111,6 +113,6 @@ def tokenizer_of(repo: Path, *, trust_remote_code: bool) -> Any:
     if not found.exists or (found.references and not trust_remote_code):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(repo, trust_remote_code=trust_remote_code)
+        return transformers.AutoTokenizer.from_pretrained(repo, trust_remote_code=True)  # its own, else as allowed
     except ImportError:
         return None
