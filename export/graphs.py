@@ -20,6 +20,7 @@ from .loaded import Exported
 OPSET = 18
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LARGEST_BATCH = 1 << 16
+SIZES = {2: ("batch", "tokens"), 3: ("batch", "choices", "tokens")}
 # A protobuf holds less than 2 GiB; what is larger has its weights in a file beside it.
 LARGEST_FILE = (2 << 30) - (64 << 20)
 WEIGHTS_BESIDE = ".onnx_data"  # optimum and text-embeddings-inference look for model.onnx_data
@@ -84,7 +85,18 @@ def write_onnx(program: ExportedProgram, path: Path, inputs: Sequence[str], outp
         # Without the shapes of values inside: nothing needs them, and the quantiser contradicts some.
         written = onnx.load(path, load_external_data=False)
         del written.graph.value_info[:]
+        _name_sizes(written.graph)
         onnx.save(written, path)
+
+
+def _name_sizes(graph: Any) -> None:
+    """Gives the sizes of inputs and outputs the names that users see."""
+    sizes = graph.input[0].type.tensor_type.shape.dim
+    names = {size.dim_param: name for size, name in zip(sizes, SIZES[len(sizes)], strict=True)}
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param in names:
+                size.dim_param = names[size.dim_param]
 
 
 @contextmanager
