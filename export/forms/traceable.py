@@ -6,10 +6,11 @@ import contextlib
 import copy
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from . import bigs
 from .linear import LambdaForm, LinformerForm, TransNormerForm
@@ -40,6 +41,8 @@ def traceable(model: Any, longest: int) -> Iterator[Any]:
             module.mix = FORMS[name](mix)
         if hasattr(module, "visible_padding"):
             _pad_always(module)
+        if hasattr(module, "lang_adapter"):
+            module.lang_adapter = partial(_default_language, module, changed.config.default_language)
     with _without_fft(changed, longest):
         yield changed
 
@@ -55,6 +58,16 @@ def _pad_always(encoder: Any) -> None:
         encoder.add_padding = lambda x, rows: F.pad(x, (0, 0, 0, rows))
     else:
         encoder.visible_padding = lambda length: 0
+
+
+def _default_language(output: Any, language: str, lang_ids: Tensor, x: Tensor) -> Tensor:
+    """X-MOD's adapter of one language, for texts (b, t, e) in it: the stock code sorts texts by language."""
+    normed = x
+    if output.adapter_layer_norm is not None:
+        normed = output.adapter_layer_norm(x)
+    elif output.adapter_reuse_layer_norm:
+        normed = output.LayerNorm(x)
+    return output.adapter_modules[language](normed) + (normed if output.ln_before_adapter else x)
 
 
 @contextlib.contextmanager
