@@ -96,7 +96,6 @@ def write_graphs(
     Returns:
         The record of the graphs: inputs, outputs, checks, measurements.
     """
-    import onnxruntime
     import torch
 
     from .checks import compare, random_batch, runner
@@ -139,6 +138,8 @@ def write_graphs(
     progress("writing the ONNX graph", 0, 0)
     write_onnx(program, folder / GRAPH, inputs, exported.outputs)
     del program
+    import onnxruntime
+
     record["opset"], record["versions"]["onnxruntime"] = OPSET, onnxruntime.__version__
     progress("comparing it with the repo", 0, 0)
     run = runner(session(folder / GRAPH), inputs)

@@ -1,4 +1,4 @@
-"""The files of an export: weights beside a large graph, the stock config, the lengths that are compared, the options."""
+"""The files of an export: weights beside a large graph, the stock config, the lengths compared, the options."""
 
 from __future__ import annotations
 
