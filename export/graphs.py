@@ -40,9 +40,9 @@ def program_of(exported: Exported, example: Sequence[Tensor], longest: int) -> E
         stack.enter_context(quiet())
         stack.enter_context(torch.no_grad())
         # Sizes of 1 are as any other, so that the program takes one text of one token, too.
-        stack.enter_context(symbolic_shapes.patch(backed_size_oblivious=True))
+        stack.enter_context(symbolic_shapes.patch(backed_size_oblivious=True))  # type: ignore[attr-defined]
         model = stack.enter_context(traceable(exported.model, longest))
-        form = Exported(model, exported.modules_behind, exported.outputs).eval()
+        form = Exported(model, list(exported.modules_behind), exported.outputs).eval()
         program = torch.export.export(
             form,
             tuple(example),

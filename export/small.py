@@ -49,7 +49,9 @@ def write_fp16(source: Path, path: Path) -> None:
 
     with quiet():
         model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=_large(source))
-        beside = {"save_as_external_data": True, "location": path.stem + WEIGHTS_BESIDE} if _large(source) else {}
+        beside: dict[str, Any] = (
+            {"save_as_external_data": True, "location": path.stem + WEIGHTS_BESIDE} if _large(source) else {}
+        )
         onnx.save_model(model, path, **beside)
 
 

@@ -20,6 +20,7 @@ TAPS = "taps_of_graph"
 
 def store_taps(model: nn.Module, longest: int) -> None:
     """Gives every convolution of the model its taps (h, longest)."""
+    module: Any
     for module in model.modules():
         if type(module).__name__ == "S4D":
             with torch.no_grad():

@@ -127,11 +127,12 @@ def published(
     """The fixed E[:, :t] with its biases; padded rows of q, k and v are zero, and no score is masked."""
     q, k, v = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (q, k, v))
     length = q.shape[2]
-    projected = [keys[..., :length] @ k, values[..., :length] @ v]
-    for place, bias in enumerate((key_bias, value_bias)):
-        if bias is not None:
-            projected[place] = projected[place] + bias.unsqueeze(-1)
-    return attend(q, *projected, torch.zeros((), dtype=q.dtype))
+    k, v = keys[..., :length] @ k, values[..., :length] @ v
+    if key_bias is not None:
+        k = k + key_bias.unsqueeze(-1)
+    if value_bias is not None:
+        v = v + value_bias.unsqueeze(-1)
+    return attend(q, k, v, torch.zeros((), dtype=q.dtype))
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, salience: bool) -> Tensor:

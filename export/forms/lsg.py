@@ -27,7 +27,7 @@ class Windows(NamedTuple):
     """What the windows of all layers share.
 
     Attributes:
-        index: where the keys of a window stand, global and local ones, then sparse ones: int64 (n, w), within the list.
+        places: where the keys of a window stand, global and local, then sparse ones: int64 (n, w), within the list.
         known: whether the global and local ones may be seen: bool (b, 1, n, block or 1, w').
         reached: which sparse places of a window the list has: bool (n, w - w').
         entries: of the sparse ones in the sparse list: int64 (n, w - w'), within it.
@@ -36,7 +36,7 @@ class Windows(NamedTuple):
         blocks: n.
     """
 
-    index: Tensor
+    places: Tensor
     known: Tensor
     reached: Tensor | None
     entries: Tensor | None
@@ -61,9 +61,10 @@ class Shared:
 class LSGForm(nn.Module):
     """Takes the place of `LSGAttention` and `BiasedLSGAttention` while a graph is made."""
 
-    def __init__(self, mix: nn.Module, shared: Shared) -> None:
+    def __init__(self, mix: Any, shared: Shared) -> None:
         super().__init__()
-        self.config, self.shared = mix.config, shared
+        self.config: Any = mix.config
+        self.shared = shared
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """q, k, v (b, h, g + t, d); mask bool (b, g + t); bias (h, 2 R + 2) or None. Returns (b, h, g + t, d)."""
@@ -173,7 +174,7 @@ def token_rows(q: Tensor, k: Tensor, v: Tensor, windows: Windows, bias: Tensor |
         known = windows.known.expand(-1, far.shape[1], -1, -1, -1)
         shown = torch.cat([known, far.expand(-1, -1, -1, rows, -1)], dim=-1)
         places = places_of(sparse, windows.entries)
-    window_keys, window_values = gathered(k, windows.index), gathered(v, windows.index)  # b h n w d
+    window_keys, window_values = gathered(k, windows.places), gathered(v, windows.places)  # b h n w d
     queries, fill = q[:, :, first:] * q.shape[-1] ** -0.5, blocks * block - length
     if bias is None and shown.shape[3] == 1:
         # What hides a key is one more channel of it, against a 1 of every query: an addition to all scores of a window

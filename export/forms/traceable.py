@@ -33,7 +33,7 @@ def traceable(model: Any, longest: int) -> Iterator[Any]:
     changed.config.use_cache = False
     shared = Shared()
     for module in list(changed.modules()):
-        mix = getattr(module, "mix", None)
+        mix: Any = getattr(module, "mix", None)
         name = type(mix).__name__
         if name in LSG:
             module.mix = LSGForm(mix, shared)
@@ -78,7 +78,7 @@ def _without_fft(model: Any, longest: int) -> Iterator[None]:
         yield
         return
     bigs.store_taps(model, longest)
-    code = sys.modules[type(layer).__module__]
+    code: Any = sys.modules[type(layer).__module__]
     stock = code.convolve_both
     code.convolve_both = bigs.convolve_both
     try:
