@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..convert.errors import UnsupportedError
+from ..convert.errors import BadInputError, UnsupportedError
 from ..convert.io.tokenizer import tokenizer_in
 from ..convert.repo.sentence import MODULES, foreign_types
 
@@ -48,6 +48,7 @@ def load(repo: Path, manifest: Mapping[str, Any], *, trust_remote_code: bool) ->
     """The repo's model under its own head, in float32 and eval mode.
 
     Raises:
+        BadInputError: a tensor of the model is not in the weights.
         UnsupportedError: its modules are code of the source that may not run, or sentence-transformers is missing.
     """
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -56,8 +57,14 @@ def load(repo: Path, manifest: Mapping[str, Any], *, trust_remote_code: bool) ->
         return _sentence_encoder(repo, trust_remote_code)
     auto = getattr(transformers, manifest["auto"])
     model, info = auto.from_pretrained(repo, trust_remote_code=True, output_loading_info=True, dtype=torch.float32)
-    random = {name.split(".")[0] for name in info["missing_keys"]}
-    return Exported(model.eval(), (), _outputs(model.eval(), without_pooler="pooler" in random))
+    missing = sorted(name for name in info["missing_keys"] if "pooler." not in name)
+    if missing or info["mismatched_keys"]:
+        raise BadInputError(
+            f"the weights do not fill the model: {', '.join([*missing, *map(str, info['mismatched_keys'])][:4])}",
+            where=str(repo),
+            hint="compare the repo with its manifest: effconv verify",
+        )
+    return Exported(model.eval(), (), _outputs(model.eval(), without_pooler=bool(info["missing_keys"])))
 
 
 def _sentence_encoder(repo: Path, trust_remote_code: bool) -> Exported:

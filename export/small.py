@@ -13,7 +13,7 @@ from torch import Tensor
 from ..convert.text import measuring_text
 from .checks import cosines, random_batch, runner
 from .graphs import LARGEST_FILE, WEIGHTS_BESIDE, quiet, session
-from .loaded import SENTENCE, Exported
+from .loaded import Exported
 
 # Products with weights, and the rows of embedding tables. Products of two activations stay in float32.
 QUANTIZED = ("MatMul", "Gather")
@@ -108,15 +108,12 @@ def texts_of(exported: Exported, tokenizer: Any, length: int, names: Sequence[st
     """Inputs of single texts of so many tokens: from the built-in text, or random without a tokenizer."""
     segments = "token_type_ids" in names
     count = TEXTS if length <= LENGTHS[-1] else 2
-    if tokenizer is None or exported.outputs == () or "MultipleChoice" in type(exported.model).__name__:
+    if tokenizer is None or "MultipleChoice" in type(exported.model).__name__:
         return [random_batch(exported, [length], segments, seed) for seed in range(count)]
     words = measuring_text().split()
     pieces = [" ".join((words[start:] + words)[: 2 * length]) for start in range(0, len(words), len(words) // count)]
-    found = tokenizer(pieces[:count], truncation=True, max_length=length, padding=True, return_tensors="pt")
-    return [[found[name][row : row + 1] if name in found else torch.zeros_like(found["input_ids"][row : row + 1])
-             for name in names] for row in range(len(found["input_ids"]))]  # fmt: skip
-
-
-def sentence_output(exported: Exported) -> bool:
-    """Whether the last output is a sentence's embedding."""
-    return exported.outputs[-1] == SENTENCE
+    texts = []
+    for piece in pieces[:count]:
+        tokens = tokenizer([piece], truncation=True, max_length=length, return_tensors="pt")
+        texts.append([tokens[name] if name in tokens else torch.zeros_like(tokens["input_ids"]) for name in names])
+    return texts

@@ -208,7 +208,7 @@ def test_the_example_server_answers_a_client(folder, encoder):
             posted(port, {"texts": 1})
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.communicate(timeout=30)
 
 
 def test_a_graph_that_differs_is_not_published(folder, tmp_path, monkeypatch):
