@@ -61,8 +61,8 @@ class Commands(PlainGroup):
     def listed(self) -> Iterator[tuple[str, str, str]]:
         yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in TRAINING.items())
-        yield from (("Serve", name, help) for name, help in EXPORTING.items())
         yield from (("Inspect and measure", name, help) for name, help in MEASURING.items())
+        yield from (("Serve", name, help) for name, help in EXPORTING.items())
         made_later = (*CONVERTING, *TRAINING, *EXPORTING, *MEASURING)
         yield from (row for row in super().listed() if row[1] not in made_later)
 
