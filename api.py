@@ -33,6 +33,7 @@ __all__ = [
     "adopt",
     "bench",
     "convert",
+    "export",
     "fidelity",
     "finetune",
     "inspect",
@@ -196,6 +197,30 @@ def finetune(
     if options.get("output") is not None:
         options["output"] = Path(options["output"])
     return finetune_repo(repo, FinetuneOptions(**options), progress=progress, watch=watch)
+
+
+@reads_repos
+def export(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **options: Any) -> Any:
+    """Exports a converted repo as an ONNX graph or a torch.export program for every length and batch.
+
+    Args:
+        repo: folder of the repo.
+        progress: called with the name of each step.
+        options: the command's flags as keyword arguments, with underscores (`int8`, `fp16`, `torch`, `output`, ...).
+
+    Returns:
+        An `effconv.export.run.ExportResult`: the output folder, and the record with files, checks and measurements.
+
+    Raises:
+        EffconvError: the repo cannot be exported, or the graph does not give its outputs. No output was written.
+    """
+    from .export.options import ExportOptions
+    from .export.run import export_repo
+
+    _refuse_unknown("export", options.keys(), {field.name for field in dataclasses.fields(ExportOptions)})
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return export_repo(repo, ExportOptions(**options), progress=progress)
 
 
 def bench(

@@ -19,6 +19,7 @@ import typer
 from .commands import (
     CONTEXT,
     CONVERTING,
+    EXPORTING,
     MEASURING,
     TRAINING,
     Json,
@@ -26,6 +27,7 @@ from .commands import (
     Quiet,
     Source,
     converting_command,
+    exporting_command,
     hub_progress,
     measuring_command,
     together,
@@ -42,7 +44,7 @@ class Commands(PlainGroup):
     """All commands. Those that convert, train or measure are built on demand, since a run needs one at most."""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        made_later = [*CONVERTING, *TRAINING, *MEASURING]
+        made_later = [*CONVERTING, *TRAINING, *EXPORTING, *MEASURING]
         return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
@@ -50,7 +52,7 @@ class Commands(PlainGroup):
         if found is None:
             # Unknown command: build all of them, so that Typer can suggest one.
             makers = dict.fromkeys(CONVERTING, converting_command) | dict.fromkeys(TRAINING, training_command)
-            makers |= dict.fromkeys(MEASURING, measuring_command)
+            makers |= dict.fromkeys(EXPORTING, exporting_command) | dict.fromkeys(MEASURING, measuring_command)
             for name in (cmd_name,) if cmd_name in makers else makers:
                 self.commands[name] = makers[name](name)
             found = super().get_command(ctx, cmd_name)
@@ -60,7 +62,9 @@ class Commands(PlainGroup):
         yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in TRAINING.items())
         yield from (("Inspect and measure", name, help) for name, help in MEASURING.items())
-        yield from (row for row in super().listed() if row[1] not in (*CONVERTING, *TRAINING, *MEASURING))
+        yield from (("Serve", name, help) for name, help in EXPORTING.items())
+        made_later = (*CONVERTING, *TRAINING, *EXPORTING, *MEASURING)
+        yield from (row for row in super().listed() if row[1] not in made_later)
 
 
 app = typer.Typer(

@@ -36,6 +36,9 @@ TRAINING = {
 }
 
 
+EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The result runs without the repo's code."}
+
+
 PLAN_HELP = (
     "Print what would happen to every tensor (copy; tile: repeat rows; derive: compute from others; new; drop), "
     "and convert nothing. Equal plans have equal plan hashes."
@@ -141,6 +144,29 @@ def training_command(name: str) -> Command:
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, TRAINING[name], command, parameters)
+
+
+def exporting_command(name: str) -> Command:
+    """`effconv export REPO`, whose options are the fields of `ExportOptions`."""
+    from .export.options import ExportOptions
+
+    def command(**values: Any) -> None:
+        from .api import export
+        from .report.console import Progress
+        from .report.exported import show_exported
+
+        repo, as_json = values.pop("repo"), values.pop("json")
+        with Progress(quiet=values.pop("quiet")) as progress:
+            exported = export(repo, progress=progress, **values)
+        show_exported(exported, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    help = "Folder of a converted repo (made by effconv)."
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    parameters = [inspect.Parameter("repo", keyword, annotation=repo), *_parameters(ExportOptions)]
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    return _command(name, EXPORTING[name], command, parameters)
 
 
 def measuring_command(name: str) -> Command:

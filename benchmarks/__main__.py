@@ -22,7 +22,7 @@ from effconv.bench.machine import cores, described, machine
 from effconv.convert.errors import EffconvError
 from effconv.convert.repo.card_blocks import with_block
 
-SECTIONS = ("startup", "conversion", "layers", "lsg", "bias", "bigs", "mixed", "models")
+SECTIONS = ("startup", "conversion", "layers", "lsg", "bias", "bigs", "mixed", "models", "export")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,6 +100,10 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
             from benchmarks import shapes
 
             yield run, partial(shapes.sections, threads, few, 1024 if quick else 4096)
+        if "export" in asked.only:
+            from benchmarks import export
+
+            yield run, partial(export.sections, threads, few, (512, 1024) if quick else export.LENGTHS)
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

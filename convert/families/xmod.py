@@ -108,7 +108,7 @@ XMOD = replace(
                 return super().kept(mask, cross)
 
             def run(self, layer: Module, x: Tensor, mask: Any, *cross: Any, lang_ids: Tensor) -> Tensor:
-                output = layer(x, lang_ids[: len(x)], mask, *HEAD_MASK, *cross)
+                output = layer(x, lang_ids[: x.shape[0]], mask, *HEAD_MASK, *cross)
                 x = output[0] if isinstance(output, tuple) else output
                 return taking_part(x, layer.output.adapter_modules.parameters())  # those of other languages too
 

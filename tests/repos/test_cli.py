@@ -84,7 +84,7 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
 def test_help_stands_under_headings_with_every_default_to_be_read():
     """As plain text, in which [default: ...] is no markup."""
     lines = effconv_("--help").stdout.splitlines()
-    headings = ["Options:", "Convert:", "Train:", "Inspect and measure:", "Share on the Hub:"]
+    headings = ["Options:", "Convert:", "Train:", "Inspect and measure:", "Serve:", "Share on the Hub:"]
     assert [line for line in lines if line.endswith(":")] == headings
     for command in (*CONVERTING, "adapt", "push-to-hub", "refresh"):
         assert any(line.startswith(f"  {command} ") for line in lines), command

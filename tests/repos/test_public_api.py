@@ -13,7 +13,13 @@ import effconv
 from effconv import api, cli
 from effconv.lsgify.inmemory import lsgify
 
-CALLABLE = {"adapt": api.adapt, "bench": api.bench, "convert": api.convert, "lsgify": lsgify}
+CALLABLE = {
+    "adapt": api.adapt,
+    "bench": api.bench,
+    "convert": api.convert,
+    "export": api.export,
+    "lsgify": lsgify,
+}
 
 
 @pytest.mark.parametrize("name", effconv.__all__)

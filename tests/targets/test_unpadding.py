@@ -21,7 +21,7 @@ import effconv
 from effconv.templates import efficient_encoder as unpadding
 from effconv.templates import lsg_attention as lsg
 from effconv.templates.lsg_configuration import SPARSITY_TYPES, lsg_faults
-from tiny import dense
+from tiny import dense, save_tiny_sentence_encoder
 
 torch.set_num_threads(1)
 LENGTHS = (26, 9, 20, 8, 3)  # in blocks of 4: more than two blocks, two and a piece, two, less than one
@@ -269,3 +269,26 @@ def test_other_values_of_the_option_are_refused(model):
     config.unpad_inputs = "no"  # as from_pretrained sets an override: when the config is made already
     with pytest.raises(ValueError, match="unpad_inputs is 'no': give true or false"):
         type(model)(config)
+
+
+def test_pipelines_and_encode_take_the_real_tokens_of_long_batches_alone(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from transformers import pipeline
+
+    source = save_tiny_sentence_encoder(tmp_path / "source", num_hidden_layers=1)
+    effconv.convert(source, "lsg", output=tmp_path / "lsg", max_length=4096, verify=False)
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "lsg"), trust_remote_code=True, device="cpu")
+    model, tokenizer = encoder[0].auto_model, encoder.tokenizer
+    texts = ["the of and to " * words for words in (1000, 20, 300, 5)]
+    real = sum(len(ids) for ids in tokenizer(texts)["input_ids"])
+    extract = pipeline("feature-extraction", model=model, tokenizer=tokenizer)
+    taken = []
+    for name, module in model.named_modules():
+        if name.endswith(".mix"):
+            module.register_forward_hook(lambda mix, given, context: taken.append(len(given[0]) * given[0].shape[2]))
+    for call in (lambda: encoder.encode(texts), lambda: extract(texts, batch_size=len(texts), truncation=True)):
+        taken.clear()
+        call()
+        # A global token for each text, and the padding that a group may hold.
+        added = len(texts) * (model.config.num_global_tokens + unpadding.GROUP_PADDING["cpu"])
+        assert real <= sum(taken) <= real + added
