@@ -1,6 +1,7 @@
 """The manifest, effconv.json: source, options, file hashes, and the result of each check.
 
-Everything but `measurements` is the same for the same input and options on one machine and version.
+Everything but `measurements` is the same for the same input and options on one machine and version. config.json has a
+copy of one measurement, the record of the tokenizer (origin.py).
 """
 
 from __future__ import annotations

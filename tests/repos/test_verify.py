@@ -139,8 +139,12 @@ def test_all_but_the_measurements_is_what_an_unverified_conversion_writes(made, 
     effconv.convert(source, "lsg", output=tmp_path / "repo", **SMALL)
     verified, plain = read_json(repo / "effconv.json"), read_json(tmp_path / "repo" / "effconv.json")
     assert verified.pop("measurements") != plain.pop("measurements")
-    assert verified["files"].pop("README.md") != plain["files"].pop("README.md")
+    for name in ("README.md", "config.json"):
+        assert verified["files"].pop(name) != plain["files"].pop(name)
     assert verified == plain
+    configs = [read_json(folder / "config.json") for folder in (repo, tmp_path / "repo")]
+    assert configs[0]["effconv"].pop("tokenizer") == read_json(repo / "effconv.json")["measurements"]["tokenizer"]
+    assert configs[0] == configs[1]
 
 
 def test_a_repo_is_verified_again_against_its_source(made):
@@ -223,7 +227,7 @@ def test_the_card_may_be_edited_and_git_and_the_hub_may_keep_their_files(repo):
 
 
 MANIFESTS = {
-    "gone": (None, "not made by effconv"),
+    "gone": (None, "has no effconv.json"),
     "empty": ("", "not readable JSON"),
     "garbage": ("{]", "not readable JSON"),
     "too deep": ("[" * 100_000, "not readable JSON"),
@@ -236,6 +240,7 @@ MANIFESTS = {
 def test_a_damaged_manifest_is_named(kind, repo):
     text, says = MANIFESTS[kind]
     (repo / "effconv.json").unlink()
+    edit_json(repo / "config.json", effconv=None)  # else the repo is read as one that another program saved
     if text is not None:
         (repo / "effconv.json").write_text(text)
     with pytest.raises(BadInputError, match=says) as caught:
