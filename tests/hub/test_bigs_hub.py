@@ -61,8 +61,12 @@ def test_repos_of_both_sides_are_pushed_and_loaded_by_id(repos, tmp_path):
         back = client("jax2torch", "me/bigs-jax", "--no-verify", "-o", tmp_path / "back", token=None)
         assert back.code == 0, back.err
         assert not back.modules & {"torch", "jax", "flax"}
-        for name in ("model.safetensors", "config.json", "modeling_bigs.py", "tokenizer.json"):
+        for name in ("model.safetensors", "modeling_bigs.py", "tokenizer.json"):
             assert (tmp_path / "back" / name).read_bytes() == (repos["torch"] / name).read_bytes()
+        configs = [json.loads((repo / "config.json").read_text()) for repo in (tmp_path / "back", repos["torch"])]
+        origins = [config.pop("effconv") for config in configs]
+        assert configs[0] == configs[1]
+        assert origins[0]["source"]["hub_id"] == "me/bigs-jax"
         (tmp_path / "inputs.safetensors").symlink_to(ROOT / CASE / "inputs.safetensors")
         has_jax = bool(importlib.util.find_spec("jax") and importlib.util.find_spec("flax"))
         sides = client.python(SCRIPT.replace("JAX", str(has_jax)))

@@ -15,7 +15,16 @@ FULL = SHARED / "goldens" / "lsg" / "conversion"
 FAMILIES = tuple(f"{family}__p" for family in (*LSG.families, "barthez"))
 CASES = sorted(path for path in (FULL if FULL.is_dir() else COPY).iterdir() if path.name.startswith(FAMILIES))
 OWN_FIELDS = {
-    *("auto_map", "model_type", "dtype", "torch_dtype", "transformers_version", "base_model_prefix", "use_cache"),
+    *(
+        "auto_map",
+        "effconv",
+        "model_type",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "base_model_prefix",
+        "use_cache",
+    ),
     *("lsh_seed", "causal_globals", "bos_pooling_padding", "decoder_first_token", "attention_form"),
 }
 

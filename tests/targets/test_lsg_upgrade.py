@@ -173,9 +173,10 @@ def test_a_repo_that_effconv_made_is_taken_again(length, tensors, tmp_path):
     assert len(changed) == tensors
     assert all(name.endswith("position_embeddings.weight") for name in changed)
     before, after = (read_json(folder / "config.json") for folder in (first.output, again.output))
-    assert {name for name in before if before[name] != after[name]} == (
-        {"max_position_embeddings"} if length else set()
-    )
+    assert {name for name in before if before[name] != after[name]} == {
+        "effconv",  # which names the source
+        *(["max_position_embeddings"] if length else []),
+    }
     assert after["lsh_seed"] == 7
     assert again.manifest["upgraded"]["published"] is False
 
