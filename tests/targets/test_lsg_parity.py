@@ -7,7 +7,7 @@ that cannot import effconv, on both versions of transformers.
 from __future__ import annotations
 
 import pytest
-from environments import FIVE, FOUR
+from environments import FIVE, FOUR_NIGHTLY
 from lsg_goldens import (
     COPY,
     FAMILY_OF,
@@ -58,7 +58,7 @@ def jobs(tmp_path_factory):
     return [job for family in FAMILY_OF for job in parity_jobs(family, tmp_path_factory.mktemp("repos"))]
 
 
-@pytest.fixture(scope="session", params=[FIVE, FOUR])
+@pytest.fixture(scope="session", params=[FIVE, FOUR_NIGHTLY])
 def results(request, jobs, tmp_path_factory):
     return run_worker(jobs, tmp_path_factory.mktemp("worker"), request.param)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import bits, convert, edit_config, read, read_json, rewrite
-from environments import FIVE, FOUR
+from environments import FIVE, FOUR_NIGHTLY
 from lsg_goldens import COPY, FULL, RECORDED, faults, golden_folder, read_cases, run_worker
 from safetensors.torch import load_file, save_file
 
@@ -130,7 +130,7 @@ def upgraded_jobs(tmp_path_factory):
     return jobs
 
 
-@pytest.fixture(scope="session", params=[FIVE, FOUR])
+@pytest.fixture(scope="session", params=[FIVE, FOUR_NIGHTLY])
 def upgraded_results(request, upgraded_jobs, tmp_path_factory):
     return run_worker(upgraded_jobs, tmp_path_factory.mktemp("worker"), request.param)
 
