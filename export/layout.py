@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.families.registry import FAMILIES
+from ..convert.repo.origin import FIELD as ORIGIN
 
 CODE, WEIGHTS = (".py",), (".safetensors", ".safetensors.index.json", ".msgpack", ".bin")
 LEFT_BEHIND = ("effconv.json", "README.md", "config.json", "model.safetensors.index.json")
@@ -40,8 +41,8 @@ def stock_config(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict
     auto_map = config.get("auto_map", {})
     if family is None:
         kept = {name: value for name, value in auto_map.items() if name == "AutoConfig"}
-        return {**config, "auto_map": kept}
-    dropped = {"auto_map", "dtype", *manifest["options"]}
+        return {name: value for name, value in config.items() if name != ORIGIN} | {"auto_map": kept}
+    dropped = {"auto_map", "dtype", ORIGIN, *manifest["options"]}
     found = {name: value for name, value in config.items() if name not in dropped}
     prefix = _class_prefix(config, family.code.class_prefix)
     classes = [name.removeprefix(prefix) for name in config.get("architectures") or ()]

@@ -118,7 +118,7 @@ def write_graphs(
         raise UnsupportedError(
             f"torch.export cannot trace this model: {str(error).strip().splitlines()[0]}",
             where=str(repo),
-            hint="serve the repo with transformers; please report it with the command and the repo's effconv.json",
+            hint="try another version of torch, or serve the repo with transformers",
         ) from error
     record: dict[str, Any] = {
         "inputs": list(inputs),
