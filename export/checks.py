@@ -100,7 +100,7 @@ def compare(exported: Exported, run: Run, longest: int, segments: bool, what: st
         raise CheckFailedError(
             f"{what} does not give the outputs of the repo's model:\n{listing(faults)}",
             where=what,
-            hint="no output was written; try other versions of torch and onnxruntime, or serve the repo with transformers",
+            hint="try other versions of torch and onnxruntime, or serve the repo with transformers",
         )
     return {"cases": names, "difference": worst, "tolerance": SWAPS_TOLERANCE if swaps else TOLERANCE}
 
