@@ -423,6 +423,7 @@ def test_a_stored_half_precision_stays_one_and_bf16_trains(source, text, tmp_pat
         assert any(not torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in names)
 
 
+@pytest.mark.nightly
 def test_accumulation_and_checkpointing_change_no_weight_beyond_rounding(repos, source, text, tmp_path):
     weights = []
     for name, options in (("plain", {}), ("parts", {"accumulation": 3, "gradient_checkpointing": True})):
@@ -498,6 +499,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(repos, source, t
         assert not out.with_name(out.name + ".checkpoints").exists()
 
 
+@pytest.mark.nightly
 def test_a_resumed_run_remembers_what_its_texts_are_contrasted_with(repos, source, text, tmp_path):
     options = {"teacher": source, "data": text, "steps": 5, "checkpoint_every": 3, "objective": "hidden+contrastive"}
     options |= {"lengths": "64,128", "piece_tokens": 8, **FAST}
@@ -515,6 +517,7 @@ def test_a_resumed_run_remembers_what_its_texts_are_contrasted_with(repos, sourc
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "error",
     [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:672]")],

@@ -52,6 +52,7 @@ def test_products_of_a_layer():
     assert gpu_layers.products(1, 1024, dense=False) == 4 * 64 * 12 * gpu_layers.pairs(1024, gpu_layers.CONFIG)
 
 
+@pytest.mark.nightly
 def test_the_layers_to_compare_with_run():
     inputs = gpu_layers.qkv(2, 1024, "cpu")
     for form in (gpu_layers.longformer(2, 1024, "cpu"), gpu_layers.bigbird(2, 1024, "cpu")):
@@ -119,6 +120,7 @@ def test_a_difference_from_the_oracle_is_seen(monkeypatch):
     assert found["plain, context"][0] > found["plain, context"][1]
 
 
+@pytest.mark.nightly
 def test_on_a_cpu_the_command_can_be_tried(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_layers, "longformer", lambda *_: gpu_layers.sdpa)  # they run in a test above
     monkeypatch.setattr(gpu_layers, "bigbird", lambda *_: gpu_layers.sdpa)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import seq2seq_worker
-from environments import COMPAT_PYTHON, FIVE, FOUR, needs_compat, run_checks
+from environments import COMPAT_PYTHON, FIVE, FOUR_NIGHTLY, needs_compat, run_checks
 from lsg_goldens import convert
 
 import effconv
@@ -51,7 +51,7 @@ def checked(jobs, tmp_path_factory):
 
 @together
 @each_family
-@pytest.mark.parametrize("python", [FIVE, FOUR])
+@pytest.mark.parametrize("python", [FIVE, FOUR_NIGHTLY])
 def test_the_emitted_model(family, python, checked, subtests):
     faults = checked(python)[0][family]
     assert len(faults) == len(CHECKS) - 1

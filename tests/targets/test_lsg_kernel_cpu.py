@@ -21,6 +21,7 @@ def attend(inputs, config, mask=None, causal=False, dropout=0.0, form=kernel.cpu
     return form(*inputs, mask, sparse, config, causal, dropout)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("causal", "at_once", "lengths"), [(False, 1, [7, 5]), (True, 3, [7]), (False, 3, [7])])
 def test_gradients_with_dropout_are_those_of_finite_differences(causal, at_once, lengths):
     config = options(block_size=2, sparse_block_size=3, num_global_tokens=3, sparsity_type="stride")

@@ -68,6 +68,7 @@ def test_every_case_of_the_worker_is_looked_at(results):
     assert set(results) == set(CASES)
 
 
+@pytest.mark.nightly
 @needs_triton
 def test_an_emitted_model_with_the_kernel_gives_the_recorded_outputs(tmp_path, monkeypatch):
     read = lsg_goldens.read_cases

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from environments import FIVE, FOUR, stranger
+from environments import FIVE, FOUR_NIGHTLY, stranger
 from places import SUPPORT
 from typer.testing import CliRunner
 
@@ -186,7 +186,7 @@ def test_a_conversion_passes_its_checks(target, family, convert):
     assert result.manifest["measurements"]["fidelity"]
 
 
-@pytest.mark.parametrize("python", [FIVE, FOUR])
+@pytest.mark.parametrize("python", [FIVE, FOUR_NIGHTLY])
 @pytest.mark.parametrize("target", LINEAR)
 def test_repos_do_what_a_model_does(target, python, convert, chosen, tmp_path, subtests):
     job = {
