@@ -72,6 +72,9 @@ def joined(theirs: str, ours: str) -> str:
         return merged(theirs, ours)
     body = FRONT.sub("", ours, count=1).strip().removeprefix("# ")
     text = merged(theirs, ours)
+    stated, added = (front_matter(card).get("tags") for card in (theirs, ours))
+    if isinstance(stated, list) and isinstance(added, list):  # custom_code among them: what the Hub warns by
+        text = with_field(text, "tags", [*stated, *(tag for tag in added if tag not in stated)])
     return f"{text.rstrip()}\n\n# {body}\n"
 
 

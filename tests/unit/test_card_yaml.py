@@ -7,7 +7,7 @@ import yaml
 from checkpoints import convert
 from huggingface_hub import ModelCard
 
-from effconv.convert.repo.card_blocks import front_matter, with_field
+from effconv.convert.repo.card_blocks import blocks, front_matter, joined, with_field
 from effconv.convert.repo.card_yaml import carried, loaded
 from tiny import save_tiny
 
@@ -80,3 +80,14 @@ def test_a_card_that_cannot_be_read_carries_nothing(card, tmp_path):
     (source / "README.md").write_bytes(card)
     convert(source, tmp_path / "out")
     assert "license" not in front_matter((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+
+
+def test_a_card_of_another_program_keeps_its_text_and_gets_our_blocks_and_tags():
+    theirs = "---\ntags:\n- mine\nwidget:\n- text: a\n---\n# Mine\n\nWords.\n"
+    front = "---\ntags:\n- custom_code\n- mine\nlicense: mit\n---\n\n"
+    ours = f"{front}# Long\n\n<!-- effconv:load -->\nhow\n<!-- /effconv:load -->\n"
+    card = joined(theirs, ours)
+    assert front_matter(card) == {"tags": ["mine", "custom_code"], "widget": [{"text": "a"}], "license": "mit"}
+    assert "# Mine\n\nWords.\n\n# Long\n" in card
+    assert blocks(card) == {"load": "how"}
+    assert joined(card, ours.replace("how", "now")) == card.replace("how", "now")  # with our blocks it is merged
