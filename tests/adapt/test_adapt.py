@@ -563,6 +563,7 @@ def test_an_interrupted_run_says_what_is_left(every, repos, source, text, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["out.checkpoints"] * (every == 1)
 
 
+@pytest.mark.nightly
 def test_checkpoints_are_given_up_only_on_request_and_continued_only_with_the_same_options(
     repos, source, text, tmp_path
 ):

@@ -65,6 +65,7 @@ def test_the_matrix_undoes_the_shrunk_covariance_and_keeps_lengths():
     assert np.mean(np.square(unit @ matrix).sum(1)) == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.nightly
 def test_sentence_transformers_gives_whitened_embeddings_and_the_model_is_as_without(place, tmp_path):
     """The encoder's weights are those of a run without `--whiten`, and the layer does what its matrix says."""
     asked = {"teacher": place / "source", "data": place / "a.txt", **LONG, "evaluate_every": 1}

@@ -60,6 +60,7 @@ def test_the_emitted_model(family, python, checked, subtests):
             assert not fault, fault
 
 
+@pytest.mark.nightly
 @together
 @pytest.mark.parametrize(
     ("saver", "loader"),
