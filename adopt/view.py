@@ -28,7 +28,7 @@ from ..convert.options import Progress
 from ..convert.repo.heads import complete_heads, head_named
 from ..convert.repo.manifest import FAILED, FORMAT, NAME, belongs, hash_files, read_manifest, write_manifest
 from ..convert.repo.modelcode import class_name
-from ..convert.repo.origin import TOKENIZER, stated_origin
+from ..convert.repo.origin import ELSEWHERE, TOKENIZER, stated_origin
 from ..convert.repo.sentence import sentence_class
 from ..convert.target import Target
 from ..convert.text import one_or_several
@@ -37,7 +37,6 @@ from ..version import __version__
 from .code import missing_code
 from .mending import Weights, lent_tokenizer, local_config, uncut_tokenizer, weights_of
 
-ELSEWHERE = "another program"
 P = ParamSpec("P")
 T = TypeVar("T")
 

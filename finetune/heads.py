@@ -14,7 +14,7 @@ from ..convert.families.grammar import Family, Head, shape_of
 from ..convert.families.registry import FAMILIES
 from ..convert.io.reader import open_checkpoint
 from ..convert.io.source import resolve
-from ..convert.repo.modelcode import class_name
+from ..convert.repo.heads import head_named
 from ..convert.target import Target
 
 # BiGS: what its paper trains once, before any task (arXiv 2212.10544, released fine-tuning code).
@@ -76,8 +76,7 @@ def stored_of(folder: Path, manifest: Mapping[str, Any], target: Target) -> Stor
             hint="convert the whole model, with another --architecture",
         )
     family = target.emits or FAMILIES.get(manifest["family"])
-    heads = () if family is None else family.heads
-    own = next((h for h in heads if class_name(family.code, target.code, h.suffix) == manifest["architecture"]), None)  # type: ignore[union-attr]
+    own = None if family is None else head_named(target, family, manifest["architecture"])
     if family is None or own is None:
         raise UnsupportedError(
             f"this effconv makes no {manifest['architecture']} from a {manifest['family']}",

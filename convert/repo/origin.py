@@ -20,6 +20,7 @@ FACTS = {  # of the manifest, with their types; all of these are needed
     "max_length": int, "source_max_length": int,
 }  # fmt: skip
 FURTHER = ("dense_source", "part", "upgraded", "source_config", "sentence_class", "source_code", "calibration")
+ELSEWHERE = "another program"  # who trained, of a repo that came back from another library
 TOKENIZER = "tokenizer"  # a measurement that outlives a training: what the source's tokenizer made of some texts
 TRAINING = ("effconv", "by", "objective", "task", "train")  # what the config says of a training, of all that is known
 
@@ -41,6 +42,11 @@ def origin_of(manifest: Mapping[str, Any], code: Mapping[str, str]) -> dict[str,
         **({TOKENIZER: record} if record else {}),
         "code_sha256": code_sha256(code),
     }
+
+
+def trained_elsewhere(manifest: Mapping[str, Any]) -> bool:
+    """Whether another program saved the repo once: then its user may have changed the tokenizer too."""
+    return any(entry.get("by") == ELSEWHERE for entry in manifest.get("adapted", ()))
 
 
 def stated_origin(config: Mapping[str, Any]) -> dict[str, Any] | None:

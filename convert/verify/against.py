@@ -19,6 +19,7 @@ from ..io.reader import DENSE_FORMATS, open_checkpoint
 from ..io.source import Source, read_json, resolve
 from ..io.tensorfile import file_sha256
 from ..io.unwrapped import readable_folder
+from ..repo.origin import trained_elsewhere
 from ..target import Target
 
 
@@ -87,7 +88,7 @@ def _require_kin(found: Source, against: str, repo: Path, manifest: Mapping[str,
         )
     ours = read_json(repo / "config.json", "config.json")
     words = [config.get("vocab_size") for config in (found.config, ours)]
-    if manifest.get("adapted") and all(isinstance(count, int) for count in words) and words[0] != words[1]:
+    if trained_elsewhere(manifest) and all(isinstance(count, int) for count in words) and words[0] != words[1]:
         raise UsageError(
             f"the vocabulary was changed after the conversion: {words[1]:,} tokens, the source has {words[0]:,}",
             where=against,

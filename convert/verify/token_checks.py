@@ -16,6 +16,7 @@ import tokenizers
 import transformers
 
 from ..io.tokenizer import has_tokenizer, tokenizer_in
+from ..repo.origin import trained_elsewhere
 from .loaded import DoesNotApply, Loaded
 
 RECORD = "tokenizer"  # of a manifest's measurements: what `verify` compares with where no source is given
@@ -68,7 +69,7 @@ def same_tokens(loaded: Loaded) -> tuple[None, dict[str, Any]]:
     else:
         record = _compared_with_record(record, loaded.manifest)
     length = int(loaded.tokenizer.model_max_length)
-    if length != loaded.max_length and not loaded.manifest.get("adapted"):  # its user may want shorter texts
+    if length != loaded.max_length and not trained_elsewhere(loaded.manifest):  # its user may want shorter texts
         raise AssertionError(f"the tokenizer truncates at {length:,} tokens, but the model takes {loaded.max_length:,}")
     return None, {"record": record, "encodings": len(ours), "without_trust_remote_code": _untrusted(loaded.repo, ours)}
 
@@ -169,7 +170,7 @@ def _compared_with_record(record: dict[str, Any], manifest: Mapping[str, Any]) -
             f"the source's ids were recorded with {_named(stated.get('versions'))}, but {_named(record['versions'])} "
             "gives other ids: pass --against SOURCE to compare both tokenizers here"
         )
-    if manifest.get("adapted") and stated.get("words") not in (None, record["words"]):
+    if trained_elsewhere(manifest) and stated.get("words") not in (None, record["words"]):
         raise DoesNotApply(
             f"the vocabulary was changed after the conversion, from {stated['words']:,} to {record['words']:,} tokens"
         )
