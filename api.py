@@ -142,7 +142,7 @@ def adapt(
     Args:
         repo: folder of the repo, which is not changed.
         progress: called with the name of each step before and after training.
-        watch: called with an `effconv.adapt.trainer.Tick` after each step of the training.
+        watch: called with an `effconv.adapt.loop.Tick` after each step of the training.
         options: the command's flags as keyword arguments, with underscores (`teacher`, `data`, `output`, `steps`, ...).
 
     Returns:

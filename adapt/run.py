@@ -180,7 +180,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     folder, manifest, options, output = asked.folder, asked.manifest, asked.options, asked.output
     recipe, phases, lengths, teacher = asked.recipe, asked.phases, asked.lengths, asked.teacher
     beside = output.with_name(output.name + ".checkpoints")
-    accelerator = make_accelerator(options, output.with_name(output.name + ".tensorboard"))
+    accelerator = make_accelerator(
+        bf16=options.bf16, tensorboard=options.tensorboard, folder=output.with_name(output.name + ".tensorboard")
+    )
     if not accelerator.is_main_process:  # only rank 0 prints
         progress, watch = lambda step, done, total: None, lambda tick: None
     progress("models", 0, 0)
