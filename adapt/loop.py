@@ -187,7 +187,11 @@ class Loop:
     def load(self, state: Mapping[str, Tensor]) -> None:
         load_state(self.student, state)
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def evaluated(self) -> dict[str, float]:
+        """What is logged of the last evaluation."""
+        return {"heldout/score": self.place.history[-1]["score"]}
+
+    def log(self, values: Mapping[str, float], step: int, evaluated: bool) -> None:
         """Figures of a step, on the first process."""
         if self.options.tensorboard:
             self.accelerator.log(dict(values), step=step)
@@ -315,9 +319,8 @@ class Loop:
         place = self.place
         done = sum(p.share for p in self.phases[: place.phase]) + phase.share * min(place.share, 1.0)
         if self.accelerator.is_main_process:
-            self.log({f"loss/{name}": loss for name, loss in losses.items()}, place.step)
-            if evaluated:
-                self.log({"heldout/score": place.history[-1]["score"]}, place.step)
+            figures = {f"loss/{name}": loss for name, loss in losses.items()}
+            self.log(figures | (self.evaluated() if evaluated else {}), place.step, evaluated)
         rate = place.tokens / max(place.wall, 1e-9)
         left = place.wall * (1 - done) / done if done > 0 else None
         self.watch(Tick(phase.name, place.step, done, losses, place.history[-1]["score"], rate, left, evaluated))

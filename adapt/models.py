@@ -115,13 +115,18 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 def without_dropout(model: nn.Module) -> None:
     """Sets every dropout to 0: a teacher's outputs are matched, and batches alone decide what a step does."""
+    set_dropout(model, 0.0)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Sets every dropout, those that read the config at each step too."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = probability
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if getattr(config, name, None) is not None:
-                setattr(config, name, 0.0)
+                setattr(config, name, probability)
 
 
 def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[str, bool]:
