@@ -86,7 +86,7 @@ def make_accelerator(*, bf16: bool, tensorboard: bool, folder: Path, name: str =
         from accelerate.utils import is_tensorboard_available
     except ImportError:
         raise UsageError(
-            "the package accelerate is not installed", where=f"effconv {name}", hint="pip install 'effconv[adapt]'"
+            "the package accelerate is not installed", where=f"effconv {name}", hint=f"pip install 'effconv[{name}]'"
         ) from None
     # Parameters may be out of a step's graph: a Linformer's E and F, for texts that it does not project.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)

@@ -106,7 +106,7 @@ def _apart(options: PretrainOptions, text: Any, tokenizer: Any, length: int) -> 
     same = {Path(name).absolute() for name in options.heldout} & {Path(name).absolute() for name in options.data}
     if same:
         raise UsageError(
-            f"{sorted(same)[0]} is trained on and evaluated on",
+            f"{sorted(same)[0]} is given to train on and to evaluate on",
             where="--heldout",
             hint="give other text to evaluate on",
         )

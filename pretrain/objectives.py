@@ -98,5 +98,5 @@ def _check_kind(architecture: str, objective: str) -> None:
             raise UnsupportedError(
                 f"{architecture} has a head for {kind}, not for {other}",
                 where=f"--objective {objective}",
-                hint=f"make the model with --architecture ForPreTraining{other}, or pass --objective mlm+{kind.lower()}",
+                hint=f"make it with --architecture ForPreTraining{other}, or pass --objective mlm+{kind.lower()}",
             )

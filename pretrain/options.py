@@ -38,7 +38,9 @@ STEPS = 1_000  # without --steps and --epochs
 def _open(name: str, help: str, **more: Any) -> Any:
     """An option that a preset may set, with what holds without one in its help."""
     usual = USUAL.get(name)
-    shown = f" [default: {'no' if usual is False else usual}]" if usual is not None and "[default" not in help else ""
+    if isinstance(usual, bool):
+        return option(None, help, fallback=usual, **more)
+    shown = f" [default: {usual}]" if usual is not None and "[default" not in help else ""
     return option(None, help + shown, **more)
 
 

@@ -28,11 +28,11 @@ PRESETS: Mapping[str, Preset] = {
     "bigs": Preset(
         source="BiGS (arXiv 2212.10544), JAX scripts at https://github.com/jxiw/BiGS",
         values={
-            "objective": "mlm", "length": 128, "mask_share": 0.15, "max_predictions": 20, "batch_size": 1048, "steps": 100_000,
-            "optimizer": "adamw", "beta1": 0.9, "beta2": 0.98, "weight_decay": 0.05, "learning_rate": 6e-4,
-            "schedule": "cosine", "end_rate": 6e-5, "warmup_steps": 2_000, "dropout": 0.1,
+            "objective": "mlm", "length": 128, "mask_share": 0.15, "max_predictions": 20, "batch_size": 1048,
+            "steps": 100_000, "optimizer": "adamw", "beta1": 0.9, "beta2": 0.98, "weight_decay": 0.05,
+            "learning_rate": 6e-4, "schedule": "cosine", "end_rate": 6e-5, "warmup_steps": 2_000, "dropout": 0.1,
         },
-        remarks="The steps are those of the model of 11 G tokens at length 128; those of the longer ones are not stated.",
+        remarks="The steps are those of the model of 11 G tokens at length 128. Longer ones are not stated.",
     ),
     "lambdabert": Preset(
         source="LambdaBERT, run_language_modeling.py at https://github.com/gsarti/lambda-bert",
@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Preset] = {
             "schedule": "linear", "end_rate": 0.0, "warmup_steps": 0, "clip": 1.0, "evaluate_every": 100,
             "documents": "heading", "sentences": "line", "short_share": 0.1,
         },
-        remarks="The optimiser's values are the defaults of transformers' Trainer 3.3. --objective mlm+sop is its --sop.",
+        remarks="Optimizer and schedule are Trainer's defaults in transformers 3.3. --objective mlm+sop is its --sop.",
     ),
     "transnormer-clm": Preset(
         source="TransNormer (arXiv 2210.10340), causal LM scripts (fairseq) at https://github.com/OpenNLPLab/Transnormer",

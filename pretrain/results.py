@@ -37,9 +37,10 @@ def block(manifest: Mapping[str, Any], plotted: bool) -> str:
         f"{counted(options['batch_size'], 'example')} of up to {record['lengths'][0]:,} tokens, {record['tokens']:,} "
         f"tokens of {', '.join(data['data'])}{digest}. Peak learning rate {options['learning_rate']:g}, "
         f"{options['schedule']} schedule{warmup}, {options['optimizer']} ({options['beta1']:g}, {options['beta2']:g}), "
-        f"weight decay {options['weight_decay']:g}. {spent['wall_seconds']:,.0f} s, {counted(spent['processes'], 'process')}"
-        f". The state of step {record['best_step']:,} was kept."
-    ).replace("processs", "processes")
+        f"weight decay {options['weight_decay']:g}. {spent['wall_seconds']:,.0f} s "
+        f"({spent['processes']} process{'es' if spent['processes'] > 1 else ''}). The state of step "
+        f"{record['best_step']:,} was kept."
+    )
     rows = [
         "| held-out text | before | after |",
         "|---|---|---|",
