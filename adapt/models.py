@@ -140,7 +140,8 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
         UsageError: nothing is left to train.
     """
     family = pair.family
-    attention = tuple(_attention_prefixes(pair)) if family else ()
+    # A published LambdaBERT has lambda layers, which are not the attention of a stock model's layer.
+    attention = tuple(_attention_prefixes(pair)) if family and hasattr(pair.base, "order") else ()
     local = phase.objectives == ("attention",)  # it reaches nothing else
     chosen: dict[str, bool] = {}
     for name, parameter in pair.student.named_parameters():
@@ -168,7 +169,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
 
 def new_tensors(pair: Pair) -> frozenset[str]:
     """Parameters that the target added: the stock model does not have them."""
-    own = (".mix.", "global_emb", ".gate.")  # the last of a feed-forward
+    own = (".mix.", "global_emb", ".gate.", ".lambdalayer.self.")  # gate: of a feed-forward
     return frozenset(name for name, _ in pair.student.named_parameters() if any(part in name for part in own))
 
 

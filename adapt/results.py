@@ -108,6 +108,8 @@ def with_record(
     before = manifest["measurements"] if isinstance(manifest.get("measurements"), dict) else {}
     stated = {key: record[key] for key in ("teacher", "objective", "train", "options", "data")}
     entry = {**({} if by == "adapt" else {"by": by}), "effconv": made, **stated}
+    if by != "adapt":
+        entry |= {"steps": record["steps"], "length": max(record["lengths"])}
     return {
         **manifest,
         "new": [name for name in manifest.get("new", ()) if name not in trained],

@@ -13,7 +13,7 @@ from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import SourceHash, Written, execute
 from .failed import refused
-from .io.source import Source, resolve
+from .io.source import resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
 from .io.tokenizer import tokenizer_of
@@ -26,7 +26,7 @@ from .repo.card import write_card
 from .repo.emit import code_files, emit
 from .repo.heads import complete_heads
 from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
-from .repo.origin import write_origin
+from .repo.origin import trained_before, write_origin
 from .repo.sentence import sentence_class
 from .target import Calibration, Target
 from .text import counted
@@ -327,11 +327,14 @@ def _described_source(ready: Prepared, hashes: Mapping[str, str]) -> dict[str, A
     source = ready.source
     if ready.random:
         return {"name": source.name, "random": dict(ready.random)}
+    trained = trained_before(source.config)
+    before = {"trained": trained} if trained else {}
     if source.hub_id:
         closed = {"gated": source.gated, "private": source.private}
         known = {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
-        return known | {key: value for key, value in closed.items() if value}
-    return {"name": source.name, "sha256": {**hashes, "config.json": file_sha256(source.path("config.json"))}}
+        return known | {key: value for key, value in closed.items() if value} | before
+    hashed = {**hashes, "config.json": file_sha256(source.path("config.json"))}
+    return {"name": source.name, "sha256": hashed, **before}
 
 
 def _portable(value: object) -> object:

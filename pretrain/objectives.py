@@ -49,7 +49,11 @@ def auto_for(folder: Path, manifest: Mapping[str, Any], target: Target, objectiv
                 "clm needs a causal model, and the repo "
                 + ("has no causal-LM head" if causal else "is an encoder: its tokens see those after them"),
                 where=where,
-                hint="make a causal model with effconv new TARGET --causal, or pass --objective mlm",
+                hint=(
+                    f"make a causal model with effconv new {target.command} --causal, or pass --objective mlm"
+                    if target.causal
+                    else "make one with effconv new lsg --causal (or new transnormer), or pass --objective mlm"
+                ),
             )
         return CAUSAL
     if causal:

@@ -59,14 +59,13 @@ def _chain(manifest: Mapping[str, Any]) -> list[str]:
     trained = [*manifest["source"].get("trained", ()), *manifest.get("adapted", ())]
     if len(trained) < 2:
         return []
-    lines = [
-        f"{i}. {entry.get('by', 'adapt')}: {entry.get('objective') or entry.get('task') or 'unknown'}"
-        + (f", {entry['options']['steps']:,} steps at {entry['options']['length']:,} tokens" if _known(entry) else "")
-        for i, entry in enumerate(trained, 1)
-    ]
-    return ["Trainings so far:", "", *lines, ""]
+    lines = [f"{number}. {_said(entry)}" for number, entry in enumerate(trained, 1)]
+    return ["How the weights came about:", "", *lines, ""]
 
 
-def _known(entry: Mapping[str, Any]) -> bool:
-    options = entry.get("options", {})
-    return isinstance(options.get("steps"), int) and isinstance(options.get("length"), int)
+def _said(entry: Mapping[str, Any]) -> str:
+    if entry.get("by") == "new":
+        return "random weights"
+    what = " ".join(str(entry[key]) for key in ("objective", "task") if entry.get(key))
+    said = f"{entry.get('by', 'adapt')} {what}".strip()
+    return said + (f", {entry['steps']:,} steps of up to {entry['length']:,} tokens" if "length" in entry else "")
