@@ -105,7 +105,9 @@ class PretrainingOptions:
         if self.documents != "separator" and self.multiple_docs_separator is not None:
             faults.append(f"multiple_docs_separator has no meaning with documents {self.documents}")
         if self.pairs and (self.overlap or self.across_documents):
-            faults.append(f"objective {self.objective} makes pairs within documents: without overlap, across_documents")
+            faults.append(
+                f"objective {self.objective} makes pairs within documents, without --overlap and across_documents"
+            )
         if self.objective == "clm" and self.masks == "static":
             faults.append("objective clm has no masks")
         if self.separator_token is not None and not self.across_documents:

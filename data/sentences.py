@@ -109,14 +109,15 @@ def documents_by_separator(lines: Iterable[str], separator: str, name: str) -> S
     Raises:
         BadInputError: the text has no such line.
     """
-    wanted, found = separator.replace("\\n", "\n").strip(), False
+    wanted, found, text = separator.replace("\\n", "\n").strip(), False, False
     for line in lines:
+        text = text or bool(line.strip())
         if line.strip() == wanted:
             found = True
             yield None
         else:
             yield line
-    if not found:
+    if text and not found:
         raise BadInputError(
             f"no line of the text is the separator {separator!r}",
             where=name,
@@ -134,8 +135,9 @@ def documents_by_heading(lines: Iterable[str], name: str, *, keep: bool) -> Stre
     Raises:
         BadInputError: the text has none.
     """
-    found = False
+    found = text = False
     for line in lines:
+        text = text or bool(line.strip())
         if HEADING.match(line):
             found = True
             yield None
@@ -143,7 +145,7 @@ def documents_by_heading(lines: Iterable[str], name: str, *, keep: bool) -> Stre
                 yield line
         else:
             yield line
-    if not found:
+    if text and not found:
         raise BadInputError(
             "no heading found in the text",
             where=name,
