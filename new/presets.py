@@ -70,8 +70,8 @@ def _transnormer(variant: str, *, causal: bool) -> Preset:
     return Preset(
         TRANSNORMER,
         Sizes(12, 768, 12, 2048),
-        family="roberta",
-        tokenizer="gpt2" if causal else "roberta-base",
+        family="bert" if causal else "roberta",
+        tokenizer="" if causal else "roberta-base",
         fields={"hidden_act": "linear"},
         options={"variant": variant, "ffn": "glu"},
         causal=causal,
