@@ -180,7 +180,7 @@ def training_command(name: str) -> Command:
     def command(**values: Any) -> None:
         from . import api
         from .report.console import Progress, TrainingProgress
-        from .report.training import show_adapted, show_finetuned
+        from .report.training import show_adapted, show_finetuned, show_pretrained
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = together("--data", values["data"], more)
@@ -188,7 +188,8 @@ def training_command(name: str) -> Command:
         with Progress(quiet=quiet) as progress, TrainingProgress(quiet=quiet) as watch:
             trained = getattr(api, name)(repo, progress=progress, watch=watch, **values)
         if trained is not None:  # only rank 0 prints
-            (show_finetuned if name == "finetune" else show_adapted)(trained, as_json=as_json)
+            show = {"adapt": show_adapted, "finetune": show_finetuned, "pretrain": show_pretrained}[name]
+            show(trained, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[

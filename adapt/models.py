@@ -141,8 +141,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
         UsageError: nothing is left to train.
     """
     family = pair.family
-    # A published LambdaBERT has lambda layers, which are not the attention of a stock model's layer.
-    attention = tuple(_attention_prefixes(pair)) if family and hasattr(pair.base, "order") else ()
+    attention = tuple(_attention_prefixes(pair)) if family else ()
     local = phase.objectives == ("attention",)  # it reaches nothing else
     chosen: dict[str, bool] = {}
     for name, parameter in pair.student.named_parameters():

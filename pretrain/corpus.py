@@ -58,7 +58,7 @@ def read_examples(options: PretrainOptions, objective: str, tokenizer: Any, leng
         raise BadInputError(
             "there is no held-out example to evaluate on",
             where="--heldout, --heldout-share",
-            hint="give held-out text with --heldout, or prepare the texts with --heldout-share",
+            hint="raise --heldout-share (prepared folders: of effconv prepare), or give other text with --heldout",
         )
     if next(made.train(0), None) is None:
         raise BadInputError("there is no example to train on", where="--data", hint="give more text")

@@ -50,7 +50,7 @@ def auto_for(folder: Path, manifest: Mapping[str, Any], target: Target, objectiv
                 + ("has no causal-LM head" if causal else "is an encoder: its tokens see those after them"),
                 where=where,
                 hint=(
-                    f"make a causal model with effconv new {target.command} --causal, or pass --objective mlm"
+                    f"make one with effconv new {target.command or target.name} --causal, or pass --objective mlm"
                     if target.causal
                     else "make one with effconv new lsg --causal (or new transnormer), or pass --objective mlm"
                 ),

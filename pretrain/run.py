@@ -124,9 +124,15 @@ def _length(chosen: Any, manifest: Mapping[str, Any]) -> int:
 
 def _require_data(options: PretrainOptions) -> None:
     from ..data.prepared import is_prepared
+    from ..data.shards import is_shard
 
     if not options.data:
         raise UsageError("no text to train on", where="--data", hint="give text files, or a folder of effconv prepare")
+    shards = [name for name in (*options.data, *options.heldout) if is_shard(name)]
+    if shards:
+        raise UsageError(
+            f"{shards[0]} is a shard of another program", where="--data", hint="prepare it first: effconv prepare"
+        )
     for names, where in ((options.data, "--data"), (options.heldout, "--heldout")):
         require_files([name for name in names if not is_prepared(name)], where)
 

@@ -4,7 +4,7 @@ With s the number of steps that are done, W the warmup steps, T all steps, p the
 and e the rate to end with:
 
     s < W       r + (p - r) s / W
-    inverse     p sqrt(max(W, 1) / s)
+    inverse     p sqrt(W / s); without warmup p / sqrt(s + 1)
     polynomial  e + (p - e) (1 - x)^power,  x = (s - W) / (T - W)
     linear      the same with power 1
     cosine      e + (p - e) (1 + cos(pi x)) / 2
@@ -48,7 +48,8 @@ class Rates:
         if self.schedule == "constant":
             return self.peak
         if self.schedule == "inverse-sqrt":
-            return self.peak * math.sqrt(max(self.warmup, 1) / max(step, 1))
+            scale = max(self.warmup, 1)
+            return self.peak * math.sqrt(scale / (scale + step - self.warmup))
         passed = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
         if self.schedule == "cosine":
             left = (1 + math.cos(math.pi * passed)) / 2
