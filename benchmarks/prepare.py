@@ -1,4 +1,4 @@
-"""Speed and memory of `effconv prepare`, at two sizes of the corpus:
+"""Speed and memory of `effconv prepare`, at two sizes of the corpus.
 
     python -m benchmarks.prepare TEXT... [--tokenizer FOLDER] [--times 4 16] [--objectives mlm mlm+nsp]
 

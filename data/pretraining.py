@@ -73,11 +73,12 @@ def arrays(
 ) -> Iterator[Example]:
     """As `pretraining_examples`, as dicts of arrays. `read` is called with each line when it is read."""
     require_mask_token(tokenizer, options.objective)
+    place = where if part == "train" else f"{where}, the documents held out"
     for copy in range(epoch * options.copies, (epoch + 1) * options.copies):
         texts = read_sentences(names, options, token=token, where=where, read=read)
-        stream = tokenized(chosen(texts, options.heldout_share, part), tokenizer, options, where)
+        stream = tokenized(chosen(texts, options.heldout_share, part), tokenizer, options, place)
         made = _pairs if options.pairs else _packed
-        examples = made(stream, tokenizer, options, copy, where)
+        examples = made(stream, tokenizer, options, copy, place)
         if options.masks == "static":
             examples = _masked(examples, tokenizer, options, copy)
         yield from shuffled(examples, options.shuffle, _random(options.seed, copy, "order"))
@@ -177,17 +178,24 @@ def _pairs(
     size = options.length - layout.count
     words, short = _with_words(options), (options.short, options.shortest)
     documents = documents_of(stream)
-    made = False
+    made = seen = False
+
+    def counted() -> Iterator[Document]:
+        nonlocal seen
+        for document in documents:
+            seen = True
+            yield document
+
     if options.objective == "mlm+nsp":
-        pairs = _of_pools(documents, size, options, copy, where)
+        pairs = _of_pools(counted(), size, options, copy, where)
     else:
         pairs = itertools.chain.from_iterable(
-            sop_pairs(one, size, *short, _random(options.seed, copy, one.number)) for one in documents
+            sop_pairs(one, size, *short, _random(options.seed, copy, one.number)) for one in counted()
         )
     for a, b, label in pairs:
         made = True
         yield layout.example(a, b, words=words) | {"next_sentence_label": label}
-    if not made:
+    if seen and not made:
         raise BadInputError(
             "no document has two sentences, so there is no pair",
             where=where,

@@ -6,13 +6,18 @@ import dataclasses
 import gzip
 import io
 import json
+import re
+import shlex
 import struct
+from random import Random
 
 import numpy as np
 import pytest
+from places import ROOT
 from transformers import AutoTokenizer
 
 import effconv
+from effconv import cli
 from effconv.convert.errors import BadInputError, EffconvError, OutputError, UsageError
 from effconv.data.layouts import tokenizer_digest
 from effconv.data.masking import IGNORED
@@ -25,6 +30,8 @@ from tiny import WORDS, save_tokenizer
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("pyarrow")
+
+PAGE = (ROOT / "docs" / "how-to" / "prepare.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +125,37 @@ def test_a_corpus_that_does_not_fit_a_model_is_refused(text, folder, tokenizer, 
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(BadInputError, match="a file of the corpus cannot be read"):
         list(prepared_examples(made))
+
+
+def test_the_commands_and_the_code_of_the_guide_run(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    random = Random(0)
+    articles = (
+        f" = on {i} = \n" + "\n".join(" ".join(random.choices(WORDS, k=9)) + "." for _ in range(9)) for i in range(200)
+    )
+    (tmp_path / "wiki.txt").write_text("\n".join(articles))
+    for command in re.findall(r"^```\n(effconv prepare wiki.*?)^```", PAGE, flags=re.M | re.S):
+        arguments = shlex.split(command.replace("\\\n", " "))[1:]
+        arguments[arguments.index("--tokenizer") + 1] = str(folder)
+        cli.app(arguments, standalone_mode=False)
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
+    exec(compile(code, "prepare.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "pairs with label 0 and 1" in printed
+    assert re.search(r"^\d+ [01]$", printed, flags=re.M)
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| .*?\| (`--objective.*?)\|$", PAGE, flags=re.M))
+def test_the_options_of_the_recipes_are_options(row, text, folder, tmp_path):
+    arguments = shlex.split(" ".join(re.findall(r"`(--[^`]*)`", row)))
+    if "mlm+sop" in arguments:
+        arguments.remove("mlm+sop")
+    arguments = [{"heading": "blank"}.get(argument, argument) for argument in arguments]
+    cli.app(
+        ["prepare", str(text), "--tokenizer", str(folder), *arguments, "-o", str(tmp_path / "out")],
+        standalone_mode=False,
+    )
+    assert is_prepared(str(tmp_path / "out"))
 
 
 # What is refused
