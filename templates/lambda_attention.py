@@ -54,6 +54,7 @@ class LambdaAttention(nn.Module):
             raise ValueError(f"local_context_size must be odd, got {r}")
         self.layer_index = layer_index
         self.collected: list[Tensor] | None = None  # where λ goes in a call that returns it
+        self.collects_gradient = True
         self.landmarks = nn.Parameter(torch.empty(h, c, d))
         self.content_weight = nn.Parameter(torch.empty(h, c, d))
         self.content_bias = nn.Parameter(torch.empty(h, c))
@@ -74,7 +75,8 @@ class LambdaAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.collected is not None:
-            self.collected.append(self.lambdas(k, v, mask))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.collects_gradient):
+                self.collected.append(self.lambdas(k, v, mask))
         return lambda_attention(
             q, k, v, mask, self.landmarks, self.content_weight, self.content_bias, self.local_weight, self.local_bias
         )

@@ -17,13 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from .efficient_encoder import EncoderMixin, HeadMixin, Unpadded
-from .lambda_attention import LambdaAttention
 
 
 class LambdaEncoderMixin(EncoderMixin):
     """An encoder with lambda attention, which returns λ on request."""
 
     asked: bool | None = None  # by the head, for one call
+    collecting = False
 
     @functools.wraps(EncoderMixin.forward)  # whose signature tells Trainer which inputs the model takes
     def forward(
@@ -36,16 +36,21 @@ class LambdaEncoderMixin(EncoderMixin):
         )
         if not wanted:
             return super().forward(*args, return_dict=return_dict, **kwargs)
-        mixes = [module for module in self.modules() if isinstance(module, LambdaAttention)]
+        # By their attribute: transformers 4 may load a file of the repo twice, and then has two classes of one name.
+        mixes = [module for module in self.modules() if hasattr(module, "collected")]
         found: list[Tensor] = []
+        # A layer that is checkpointed runs again in the backward, and must save as many tensors then.
+        with_gradient = not (self.gradient_checkpointing and self.training)
         try:
+            self.collecting = True
             for mix in mixes:
-                mix.collected = found
+                mix.collected, mix.collects_gradient = found, with_gradient
             output = super().forward(*args, return_dict=True, **kwargs)
         finally:
+            self.collecting = False
             for mix in mixes:
                 mix.collected = None
-        output.attentions = tuple(found)
+        output["attentions"] = tuple(found)
         if return_dict if return_dict is not None else self.config.return_dict:
             return output
         second = (output.pooler_output,) if hasattr(self, "pooler") else ()
@@ -53,8 +58,7 @@ class LambdaEncoderMixin(EncoderMixin):
         return (output.last_hidden_state, *second, *states, output.attentions)
 
     def kept(self, mask: Tensor | None, cross: tuple[Tensor | None, ...], **ids: Tensor) -> Unpadded | None:
-        collecting = any(getattr(module, "collected", None) is not None for module in self.modules())
-        return None if collecting else super().kept(mask, cross, **ids)
+        return None if self.collecting else super().kept(mask, cross, **ids)
 
 
 class LambdaHeadMixin(HeadMixin):
