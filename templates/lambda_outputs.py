@@ -67,6 +67,8 @@ class LambdaHeadMixin(HeadMixin):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         stock = cls.forward
+        if getattr(stock, "returns_lambda", False):  # of a class that transformers 4 derives from ours
+            return
 
         @functools.wraps(stock)
         def forward(self: Any, *args: Any, output_lambda_params: bool | None = None, **inputs: Any) -> Any:
@@ -77,4 +79,5 @@ class LambdaHeadMixin(HeadMixin):
             finally:
                 base.asked = None
 
+        forward.returns_lambda = True
         cls.forward = forward
