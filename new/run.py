@@ -99,7 +99,7 @@ def ask(command: str, options: NewOptions, given: Mapping[str, Any]) -> tuple[As
         )
     family = family_named(target, options.family or preset.family or scratch_of(target).family)
     causal = options.causal or (preset.causal and options.architecture is None)
-    head = head_for(family, target, options, causal)
+    head = head_for(family, target, options, causal, preset.head)
     return Asked(target, name, preset, family, STARTS[family.name], length, head, causal, options), own, usual
 
 

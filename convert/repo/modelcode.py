@@ -55,6 +55,7 @@ class TargetCode:
         seq2seq: what takes the place of some of these in models of an encoder and a decoder, where it takes them.
         biased: likewise for families with a bias on scores.
         self_attention: the module with the projections, around the attention.
+        head_mixin: the target's `HeadMixin`.
     """
 
     name: str
@@ -67,11 +68,19 @@ class TargetCode:
     seq2seq: Seq2SeqCode | None = None
     biased: BiasedCode | None = None
     self_attention: tuple[str, str] = (CORE, "EfficientSelfAttention")
+    head_mixin: tuple[str, str] = (CORE, "HeadMixin")
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
-        parts = (self.self_attention, self.attention, self.encoder_mixin, self.config_mixin, *self.others)
+        parts = (
+            self.self_attention,
+            self.attention,
+            self.encoder_mixin,
+            self.head_mixin,
+            self.config_mixin,
+            *self.others,
+        )
         return tuple(f"{module}.py" for module in sorted({CORE, *(module for module, _ in parts)}))
 
     def for_family(self, family: FamilyCode) -> TargetCode:
@@ -251,10 +260,11 @@ def _imports(
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
-    core = [*(("HeadMixin",) if heads.keys() - {BASE_SUFFIX} else ()), *(SEQ2SEQ_CORE if family.encoder else ())]
+    core = [*(SEQ2SEQ_CORE if family.encoder else ())]
     core += [name for name in ("HEAD_MASK", "taking_part", "values_are_at_hand") if name in family.lines]
     used = [
         (of.configuration_module, of.config),
+        *((target.head_mixin,) if heads.keys() - {BASE_SUFFIX} else ()),
         *((CORE, name) for name in core),
         target.self_attention,
         target.attention,
