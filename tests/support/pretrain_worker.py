@@ -24,7 +24,7 @@ RUN = {
 
 
 def kill() -> dict[str, object]:
-    """The step of the checkpoint that a killed run left, and whether continuing gives the weights of an unbroken one."""
+    """The step of the checkpoint of a killed run, and whether continuing it gives the weights of an unbroken one."""
     options = {**RUN, "data": TEXT, "steps": 6, "checkpoint_every": 2, "dropout": 0.1}
     assert status_of(forked(lambda: effconv.pretrain(REPO, output=PLACE / "whole", **options))) == 0
 
