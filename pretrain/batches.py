@@ -120,7 +120,7 @@ class Collator:
 
 def batches(examples: Examples, collate: Collator, size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
     """The global batches of a run, from step `skip` on. A batch may span two epochs."""
-    stream = itertools.chain.from_iterable(examples.train(epoch) for epoch in itertools.count())
-    stream = itertools.islice(stream, skip * size, None)
+    endless = itertools.chain.from_iterable(examples.train(epoch) for epoch in itertools.count())
+    stream = itertools.islice(endless, skip * size, None)
     for step in itertools.count(skip):
         yield collate(list(itertools.islice(stream, size)), (seed, 2, step))

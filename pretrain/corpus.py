@@ -36,7 +36,7 @@ class Examples:
         return sum(1 for _ in self.train(0))
 
 
-def read_examples(options: PretrainOptions, objective: str, tokenizer: Any, length: int) -> Examples:
+def read_examples(options: PretrainOptions, objective: Any, tokenizer: Any, length: int) -> Examples:
     """Opens the data and takes the held-out examples from it.
 
     Args:
@@ -77,7 +77,7 @@ def _made(options: PretrainOptions, text: Any, tokenizer: Any) -> Examples:
     return Examples(train, heldout, _record(options, heldout, _digest(options.data)))
 
 
-def _stored(options: PretrainOptions, objective: str, tokenizer: Any, length: int) -> Examples:
+def _stored(options: PretrainOptions, objective: Any, tokenizer: Any, length: int) -> Examples:
     from ..data.prepared import prepared_examples, read_record
 
     folders = [Path(name) for name in options.data]
@@ -85,8 +85,9 @@ def _stored(options: PretrainOptions, objective: str, tokenizer: Any, length: in
         _require_fitting(folder, tokenizer, objective, length)
 
     def train(epoch: int) -> Iterator[Example]:
-        shuffle = {"shuffle": options.shuffle, "seed": options.seed, "epoch": epoch}
-        return itertools.chain.from_iterable(prepared_examples(folder, **shuffle) for folder in folders)
+        return itertools.chain.from_iterable(
+            prepared_examples(folder, shuffle=options.shuffle, seed=options.seed, epoch=epoch) for folder in folders
+        )
 
     if options.heldout:
         text = replace(options.text_options(length), objective=objective)

@@ -37,6 +37,7 @@ class Losses(nn.Module):
         losses = {self._words: F.cross_entropy(tokens, wanted, reduction="sum") / max(batch.predicted, 1)}
         if self._pair is not None:
             assert pairs is not None
+            assert batch.pairs is not None
             losses[self._pair] = F.cross_entropy(pairs, batch.pairs, reduction="sum") / batch.rows
         return losses
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..convert.errors import UsageError
 from ..convert.options import option, require_sound
@@ -31,6 +31,9 @@ USUAL: Mapping[str, Any] = {
     "eps": 1e-8, "weight_decay": 0.01, "decay": "matrices", "schedule": "linear", "warmup_steps": 0, "warmup_from": 0.0,
     "end_rate": 0.0, "power": 1.0, "clip": 1.0, "mask_share": 0.15, "evaluate_every": 100,
     "documents": "blank", "sentences": "line", "across_documents": False,
+}  # fmt: skip
+CHOICES = {
+    "optimizer": get_args(Optimizer), "decay": get_args(Decay), "schedule": SCHEDULES, "keep": get_args(Keep),
 }  # fmt: skip
 STEPS = 1_000  # without --steps and --epochs
 
@@ -168,9 +171,9 @@ def _wrong_numbers(chosen: Any) -> list[str]:
 
 def _wrong_choices(options: PretrainOptions, chosen: Any) -> list[str]:
     faults = [
-        f"{name} must be one of {', '.join(known.__args__)}, got {getattr(chosen, name)!r}"
-        for name, known in (("optimizer", Optimizer), ("decay", Decay), ("schedule", Schedule), ("keep", Keep))
-        if getattr(chosen, name) not in known.__args__  # type: ignore[attr-defined]
+        f"{name} must be one of {', '.join(known)}, got {getattr(chosen, name)!r}"
+        for name, known in CHOICES.items()
+        if getattr(chosen, name) not in known
     ]
     if chosen.steps is not None and chosen.epochs is not None:
         faults.append("steps and epochs exclude each other: give only one")

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Schedule = Literal["linear", "cosine", "polynomial", "inverse-sqrt", "constant"]
-SCHEDULES: tuple[Schedule, ...] = Schedule.__args__  # type: ignore[attr-defined]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 ENDING = ("linear", "cosine", "polynomial")  # schedules that reach an end rate at the last step
 
 
