@@ -221,15 +221,10 @@ def test_a_run_is_a_plain_loop(target, objective, how, made, text, tmp_path):
     "how", daily([{}], of=[{}, {"optimizer": "adam", "decay": "all", "weight_decay": 0.05, "clip": 0.0}])
 )
 def test_parts_of_a_step_give_the_weights_of_the_whole(how, made, text, tmp_path):
+    """With a large eps: the gradient of a key's bias is rounding alone, which Adam would blow up."""
     weights = []
     for parts in (1, 4):
-        options = {
-            **RUN,
-            "objective": "mlm+nsp",
-            "dropout": 0.0,
-            "eps": 1e-4,
-            **how,
-        }  # eps: keys' biases have no gradient but rounding
+        options = {**RUN, "objective": "mlm+nsp", "dropout": 0.0, "eps": 1e-4, **how}
         output = tmp_path / f"{parts}"
         effconv.pretrain(
             made("lsg", architecture="ForPreTraining"), data=text, output=output, accumulation=parts, **options
