@@ -83,19 +83,19 @@ def test_a_grown_model_begins_where_the_short_one_ended(target, text, tokenizer,
 @pytest.mark.nightly
 @pytest.mark.parametrize(("target", "lengths"), [("lsg", (512, 2048, 16384)), ("bigs", (128, 512, 4096))])
 def test_a_model_grows_to_the_published_lengths(target, lengths, text, tokenizer, tmp_path):
-    """Every repo of the chain is verified. BiGS goes through JAX before its last growth."""
+    """Every grown repo and the last trained one are verified. BiGS goes through JAX before its last growth."""
     sizes = {**SIZES, **(LSG if target == "lsg" else {})}
     repo = tmp_path / "new"
-    effconv.new(target, length=lengths[0], tokenizer=tokenizer, output=repo, **sizes)
+    effconv.new(target, length=lengths[0], tokenizer=tokenizer, output=repo, verify=False, **sizes)
     for number, length in enumerate(lengths):
-        if number:
+        if number:  # grown from the trained one before
             source, how = repo, target
             if target == "bigs" and number == len(lengths) - 1:
                 effconv.convert(repo, "torch2jax", output=tmp_path / "jax")
                 source, how = tmp_path / "jax", "jax2torch"
             repo = grow(how, source, tmp_path / f"grown-{length}", length, verify=True)
         trained = tmp_path / f"trained-{length}"
-        figures = pretrain(repo, text, trained, 2, 1, verify=True)
+        figures = pretrain(repo, text, trained, 2, 1, verify=length == lengths[-1])
         assert figures["after"]["tokens"] == length
         repo = trained
     assert [entry[3] for entry in chain_of(repo)] == [None, *lengths]
