@@ -1,4 +1,4 @@
-"""Probe what a lambda repo keeps of a text: read a property of the text off λ, layer by layer, with a linear classifier.
+"""Probe what λ keeps of a text: read a property of the text off it, layer by layer, with a linear classifier.
 
     python examples/probe_lambdas.py REPO                    # does a text have a given word? Texts are drawn
     python examples/probe_lambdas.py REPO --data rows.jsonl  # rows with "text" and an integer "label"
