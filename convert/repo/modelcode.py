@@ -15,6 +15,7 @@ from ..families.code import FamilyCode
 TEMPLATES = templates.__name__
 CORE = "efficient_encoder"  # what every target's encoder is built on
 BASE_SUFFIX = "Model"
+LINE = 120  # characters
 CAUSAL_AUTO = "AutoModelForCausalLM"
 SEQ2SEQ_CORE = ("AdaptedModel", "visible_tokens")  # what the modeling file of an encoder and a decoder uses of it
 
@@ -229,7 +230,10 @@ def render(family: FamilyCode, target: Code, heads: Mapping[str, str]) -> dict[s
         "names": of,
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
         "imports": [
-            (module, ", ".join(sorted((name for other, name in used + others if other == module), key=_as_linted)))
+            (
+                module,
+                _wrapped(module, sorted((name for other, name in used + others if other == module), key=_as_linted)),
+            )
             for module in sorted({module for module, _ in used + others})
         ],
         # Classes before functions, as the linter sorts them.
@@ -260,6 +264,13 @@ def mixin_of(family: FamilyCode, target: TargetCode, suffix: str, auto: str) -> 
     """The mixin of a head, as (module, class): one that generates reads texts in its own way."""
     generates = auto == CAUSAL_AUTO and suffix not in family.decoder_heads
     return (CORE, "CausalHeadMixin") if generates else target.head_mixin
+
+
+def _wrapped(module: str, names: list[str]) -> str:
+    """Names after `import`, one a line where they do not fit into one line, as the formatter has them."""
+    joined = ", ".join(names)
+    fits = len(f"from .{module} import {joined}") <= LINE
+    return joined if fits else "(\n" + "".join(f"    {name},\n" for name in names) + ")"
 
 
 def _as_linted(name: str) -> tuple[bool, str]:
