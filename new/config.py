@@ -187,7 +187,7 @@ def _special(fields: Mapping[str, Any], tokens: SpecialTokens) -> dict[str, int 
         "eos_token_id": tokens.eos if tokens.eos is not None else tokens.sep,
     }
     named = any(value is not None for value in known.values())
-    found = {name: value for name, value in known.items() if name in fields and value is not None}
+    found: dict[str, int | None] = {n: value for n, value in known.items() if n in fields and value is not None}
     if named and tokens.pad is None and "pad_token_id" in fields:
         found["pad_token_id"] = None
     return found
