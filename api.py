@@ -17,7 +17,7 @@ from .adopt.view import reads_repos
 from .convert.errors import EffconvError, UsageError
 from .convert.options import Progress, Settings
 from .convert.plan import Plan
-from .convert.prepare import prepare
+from .convert.prepare import prepare as prepare_source
 from .convert.repo.manifest import Measured, check_hashes, read_manifest
 from .convert.run import Result, convert_source
 from .convert.target import Target
@@ -39,6 +39,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "prepare",
     "push_to_hub",
     "retrieval",
     "verify",
@@ -95,7 +96,7 @@ def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:
 
     require_sound_sharing(_sharing(options))
     found, chosen, settings = _split(target, options)
-    ready = prepare(source, found, chosen, settings, remote=True)
+    ready = prepare_source(source, found, chosen, settings, remote=True)
     ready.checkpoint.close()
     return ready.plan
 
@@ -221,6 +222,34 @@ def export(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **optio
     if options.get("output") is not None:
         options["output"] = Path(options["output"])
     return export_repo(repo, ExportOptions(**options), progress=progress)
+
+
+def prepare(
+    texts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, progress: Progress = _quiet, **options: Any
+) -> Any:
+    """Makes pretraining examples of texts and writes them as parquet files.
+
+    Args:
+        texts: text, JSONL, CSV or parquet files or Hub datasets; or HDF5 and TFRecord shards with masks.
+        progress: called with each step, and with the bytes of text that were read.
+        options: the command's flags as keyword arguments, with underscores (`tokenizer`, `objective`, `length`,
+            `documents`, `masks`, `output`, ...).
+
+    Returns:
+        An `effconv.data.prepare.Prepared`: the output folder, and what effconv-data.json says.
+
+    Raises:
+        EffconvError: a text, the tokenizer or an option cannot be used. No output was written.
+    """
+    from .data.prepare import prepare_texts
+    from .data.pretraining_options import PrepareOptions
+
+    _refuse_unknown("prepare", options.keys(), {field.name for field in dataclasses.fields(PrepareOptions)})
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    if options.get("tokenizer") is not None:
+        options["tokenizer"] = os.fspath(options["tokenizer"])
+    return prepare_texts([os.fspath(text) for text in one_or_several(texts)], PrepareOptions(**options), progress)
 
 
 def bench(

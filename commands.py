@@ -36,6 +36,9 @@ TRAINING = {
 }
 
 
+PREPARING = {"prepare": "Make pretraining examples of texts, or of other programs' shards, and write them as parquet."}
+
+
 EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The result runs without the repo's code."}
 
 
@@ -144,6 +147,29 @@ def training_command(name: str) -> Command:
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, TRAINING[name], command, parameters)
+
+
+def preparing_command(name: str) -> Command:
+    """`effconv prepare TEXT...`, whose options are the fields of `PrepareOptions`."""
+    from .data.pretraining_options import PrepareOptions
+
+    def command(**values: Any) -> None:
+        from .api import prepare
+        from .report.console import Progress
+        from .report.prepared import show_prepared
+
+        texts, as_json = values.pop("texts"), values.pop("json")
+        with Progress(quiet=values.pop("quiet")) as progress:
+            prepared = prepare(texts, progress=progress, **values)
+        show_prepared(prepared, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    help = "Text, JSONL, CSV or parquet files or Hub datasets; or HDF5 and TFRecord shards with masks."
+    texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help=help, show_default=False)]
+    parameters = [inspect.Parameter("texts", keyword, annotation=texts), *_parameters(PrepareOptions)]
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    return _command(name, PREPARING[name], command, parameters)
 
 
 def exporting_command(name: str) -> Command:

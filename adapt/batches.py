@@ -19,8 +19,9 @@ from torch import Tensor
 from ..convert.errors import BadInputError
 from ..convert.windows import around
 from ..data.documents import Corpus, Tokens
+from ..data.masking import IGNORED as IGNORED
+from ..data.masking import mask_tokens
 
-IGNORED = -100
 BY_TEXT = ("ids", "begins", "masked_ids", "labels", "places")  # tables of a batch, a row a text
 
 
@@ -135,32 +136,21 @@ def check_enough(corpus: Corpus, lengths: Sequence[int]) -> None:
 def masked(batch: Batch, share: float, mask_id: int, vocabulary: int, whole_words: bool, seed: Sequence[int]) -> Batch:
     """The batch with tokens masked, anew for each seed.
 
-    Of the chosen tokens 80 % become the mask, 10 % any token, and 10 % stay (BERT, arXiv 1810.04805).
-
     Args:
         share: of the tokens of each text that are chosen, at least one token or word.
         whole_words: choose all tokens of a word or none.
         seed: the same gives the same masks.
     """
-    random = np.random.default_rng(list(seed))
-    ids, labels = batch.ids.numpy().copy(), np.full(batch.ids.shape, IGNORED)
-    body = np.flatnonzero(~batch.special.numpy())
-    for row in range(len(ids)):
-        if whole_words:
-            starts = batch.begins[row].numpy()[body].copy()
-            starts[0] = True
-            words = np.cumsum(starts) - 1
-        else:
-            words = np.arange(len(body))
-        count = words[-1] + 1
-        chosen = np.zeros(count, bool)
-        chosen[random.permutation(count)[: max(1, round(share * count))]] = True
-        places = body[chosen[words]]
-        labels[row, places] = ids[row, places]
-        kind = random.random(len(places))
-        ids[row, places[kind < 0.8]] = mask_id
-        swapped = places[(kind >= 0.8) & (kind < 0.9)]
-        ids[row, swapped] = random.integers(0, vocabulary, len(swapped))
+    ids, labels = mask_tokens(
+        batch.ids.numpy(),
+        batch.special.numpy(),
+        batch.begins.numpy(),
+        share=share,
+        mask_id=mask_id,
+        vocabulary=vocabulary,
+        random=np.random.default_rng(list(seed)),
+        whole_words=whole_words,
+    )
     return replace(
         batch,
         masked_ids=torch.from_numpy(ids),

@@ -56,7 +56,7 @@ def read_utf8(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable([_fault(path, error)], where) from None
+        raise unreadable(path, error, where) from None
 
 
 def joined(files: Sequence[Path], where: str) -> str:
@@ -66,6 +66,11 @@ def joined(files: Sequence[Path], where: str) -> str:
         BadInputError: as `read_utf8`.
     """
     return "\n".join(read_utf8(path, where) for path in files)
+
+
+def unreadable(path: Path, error: OSError | UnicodeDecodeError, where: str) -> BadInputError:
+    """The error for a text file that cannot be read."""
+    return _unreadable([_fault(path, error)], where)
 
 
 def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:

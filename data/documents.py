@@ -183,7 +183,7 @@ def _documents(name: str, column: str, streaming: bool, token: str | None, where
     path = Path(name)
     require_files([name], where)
     if not path.exists():
-        return _dataset_rows(name, column, streaming, token)
+        return dataset_rows(name, column, streaming, token)
     if path.suffix in TABULAR:
         return table_rows(path, column, streaming)
     return iter(text_documents(read_utf8(path, where)))
@@ -212,7 +212,7 @@ def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
     return _column(rows, column, str(path))
 
 
-def _dataset_rows(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
+def dataset_rows(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
     rows = dataset(name, token, split="train", streaming=streaming)
     return _column(rows, column, name)
 
@@ -296,15 +296,36 @@ def _datasets() -> Any:
     return datasets
 
 
-def _encoder(tokenizer: Any) -> Callable[[str], Tokens]:
-    def encode(text: str) -> Tokens:
-        encoded = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-        words = encoded.word_ids() if tokenizer.is_fast else range(len(ids))
-        begins = np.fromiter((a != b for a, b in itertools.pairwise([-1, *words])), np.int32, len(ids))
-        return np.stack([ids, begins], 1) if len(ids) else np.empty((0, 2), np.int32)
+def encoded(texts: Sequence[str], tokenizer: Any, *, words: bool = True) -> list[Tokens]:
+    """The tokens of each text, without special tokens.
 
-    return encode
+    Args:
+        words: whether to say where words begin. Without it, every token is said to begin one.
+    """
+    if not texts:
+        return []
+    found = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        truncation=False,
+        verbose=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    words &= tokenizer.is_fast
+    return [_tokens(ids, found.word_ids(i) if words else None) for i, ids in enumerate(found["input_ids"])]
+
+
+def _tokens(ids: Sequence[int], words: Sequence[int | None] | None) -> Tokens:
+    tokens = np.ones((len(ids), 2), np.int32)
+    tokens[:, 0] = ids
+    if words is not None:
+        tokens[:, 1] = np.fromiter((a != b for a, b in itertools.pairwise([-1, *words])), np.int32, len(ids))
+    return tokens
+
+
+def _encoder(tokenizer: Any) -> Callable[[str], Tokens]:
+    return lambda text: encoded([text], tokenizer)[0]
 
 
 def _sha256(text: str) -> str:

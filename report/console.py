@@ -29,6 +29,8 @@ WORDS = {
     "hashes": "checking file hashes",
     "models": "loading models",
     "text": "reading text",
+    "tokenizer": "loading the tokenizer",
+    "examples": "making examples",
     "texts": "reading texts",
     "whiten": "whitening",
     "measure": "measuring",
