@@ -21,6 +21,7 @@ from ..convert.io.tokenizer_classes import FILE
 from ..convert.target import Target
 
 SAFETENSORS = FILES["safetensors"]
+SHARDED_CLASS = re.compile(r"_fsdp_init\.FSDP(\w+)")  # how auto_map names a class that torch's fully_shard wrapped
 SHARDED_STATE = re.compile(r"(pytorch_model_fsdp_\d+|global_step\d+)/")
 
 
@@ -83,7 +84,10 @@ def weights_of(source: Source, view: Path, target: Target, family: Family) -> We
 
 
 def local_config(source: Source, view: Path) -> Iterator[str]:
-    """config.json without the Hub's name before the code (a model that came from there gets it) and local paths."""
+    """config.json as a repo has it: the code is that of the folder, and no path is local.
+
+    A model that came from the Hub names its code there, and one that fully_shard wrapped names torch's.
+    """
     config = dict(source.config)
     references = config.get("auto_map")
     if isinstance(references, dict):
@@ -91,15 +95,25 @@ def local_config(source: Source, view: Path) -> Iterator[str]:
     config = portable(config)
     if config != source.config:
         _write(view / "config.json", config)
-        yield "config.json named code of a repo on the Hub, or a local path: the code is that of this folder"
+        yield "config.json named code of a Hub repo or of torch, or a local path: the code is that of this folder"
 
 
 def _local(reference: object, source: Source, view: Path) -> object:
+    if isinstance(reference, str) and (sharded := SHARDED_CLASS.fullmatch(reference)):
+        return next((f"{module}.{sharded[1]}" for module in _defining(sharded[1], source, view)), reference)
     if not isinstance(reference, str) or "--" not in reference:
         return reference
     name = reference.rpartition("--")[2]
     file = f"{name.partition('.')[0]}.py"
     return name if source.has(file) or (view / file).is_file() else reference
+
+
+def _defining(name: str, source: Source, view: Path) -> Iterator[str]:
+    """The modules of the folder, and of what was made anew, that define a class."""
+    for folder in (source.fetch("config.json").parent, view):
+        for path in sorted(folder.glob("modeling_*.py")):
+            if f"\nclass {name}(" in path.read_text(encoding="utf-8"):
+                yield path.stem
 
 
 def uncut_tokenizer(folder: Path, view: Path) -> Iterator[str]:

@@ -28,6 +28,7 @@ UNHASHED = (NAME, ".gitattributes")
 TRAINING_FILES = re.compile(
     r"(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth|random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl"
     r"|trainer_state\.json|training_args\.bin|zero_to_fp32\.py|latest|events\.out\.tfevents.*"
+    r"|_fsdp_\w+\.py"  # torch's own, which transformers takes for the code of a model that fully_shard wrapped
 )
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|(pytorch_model|optimizer)(_fsdp)?_\d+|runs|wandb")
 FIELDS = {

@@ -130,6 +130,7 @@ def test_text_that_is_held_out_by_name_is_left_out_of_the_data(tokenizer, tmp_pa
         (b"one line", "a single document, so no document can be held out"),
         ("\n\n".join(documents(40, 80)).replace(" ", " 日 ").encode(), "does not know"),
     ],
+    ids=["empty", "blank", "no UTF-8", "one document", "unknown words"],
 )
 def test_a_text_that_cannot_be_trained_on_is_refused(content, what, tokenizer, tmp_path):
     (tmp_path / "a.txt").write_bytes(content)

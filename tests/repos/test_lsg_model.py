@@ -24,7 +24,7 @@ WORKER = Path(repo_worker.__file__)
 # ids of languages in second place) the checks here take for a fault: test_targets and the matrix have them.
 OTHERWISE = ("megatron-bert", "rembert", "xmod")
 ENCODERS = [family for family in families_for(()) if family not in OTHERWISE]
-DAILY = ("bert", "roberta", "electra", "distilbert", "albert", "xlm-roberta-xl")
+DAILY = ("bert", "albert", "xlm-roberta-xl")
 each_family = pytest.mark.parametrize("family", daily(DAILY, of=ENCODERS))
 together = pytest.mark.xdist_group("models")  # they share the repos and the processes
 

@@ -28,7 +28,7 @@ from tiny import WORDS, save_tiny, save_tiny_sentence_encoder, save_tokenizer
 WORKER = ROOT / "tests" / "support" / "saving_worker.py"
 SMALL = {"max_length": 128}
 BLOCKS = {"block_size": 16, "sparse_block_size": 16}
-WAYS = ("trainer", "checkpoint", "deepspeed", "peft", "accelerate", "vocabulary", "dtype", "sentence")
+WAYS = ("trainer", "checkpoint", "deepspeed", "peft", "accelerate", "fsdp", "vocabulary", "dtype", "sentence")
 TARGETS = ("linformer", "lambda", "transnormer", "bigs")
 PUBLISHED = "lambda-published"  # which has fewer heads than the ways need
 EVERY = [*((target, way) for target in TARGETS for way in WAYS[:-1]), (PUBLISHED, "dtype")]
@@ -266,3 +266,6 @@ def test_every_target_stays_a_repo(target, way, tmp_path, verified_in_forks):
         adopted = effconv.adopt(tmp_path / way, **({"origin": repo} if way == "accelerate" else {}))
     assert "saved_again_equal" in {check.name for check in checks if check.passed}
     assert adopted.manifest["target"] == read_json(repo / "effconv.json")["target"]
+    with LoopbackHub() as hub:
+        dry = Client(hub, tmp_path).push(tmp_path / way, "me/trained", "--dry-run", "--license", "mit", "--json").json()
+    assert {"effconv.json", "README.md", "config.json"} <= set(dry["added"])

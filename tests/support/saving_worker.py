@@ -89,6 +89,35 @@ def accelerate(repo: Path, folder: Path) -> None:
     )
 
 
+def fsdp(repo: Path, folder: Path) -> None:
+    """Sharded over two processes by torch's fully_shard, as accelerate and Trainer do it for FSDP 2."""
+    torch.multiprocessing.spawn(_sharded, (repo, folder), nprocs=2)
+    AutoTokenizer.from_pretrained(repo, **TRUSTED).save_pretrained(folder)
+
+
+def _sharded(rank: int, repo: Path, folder: Path) -> None:
+    from torch import distributed
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
+    model = AutoModelForMaskedLM.from_pretrained(repo, **TRUSTED)
+    mesh = distributed.init_device_mesh("cpu", (2,))
+    for layers in [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]:
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids = torch.randint(5, 30, (2, 20), generator=torch.Generator().manual_seed(rank))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        model.save_pretrained(folder, state_dict=state)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
 def vocabulary(repo: Path, folder: Path) -> None:
     """Another head, and three tokens more."""
     tokenizer = AutoTokenizer.from_pretrained(repo, **TRUSTED)

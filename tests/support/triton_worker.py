@@ -1,6 +1,6 @@
 """Run the Triton kernel of LSG attention on a CPU, under Triton's interpreter, and print how far it is from the oracle.
 
-    TRITON_INTERPRET=1 python triton_worker.py
+    TRITON_INTERPRET=1 python triton_worker.py [CASE ...]
 
 Triton reads that variable when it is imported, so this takes a process of its own. The result is one JSON object
 {case: {name of a tensor: max |a - b| / max(1, max |b|), or "nan"} or {"error": text}}, on the last line of stdout. The
@@ -10,6 +10,7 @@ oracle is float64 and shares no code with the kernel; for dropout it draws the f
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 
 import numpy as np
@@ -306,7 +307,7 @@ def main() -> None:
     DEFAULTS["attention_form"] = "triton"
     draw = torch.randint
     results = {}
-    for name in (*FULL, *OTHERS, "Philox"):
+    for name in sys.argv[1:] or (*FULL, *OTHERS, "Philox"):
         seeded = name in FULL
         torch.randint = (lambda *_, **__: torch.tensor(SEED)) if seeded else draw
         try:

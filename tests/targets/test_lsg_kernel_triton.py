@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import lsg_goldens
@@ -15,6 +16,7 @@ import pytest
 import torch
 from lsg_cases import options, qkv
 from places import SUPPORT
+from tiers import daily
 
 from effconv.templates import lsg_attention as lsg
 from effconv.templates import lsg_kernel_triton as kernel
@@ -37,12 +39,21 @@ CASES = (
 )  # fmt: skip
 
 
+# Each branch of the kernel once with every change: the interpreter takes seconds for a case.
+DAILY = (
+    "norm, causal", "norm, blocks of 12, chunks of 8", "stride", "bos_pooling, published", "none",
+    "many tiles a block, many chunks", "bfloat16", "dropout, causal", "Philox", "nothing seen", "strides",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def results():
-    """How far each case is from the oracle, from a process in which Triton interprets."""
+def results(request):
+    """How far each case is from the oracle, from a process in which Triton interprets; all where a nightly one runs."""
+    ours = [item for item in request.session.items if item.path == Path(__file__)]
+    cases = CASES if any(item.get_closest_marker("nightly") for item in ours) else DAILY
     paths = os.pathsep.join(path for path in sys.path if path)
     run = subprocess.run(
-        [sys.executable, str(WORKER)],
+        [sys.executable, str(WORKER), *([] if cases is CASES else cases)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -54,7 +65,7 @@ def results():
 
 
 @needs_triton
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", daily(DAILY, of=CASES))
 def test_context_and_gradients_are_those_of_the_oracle(case, results):
     found = results[case]
     assert "error" not in found, found["error"]
@@ -63,6 +74,7 @@ def test_context_and_gradients_are_those_of_the_oracle(case, results):
     assert not far
 
 
+@pytest.mark.nightly
 @needs_triton
 def test_every_case_of_the_worker_is_looked_at(results):
     assert set(results) == set(CASES)

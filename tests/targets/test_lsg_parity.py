@@ -6,6 +6,8 @@ that cannot import effconv, on both versions of transformers.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from environments import FIVE, FOUR_NIGHTLY
 from lsg_goldens import (
@@ -21,10 +23,13 @@ from lsg_goldens import (
     run_worker,
 )
 from safetensors.numpy import load_file
+from tiers import daily
 
 # Of the published config: its code and bookkeeping, and `use_cache`, which it left true although it keeps no cache.
 NOT_OURS = {"auto_map", "base_model_prefix", "model_type", "torch_dtype", "transformers_version", "use_cache"}
-each_family = pytest.mark.parametrize("family", FAMILY_OF)
+# Families whose code differs in kind, with every change; the others nightly.
+DAILY = [name for name in ("bert", "electra", "distilbert", "albert", "bart") if name in FAMILY_OF]
+each_family = pytest.mark.parametrize("family", daily(DAILY, of=FAMILY_OF))
 each_copied = pytest.mark.parametrize("family", [name for name in FAMILY_OF if (COPY / name).is_dir()])
 
 
@@ -54,8 +59,11 @@ def test_the_command_makes_the_recorded_tensors_and_config(path, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory):
-    return [job for family in FAMILY_OF for job in parity_jobs(family, tmp_path_factory.mktemp("repos"))]
+def jobs(request, tmp_path_factory):
+    """Of all families where a nightly test of this file is selected."""
+    ours = [item for item in request.session.items if item.path == Path(__file__)]
+    families = FAMILY_OF if any(item.get_closest_marker("nightly") for item in ours) else DAILY
+    return [job for family in families for job in parity_jobs(family, tmp_path_factory.mktemp("repos"))]
 
 
 @pytest.fixture(scope="session", params=[FIVE, FOUR_NIGHTLY])
