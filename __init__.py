@@ -26,8 +26,10 @@ if TYPE_CHECKING:
         finetune,
         inspect,
         load,
+        new,
         plan,
         prepare,
+        pretrain,
         push_to_hub,
         retrieval,
         verify,
@@ -51,8 +53,10 @@ __all__ = [
     "layers",
     "load",
     "lsgify",
+    "new",
     "plan",
     "prepare",
+    "pretrain",
     "push_to_hub",
     "refresh",
     "retrieval",
@@ -81,6 +85,8 @@ _MODULES = (
     "finetune",
     "layers",
     "lsgify",
+    "new",
+    "pretrain",
 )  # all but layers are also callable
 
 

@@ -38,8 +38,10 @@ __all__ = [
     "finetune",
     "inspect",
     "load",
+    "new",
     "plan",
     "prepare",
+    "pretrain",
     "push_to_hub",
     "retrieval",
     "verify",
@@ -84,6 +86,41 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
     except EffconvError as error:
         error.made = result
         raise
+
+
+def new(target: str, *, progress: Progress = _quiet, **options: Any) -> Result:
+    """Makes a repo with random weights, to train from scratch.
+
+    Args:
+        target: name of a target with a command of `effconv new`, such as `linformer`, `bigs` or `dense`.
+        progress: called with the name of the step, the bytes done and the bytes in total (0 if not counted).
+        options: the flags of the command as keyword arguments, with underscores (`like`, `family`, `length`,
+            `tokenizer`, `causal`, `layers`, `hidden`, `proj_dim`, `output`, ...). `preset` is another name of `like`.
+
+    Returns:
+        A `Result`, as `convert`.
+
+    Raises:
+        EffconvError: there is no such model, or its checks failed. No output was written.
+    """
+    from .new.options import NewOptions
+    from .new.run import new_repo
+    from .targets.registry import CREATABLE
+
+    if target not in CREATABLE:
+        raise UsageError(
+            f"effconv new makes no {target!r}", where="effconv new", hint="use one of " + ", ".join(CREATABLE)
+        )
+    if "preset" in options:
+        options["like"] = options.pop("preset")
+    own = {field.name for field in dataclasses.fields(TARGETS[target].options)} - {"max_length"}
+    common = {field.name for field in dataclasses.fields(NewOptions)}
+    _refuse_unknown(f"new {target}", options.keys(), own | common)
+    for name, kind in (("output", Path), ("tokenizer", os.fspath)):
+        if options.get(name) is not None:
+            options[name] = kind(options[name])
+    chosen = NewOptions(**{name: value for name, value in options.items() if name in common})
+    return new_repo(target, chosen, {name: value for name, value in options.items() if name in own}, progress)
 
 
 def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:
@@ -143,7 +180,7 @@ def adapt(
     Args:
         repo: folder of the repo, which is not changed.
         progress: called with the name of each step before and after training.
-        watch: called with an `effconv.adapt.trainer.Tick` after each step of the training.
+        watch: called with an `effconv.adapt.loop.Tick` after each step of the training.
         options: the command's flags as keyword arguments, with underscores (`teacher`, `data`, `output`, `steps`, ...).
 
     Returns:
@@ -163,6 +200,41 @@ def adapt(
         if options.get(name) is not None:
             options[name] = kind(options[name])
     return adapt_repo(repo, AdaptOptions(**options), progress=progress, watch=watch)
+
+
+@reads_repos
+def pretrain(
+    repo: str | os.PathLike[str],
+    *,
+    progress: Progress = _quiet,
+    watch: Callable[[Any], None] = lambda tick: None,
+    **options: Any,
+) -> Any:
+    """Pretrains a repo on text, from random weights or onward, and writes a new repo.
+
+    Args:
+        repo: folder of the repo, which is not changed.
+        progress: called with the name of each step before and after training.
+        watch: called with an `effconv.adapt.loop.Tick` after each step of the training.
+        options: the command's flags as keyword arguments, with underscores (`data`, `objective`, `preset`, `steps`,
+            `batch_size`, `output`, ...).
+
+    Returns:
+        An `effconv.adapt.results.Adapted`: the output folder, the figures before and after, the checks. None on all
+        ranks but rank 0.
+
+    Raises:
+        EffconvError: the training failed, and no output was written.
+    """
+    from .pretrain.options import PretrainOptions
+    from .pretrain.run import pretrain_repo
+
+    _refuse_unknown("pretrain", options.keys(), {field.name for field in dataclasses.fields(PretrainOptions)})
+    for name in ("data", "heldout"):
+        options[name] = tuple(os.fspath(value) for value in one_or_several(options.get(name)))
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return pretrain_repo(repo, PretrainOptions(**options), progress=progress, watch=watch)
 
 
 @reads_repos

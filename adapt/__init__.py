@@ -16,7 +16,8 @@ The files:
     ranking     which long document does a piece come from: the task and its ranks
     heldout     fidelity on held-out text, before, during and after
     checkpoints saved state of a run, read by `--resume`
-    trainer     the loop, on accelerate
+    loop        the loop, on accelerate, which `effconv pretrain` uses too
+    trainer     what of it is training against a teacher
     sentence    the modules of a sentence-transformers repo after its encoder     (no torch)
     dense       dense layers after the pooling, and whitening
     results     the new repo: weights, manifest, card, plot

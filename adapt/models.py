@@ -16,6 +16,7 @@ from ..convert.families.grammar import Family
 from ..convert.families.registry import FAMILIES
 from ..convert.text import special_ends
 from ..convert.verify.loaded import DoesNotApply, Loaded
+from ..targets.registry import target_named
 from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase
 from .sentence import pooling_of
@@ -115,13 +116,18 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 def without_dropout(model: nn.Module) -> None:
     """Sets every dropout to 0: a teacher's outputs are matched, and batches alone decide what a step does."""
+    set_dropout(model, 0.0)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Sets every dropout, those that read the config at each step too."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = probability
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if getattr(config, name, None) is not None:
-                setattr(config, name, 0.0)
+                setattr(config, name, probability)
 
 
 def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[str, bool]:
@@ -163,7 +169,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
 
 def new_tensors(pair: Pair) -> frozenset[str]:
     """Parameters that the target added: the stock model does not have them."""
-    own = (".mix.", "global_emb", ".gate.")  # the last of a feed-forward
+    own = (".mix.", "global_emb", ".gate.", ".lambdalayer.self.")  # gate: of a feed-forward
     return frozenset(name for name, _ in pair.student.named_parameters() if any(part in name for part in own))
 
 
@@ -190,8 +196,15 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
     """Prefixes of the parameters of every attention, its output projection included."""
     assert pair.family is not None
     modules = {id(module): name for name, module in pair.student.named_modules()}
-    for layer in {id(layer): layer for layer in pair.student_layers()}.values():
-        for path in (pair.family.code.attention_path, pair.family.output_projection):
+    emitted = target_named(pair.manifest["target"]).emits  # a model of another kind than its source, with its own names
+    family = emitted or pair.family
+    layers = (
+        {id(layer): layer for layer in pair.student_layers()}.values()
+        if emitted is None
+        else [pair.base.get_submodule(path) for path in emitted.layer_paths(pair.base.config.to_dict())]
+    )
+    for layer in layers:
+        for path in (family.code.attention_path, family.output_projection):
             yield modules[id(layer.get_submodule(path))] + "."
 
 

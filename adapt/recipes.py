@@ -167,5 +167,6 @@ def _no_objective(objective: str, why: str) -> UsageError:
     return UsageError(
         f"{objective!r}: {why}" if objective else why,
         where="--objective",
-        hint=f"combine {', '.join(OBJECTIVES)}, for example hidden+mlm or attention:0.4,hidden",
+        hint=f"combine {', '.join(OBJECTIVES)}, for example hidden+mlm or attention:0.4,hidden. "
+        "effconv pretrain has mlm+nsp, mlm+sop and clm",
     )

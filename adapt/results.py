@@ -25,7 +25,16 @@ FIGURES = {
     "sentence_cosine": "sentence cosine",
     "piece_mrr": "retrieval by passages (MRR)",
     "mlm_loss": "masked-LM loss (nats)",
+    "clm_loss": "causal-LM loss (nats)",
+    "perplexity": "perplexity",
+    "mlm_accuracy": "masked-LM accuracy",
+    "clm_accuracy": "causal-LM accuracy",
+    "nsp_loss": "next-sentence loss (nats)",
+    "nsp_accuracy": "next-sentence accuracy",
+    "sop_loss": "sentence-order loss (nats)",
+    "sop_accuracy": "sentence-order accuracy",
 }
+DRAWN = tuple(name for name in FIGURES if name != "perplexity")  # which share an axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +98,23 @@ def copy_repo(repo: Path, folder: Path, manifest: Mapping[str, Any], state: Mapp
 
 
 def with_record(
-    manifest: Mapping[str, Any], record: Mapping[str, Any], made: str, trained: Collection[str]
+    manifest: Mapping[str, Any], record: Mapping[str, Any], made: str, trained: Collection[str], *, by: str = "adapt"
 ) -> dict[str, Any]:
-    """The manifest of the new repo: one more entry under `adapted`, and what it measured under `measurements`."""
+    """The manifest of the new repo: one more entry under `adapted`, and what it measured under `measurements`.
+
+    Args:
+        made: effconv's version. trained: names of the trained tensors. by: the command that trained.
+    """
     before = manifest["measurements"] if isinstance(manifest.get("measurements"), dict) else {}
-    entry = {"effconv": made, **{key: record[key] for key in ("teacher", "objective", "train", "options", "data")}}
+    stated = {key: record[key] for key in ("teacher", "objective", "train", "options", "data")}
+    entry = {**({} if by == "adapt" else {"by": by}), "effconv": made, **stated}
+    if by != "adapt":
+        entry |= {"steps": record["steps"], "length": max(record["lengths"])}
     return {
         **manifest,
         "new": [name for name in manifest.get("new", ()) if name not in trained],
         "adapted": [*manifest.get("adapted", ()), entry],
-        "measurements": {**before, "adapt": [*before.get("adapt", ()), dict(record)]},
+        "measurements": {**before, by: [*before.get(by, ()), dict(record)]},
     }
 
 
@@ -159,7 +175,7 @@ def draw(path: Path, record: Mapping[str, Any]) -> bool:
         fidelity, losses = figure.subplots(1, 2)
         steps = [entry["step"] for entry in history]
         for i, row in enumerate(history[0]["rows"]):
-            for name in FIGURES:
+            for name in DRAWN:
                 if name in row:
                     values = [entry["rows"][i][name] for entry in history]
                     fidelity.plot(steps, values, label=f"{FIGURES[name]}, {row['tokens']} tokens", linewidth=1)

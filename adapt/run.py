@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
 from ..convert.families.registry import ENCODER_DECODERS
 from ..convert.io.source import go_offline
-from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
 from ..convert.recipe import Recipe
-from ..convert.repo.card import card_text
-from ..convert.repo.card_blocks import merged
-from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
-from ..convert.repo.origin import write_origin
+from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
 from ..convert.target import Target
 from ..convert.verify.against import named_source, source_of
 from ..targets.registry import target_named
@@ -29,7 +26,6 @@ from .options import AdaptOptions
 from .recipes import Phase, phases_of, recipe_of, training_lengths
 from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
-from .verified import verified
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import Checkpoints
@@ -180,7 +176,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     folder, manifest, options, output = asked.folder, asked.manifest, asked.options, asked.output
     recipe, phases, lengths, teacher = asked.recipe, asked.phases, asked.lengths, asked.teacher
     beside = output.with_name(output.name + ".checkpoints")
-    accelerator = make_accelerator(options, output.with_name(output.name + ".tensorboard"))
+    accelerator = make_accelerator(
+        bf16=options.bf16, tensorboard=options.tensorboard, folder=output.with_name(output.name + ".tensorboard")
+    )
     if not accelerator.is_main_process:  # only rank 0 prints
         progress, watch = lambda step, done, total: None, lambda tick: None
     progress("models", 0, 0)
@@ -264,35 +262,25 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
         The `Adapted`.
     """
     from .dense import add_dense
-    from .results import Adapted, copy_repo, with_record, write_results
+    from .publish import publish_trained
+    from .results import Adapted, with_record, write_results
 
-    folder, options, target, output = asked.folder, asked.options, asked.target, asked.output
-    with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
-        hashes = copy_repo(folder, staging.folder, asked.manifest, finished.state)
+    def finish(folder: Path) -> None:
         if finished.matrix is not None:
-            add_dense(staging.folder, finished.matrix)
-        new = with_record(asked.manifest, finished.record, __version__, finished.state)
-        measured = verified(
-            staging.folder,
-            target,
-            new,
-            source=asked.teacher,
-            verify=options.verify,
-            trust_remote_code=options.trust_remote_code,
-            progress=progress,
-        )
-        progress("publish", 0, 0)
-        card = staging.folder / "README.md"
-        generated = card_text(target, new, {}, sentence=(folder / "modules.json").is_file())
-        card.write_text(merged(card.read_text(encoding="utf-8"), generated) if card.is_file() else generated, "utf-8")
-        write_results(staging.folder, finished.record)
-        write_origin(staging.folder, new)
-        new["files"] = hash_files(staging.folder, known=hashes)
-        write_manifest(staging.folder, new)
-        staging.publish()
+            add_dense(folder, finished.matrix)
+
+    measured = publish_trained(
+        asked,
+        with_record(asked.manifest, finished.record, __version__, finished.state),
+        finished.state,
+        lambda folder, manifest: write_results(folder, finished.record),
+        source=asked.teacher,
+        finish=finish,
+        progress=progress,
+    )
     finished.checkpoints.clear()
     progress("done", 0, 0)
-    return Adapted(output, finished.record, measured, finished.findings)
+    return Adapted(asked.output, finished.record, measured, finished.findings)
 
 
 def first_alone(accelerator: Any, work: Callable[[], None]) -> None:

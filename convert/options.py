@@ -15,7 +15,7 @@ MAX_LENGTH_HELP = "Maximum input length in tokens."
 CALIBRATE_HELP = "UTF-8 text file to fit on, can be repeated. [default: built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
 NAME = re.compile(r"(?<![\w-])[a-z][a-z0-9_]*(?![\w-])")
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 Progress = Callable[[str, int, int], None]  # called with a step, what of it is done, and how much there is
 
 

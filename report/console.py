@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from ..adapt.trainer import Tick
+    from ..adapt.loop import Tick
     from ..convert.repo.manifest import Measured
 
 

@@ -1,4 +1,4 @@
-"""Prints the results of `effconv adapt`, `effconv finetune` and `effconv retrieval`."""
+"""Prints the results of the trainings and of `effconv retrieval`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,28 @@ def show_adapted(adapted: Adapted, *, as_json: bool) -> None:
     console.print(
         f"{counted(record['steps'], 'step')}, {record['tokens']:,} tokens, {spent['wall_seconds']:,.0f} s "
         f"({spent['cpu_seconds']:,.0f} s of CPU time); the state of step {record['best_step']:,} was kept"
+    )
+    return None
+
+
+def show_pretrained(pretrained: Adapted, *, as_json: bool) -> None:
+    from ..adapt.results import FIGURES
+
+    if as_json:
+        return print_json(pretrained.described())
+    console, record = new_console(), pretrained.record
+    console.print(f"[bold]{escape(str(pretrained.output))}[/bold]", soft_wrap=True)
+    (before,), (after,) = record["before"], record["after"]
+    title = f"{counted(after['texts'], 'held-out example')}, {after['predicted']:,} predicted tokens"
+    table = Table("held-out text", "before", "after", title=title)
+    for name in (name for name in FIGURES if name in after):
+        table.add_row(FIGURES[name], f"{before[name]:.4f}", f"{after[name]:.4f}")
+    console.print(table)
+    _print_outcome(console, pretrained)
+    spent = record["spent"]
+    console.print(
+        f"{record['objective']}: {counted(record['steps'], 'step')}, {record['tokens']:,} tokens, "
+        f"{spent['wall_seconds']:,.0f} s; the state of step {record['best_step']:,} was kept"
     )
     return None
 

@@ -22,7 +22,15 @@ FACTS = {  # of the manifest, with their types; all of these are needed
 FURTHER = ("dense_source", "part", "upgraded", "source_config", "sentence_class", "source_code", "calibration")
 ELSEWHERE = "another program"  # who trained, of a repo that came back from another library
 TOKENIZER = "tokenizer"  # a measurement that outlives a training: what the source's tokenizer made of some texts
-TRAINING = ("effconv", "by", "objective", "task", "train")  # what the config says of a training, of all that is known
+TRAINING = (
+    "effconv",
+    "by",
+    "objective",
+    "task",
+    "train",
+    "steps",
+    "length",
+)  # what the config says of a training, of all that is known
 
 
 def origin_of(manifest: Mapping[str, Any], code: Mapping[str, str]) -> dict[str, Any]:
@@ -47,6 +55,14 @@ def origin_of(manifest: Mapping[str, Any], code: Mapping[str, str]) -> dict[str,
 def trained_elsewhere(manifest: Mapping[str, Any]) -> bool:
     """Whether another program saved the repo once: then its user may have changed the tokenizer too."""
     return any(entry.get("by") == ELSEWHERE for entry in manifest.get("adapted", ()))
+
+
+def trained_before(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How a source that effconv made came about: random weights, then its trainings in their order; [] of any other."""
+    origin = stated_origin(config) or {"source": {}}
+    source = origin["source"]
+    begun = [{"by": "new", "effconv": origin["effconv"]}] if "random" in source else []
+    return [*source.get("trained", ()), *begun, *origin.get("adapted", ())]
 
 
 def stated_origin(config: Mapping[str, Any]) -> dict[str, Any] | None:

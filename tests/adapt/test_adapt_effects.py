@@ -173,8 +173,7 @@ def rates(**options):
     factors = []
     for share in (0.0, 0.1, 0.5, 0.9):
         run.place = SimpleNamespace(share=share)
-        run._schedule(SimpleNamespace(param_groups=groups))
-        factors.append(round(groups[0]["lr"] / groups[0]["peak"], 6))
+        factors.append(round(run.factor(phases_of("hidden")[0]), 6))
     return [(group["peak"], group["weight_decay"]) for group in groups], factors
 
 

@@ -117,26 +117,28 @@ def processes() -> dict[str, dict[str, float]]:
     shared = {"steps": 20, "learning_rate": 1e-3, "evaluate_every": 20, "checkpoint_every": 0}
     long = {"lengths": "64,128", "batch_tokens": 384, "piece_tokens": 8}  # of 128 tokens: three texts a step
     return {
-        "attention": one_and_two(REPO, **shared, objective="attention", batch_tokens=320),
-        "contrastive": one_and_two(REPO.with_name("lsg"), **shared, objective="hidden+contrastive", **long),
+        "attention": adapted(REPO, **shared, objective="attention", batch_tokens=320),
+        "contrastive": adapted(REPO.with_name("lsg"), **shared, objective="hidden+contrastive", **long),
     }
 
 
-def one_and_two(repo: Path, **options: object) -> dict[str, float]:
-    """Trains alone and as two processes."""
-    place = PLACE / repo.name
-    assert status_of(forked(lambda: adapt(place / "one", repo, **options))) == 0
+def adapted(repo: Path, **options: object) -> dict[str, float]:
+    return one_and_two(repo, PLACE / repo.name, lambda output: adapt(output, repo, **options), "adapt")
+
+
+def one_and_two(repo: Path, place: Path, train: Callable[[Path], object], command: str) -> dict[str, float]:
+    """Trains a repo alone and as two processes, with outputs in `place`."""
+    assert status_of(forked(lambda: train(place / "one"))) == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     ranks = [
-        forked(lambda: adapt(place / "two", repo, **options), RANK=str(rank), LOCAL_RANK=str(rank), **together)
-        for rank in range(2)
+        forked(lambda: train(place / "two"), RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(2)
     ]
     assert [status_of(child) for child in ranks] == [0, 0]
     start, one, two = (load_file(folder / "model.safetensors") for folder in (repo, place / "one", place / "two"))
-    record = json.loads((place / "two" / "effconv.json").read_text())["measurements"]["adapt"][0]
+    record = json.loads((place / "two" / "effconv.json").read_text())["measurements"][command][0]
     assert record["spent"]["processes"] == 2
     return {
         "largest": max(float(abs(one[name] - two[name]).max()) for name in one),
