@@ -134,6 +134,8 @@ def conversion_of(model: Opened, options: BenchOptions) -> tuple[Source, list[st
     if model.manifest is None:
         raise UnsupportedError(f"{model.name} was not converted by effconv", where=model.name)
     manifest, stated = model.manifest, model.manifest["source"]
+    if stated.get("random"):
+        raise UnsupportedError(f"{model.name} began with random weights: nothing was converted", where=model.name)
     target = TARGETS.get(manifest["target"])
     if target is None:
         raise UnsupportedError(
