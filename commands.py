@@ -188,8 +188,12 @@ def training_command(name: str) -> Command:
         with Progress(quiet=quiet) as progress, TrainingProgress(quiet=quiet) as watch:
             trained = getattr(api, name)(repo, progress=progress, watch=watch, **values)
         if trained is not None:  # only rank 0 prints
-            show = {"adapt": show_adapted, "finetune": show_finetuned, "pretrain": show_pretrained}[name]
-            show(trained, as_json=as_json)
+            shows: dict[str, Callable[..., None]] = {
+                "adapt": show_adapted,
+                "finetune": show_finetuned,
+                "pretrain": show_pretrained,
+            }
+            shows[name](trained, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[

@@ -1,11 +1,11 @@
 """The published systems trained from random weights, at a size for one CPU, each beside a dense control.
 
-`python -m benchmarks.recipes TRAIN [TRAIN ...] --heldout TEXT [--only NAME ...] [--scale 1.0] [--folder FOLDER]`
+`python -m benchmarks.recipes TEXT [TEXT ...] [--only NAME ...] [--scale 1.0] [--folder FOLDER]`
 
-TRAIN and TEXT are text files: WikiText (documents begin at first-level headings), and any other file, which is one
-document. Each recipe is a chain of `effconv` commands, printed as it is run. A control is a dense model of the same
-sizes, text, steps, seed and optimizer. TEXT is measured before and after a training, and nothing is chosen on it.
-FOLDER keeps repos and results, so that a run goes on; `--scale` multiplies the steps.
+TEXT are text files: WikiText (documents begin at first-level headings), and any other file, which is one document.
+Each recipe is a chain of `effconv` commands, printed as it is run. A control is a dense model of the same sizes, text,
+steps, seed and optimizer. A seventh of the documents is never trained on and measured. FOLDER keeps repos and results,
+so that a run goes on; `--scale` multiplies the steps.
 """
 
 from __future__ import annotations
@@ -27,20 +27,13 @@ from typing import Any
 from effconv.bench.machine import described, machine
 
 HEADING = re.compile(r" = [^=].* = ")
-WORDS = 4096  # of the tokenizers, which are trained on TRAIN
+WORDS = 4096  # of the tokenizers, which are trained on the texts
 SIZE = ("--layers", "2", "--hidden", "128", "--heads", "4")
 NEW = ("--no-verify", "-q", "--overwrite")
-# A hundredth of the published steps or less, and rates for models of this size: chosen on a tenth of TRAIN.
+# A hundredth of the published steps or less, with a rate for models of this size.
 COMMON = (
-    "--batch-size",
-    "16",
-    "--learning-rate",
-    "1e-3",
-    "--sentences",
-    "split",
-    "--no-verify",
-    "--json",
-    "--overwrite",
+    *("--batch-size", "16", "--learning-rate", "2e-3", "--dropout", "0", "--sentences", "split"),
+    *("--no-verify", "--json", "--overwrite"),
 )
 
 
@@ -76,14 +69,14 @@ LINFORMER = ("linformer", "--proj-dim", "32")
 RECIPES = {
     "lambdabert-nsp": Recipe(
         {"LambdaBERT": ("lambda", "--groups", "1"), "BERT": ("dense", *PAIRS)},
-        (Stage(128, 1200, "mlm+nsp", ("--schedule", "linear")),),
+        (Stage(128, 500, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "lambdabert-sop": Recipe(
         {
             "LambdaBERT": ("lambda", "--groups", "1", "--architecture", "ForPreTrainingSOP"),
             "BERT": ("dense", *PAIRS),
         },
-        (Stage(128, 1200, "mlm+sop", ("--schedule", "linear")),),
+        (Stage(128, 500, "mlm+sop", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "transnormer-clm": Recipe(
         {
@@ -91,7 +84,7 @@ RECIPES = {
             "TransNormer T2": ("transnormer", "--causal", "--variant", "t2"),
             "GPT-like BERT": ("dense", "--causal"),
         },
-        (Stage(256, 600, "clm", ("--across-documents", "--schedule", "inverse-sqrt", "--warmup-from", "1e-7")),),
+        (Stage(256, 150, "clm", ("--across-documents", "--schedule", "inverse-sqrt", "--warmup-from", "1e-7")),),
     ),
     "transnormer-mlm": Recipe(
         {
@@ -99,14 +92,14 @@ RECIPES = {
             "TransNormer T2": ("transnormer", "--family", "roberta", "--variant", "t2"),
             "RoBERTa": ("dense", "--family", "roberta"),
         },
-        (Stage(256, 600, "mlm", ("--across-documents", "--short-share", "0", "--schedule", "polynomial")),),
+        (Stage(256, 150, "mlm", ("--across-documents", "--short-share", "0", "--schedule", "polynomial")),),
         "bpe",
     ),
     "bigs": Recipe(
         {"BiGS": ("bigs",), "BERT": ("dense",)},
         (
-            Stage(128, 800, "mlm", ("--max-predictions", "20", *SCHEDULE)),
-            Stage(512, 150, "mlm", ("--max-predictions", "80", *SCHEDULE), ("bigs",)),
+            Stage(128, 300, "mlm", ("--max-predictions", "20", *SCHEDULE)),
+            Stage(512, 40, "mlm", ("--max-predictions", "80", *SCHEDULE), ("bigs",)),
         ),
     ),
     "linformer": Recipe(
@@ -116,7 +109,7 @@ RECIPES = {
             "Linformer, shared by layers": (*LINFORMER, "--sharing", "layers"),
             "BERT": ("dense",),
         },
-        (Stage(256, 600, "mlm", ("--max-predictions", "40", "--eps", "1e-6", "--schedule", "linear")),),
+        (Stage(256, 150, "mlm", ("--max-predictions", "40", "--eps", "1e-6", "--schedule", "linear")),),
     ),
 }
 
@@ -126,8 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recipes", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("train", type=Path, nargs="+")
-    parser.add_argument("--heldout", type=Path, required=True)
+    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps")
     parser.add_argument("--seed", type=int, default=123)
@@ -137,18 +129,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="effconv-recipes-") as temporary:
         folder = (asked.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        texts = prepared(asked.train, asked.heldout, folder)
+        texts = prepared(asked.texts, folder)
         for name in asked.only:
             found = {model: trained(name, model, asked, texts, folder) for model in RECIPES[name].models}
             print(f"\n{name}\n" + "\n".join(table(RECIPES[name], found)) + "\n", flush=True)
 
 
-def prepared(train: Sequence[Path], heldout: Path, folder: Path) -> dict[str, Path]:
-    """The texts as rows, a document each, and both tokenizers, trained on the first of them."""
-    texts = {"train": folder / "train.jsonl", "heldout": folder / "heldout.jsonl"}
-    documents = [document for path in train for document in documents_of(path)]
-    _write(texts["train"], documents)
-    _write(texts["heldout"], documents_of(heldout))
+def prepared(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """The texts as rows, a document each, and both tokenizers, trained on them."""
+    documents = [document for path in paths for document in documents_of(path)]
+    texts = {"data": folder / "documents.jsonl"}
+    if not texts["data"].exists():
+        rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+        texts["data"].write_text("".join(rows), encoding="utf-8")
     for kind, make in (("wordpiece", wordpiece), ("bpe", bpe)):
         texts[kind] = folder / kind
         if not texts[kind].exists():
@@ -167,12 +160,6 @@ def documents_of(path: Path) -> list[str]:
             found.append([])
         found[-1].append(line)
     return [text for lines in found if (text := "\n".join(lines)).strip()]
-
-
-def _write(path: Path, documents: Sequence[str]) -> None:
-    if not path.exists():
-        rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
-        path.write_text("".join(rows), encoding="utf-8")
 
 
 def wordpiece(documents: Sequence[str], folder: Path) -> None:
@@ -222,10 +209,10 @@ def trained(name: str, model: str, asked: argparse.Namespace, texts: dict[str, P
                 effconv(folder, *stage.grow, f"{slug}-{number - 1}", "--max-len", length, *NEW, "-o", repo)
             steps = max(1, round(stage.steps * asked.scale))
             found, seconds = effconv(
-                folder, "pretrain", repo, "--data", "train.jsonl", "--heldout", "heldout.jsonl", "--objective",
+                folder, "pretrain", repo, "--data", "documents.jsonl", "--heldout-share", 1 / 7, "--objective",
                 stage.objective, "--length", stage.length, "--steps", steps, "--warmup-steps", max(1, steps // 10),
-                "--evaluate-every", max(1, steps // 4), "--heldout-examples", 2000 * 128 // stage.length,
-                *stage.options, *COMMON, "--seed", asked.seed, "-o", out,
+                "--evaluate-every", max(1, steps // 4), "--heldout-examples", 1500 * 128 // stage.length,
+                *COMMON, *stage.options, "--seed", asked.seed, "-o", out,
             )  # fmt: skip
             kept.write_text(json.dumps({**json.loads(found), "cpu_seconds": seconds}, indent=1), encoding="utf-8")
         results.append(json.loads(kept.read_text(encoding="utf-8")))
