@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         finetune,
         inspect,
         load,
+        new,
         plan,
         push_to_hub,
         retrieval,
@@ -50,6 +51,7 @@ __all__ = [
     "layers",
     "load",
     "lsgify",
+    "new",
     "plan",
     "push_to_hub",
     "refresh",
@@ -78,6 +80,7 @@ _MODULES = (
     "finetune",
     "layers",
     "lsgify",
+    "new",
 )  # all but layers are also callable
 
 

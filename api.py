@@ -38,6 +38,7 @@ __all__ = [
     "finetune",
     "inspect",
     "load",
+    "new",
     "plan",
     "push_to_hub",
     "retrieval",
@@ -83,6 +84,41 @@ def convert(source: str | os.PathLike[str], target: str, *, progress: Progress =
     except EffconvError as error:
         error.made = result
         raise
+
+
+def new(target: str, *, progress: Progress = _quiet, **options: Any) -> Result:
+    """Makes a repo with random weights, to train from scratch.
+
+    Args:
+        target: name of a target with a command of `effconv new`, such as `linformer`, `bigs` or `dense`.
+        progress: called with the name of the step, the bytes done and the bytes in total (0 if not counted).
+        options: the flags of the command as keyword arguments, with underscores (`like`, `family`, `length`,
+            `tokenizer`, `causal`, `layers`, `hidden`, `proj_dim`, `output`, ...). `preset` is another name of `like`.
+
+    Returns:
+        A `Result`, as `convert`.
+
+    Raises:
+        EffconvError: there is no such model, or its checks failed. No output was written.
+    """
+    from .new.options import NewOptions
+    from .new.run import new_repo
+    from .targets.registry import CREATABLE
+
+    if target not in CREATABLE:
+        raise UsageError(
+            f"effconv new makes no {target!r}", where="effconv new", hint="use one of " + ", ".join(CREATABLE)
+        )
+    if "preset" in options:
+        options["like"] = options.pop("preset")
+    own = {field.name for field in dataclasses.fields(TARGETS[target].options)} - {"max_length"}
+    common = {field.name for field in dataclasses.fields(NewOptions)}
+    _refuse_unknown(f"new {target}", options.keys(), own | common)
+    for name, kind in (("output", Path), ("tokenizer", os.fspath)):
+        if options.get(name) is not None:
+            options[name] = kind(options[name])
+    chosen = NewOptions(**{name: value for name, value in options.items() if name in common})
+    return new_repo(target, chosen, {name: value for name, value in options.items() if name in own}, progress)
 
 
 def plan(source: str | os.PathLike[str], target: str, **options: Any) -> Plan:

@@ -30,14 +30,32 @@ from .commands import (
     exporting_command,
     hub_progress,
     measuring_command,
+    new_command,
     together,
     training_command,
 )
 from .endings import complain, end_unread, signals_as_ctrl_c, stop
 from .plain_help import PlainCommand, PlainGroup
+from .targets.registry import CREATABLE
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
+
+
+class NewCommands(PlainGroup):
+    """`effconv new TARGET`: each built on demand."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(CREATABLE)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        if cmd_name not in self.commands:
+            for name in (cmd_name,) if cmd_name in CREATABLE else CREATABLE:
+                self.commands[name] = new_command(name)
+        return super().get_command(ctx, cmd_name)
+
+    def listed(self) -> Iterator[tuple[str, str, str]]:
+        yield from (("Targets", name, row.new) for name, row in CREATABLE.items())
 
 
 class Commands(PlainGroup):
@@ -75,6 +93,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=CONTEXT,
+)
+new_models = typer.Typer(
+    cls=NewCommands, no_args_is_help=True, rich_markup_mode=None, context_settings=CONTEXT, add_completion=False
+)
+app.add_typer(
+    new_models, name="new", help="Make a repo with random weights, to train from scratch.", rich_help_panel="Train"
 )
 REPORT = "internal error in effconv. Please report it with the command and the lines above."
 

@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from .plain_help import PlainCommand
-from .targets.registry import ROWS, at
+from .targets.registry import CREATABLE, ROWS, at
 
 if TYPE_CHECKING:
     from typer._click.core import Command
@@ -112,6 +112,57 @@ def converting_command(name: str) -> Command:
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, CONVERTING[name].help, command, parameters)
+
+
+def new_command(name: str) -> Command:
+    """`effconv new NAME`, whose options are those of the target that do not concern a source, and `NewOptions`."""
+    from .new.options import NewOptions
+    from .new.presets import presets_of
+
+    options_class = at(CREATABLE[name].options)
+    own = [field.name for field in dataclasses.fields(options_class) if field.name != "max_length"]
+
+    def command(**values: Any) -> None:
+        from .api import new
+        from .report.console import Progress
+        from .report.conversion import show_result
+
+        as_json, quiet = values.pop("json"), values.pop("quiet")
+        given = {key: value for key, value in values.items() if value is not None}
+        if given.get("set") == []:
+            given.pop("set")
+        quiet_hub(bars=not quiet)
+        with Progress(quiet=quiet) as progress:
+            result = new(name, progress=progress, **given)
+        show_result(result, as_json=as_json)
+
+    scratch = at(CREATABLE[name].place).scratch
+    parameters = [parameter for parameter in _parameters(options_class) if parameter.name in own]
+    # None stands for "not given": what a new model has by default depends on --like and on other options.
+    parameters = [_open(parameter, scratch.defaults) for parameter in parameters if parameter.name not in scratch.idle]
+    parameters += [_named(parameter, presets_of(name)) for parameter in _parameters(NewOptions)]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    return _command(name, f"Make a repo with random weights. {CREATABLE[name].new}", command, parameters)
+
+
+def _open(parameter: inspect.Parameter, usual: Mapping[str, Any]) -> inspect.Parameter:
+    """An option without a value of its own: None where it is not given. Its help keeps the usual one."""
+    hint, option = get_args(parameter.annotation)
+    default = usual.get(parameter.name, parameter.default)
+    if default is not None and option.show_default:
+        shown = ("no", "yes")[default] if isinstance(default, bool) else default
+        option.help, option.show_default = f"{option.help}  [usual: {shown}]", False
+    return parameter.replace(default=None, annotation=Annotated[hint | None, option])
+
+
+def _named(parameter: inspect.Parameter, presets: Iterable[str]) -> inspect.Parameter:
+    """`--like` with the names that it takes."""
+    hint, option = get_args(parameter.annotation)
+    if parameter.name == "like":
+        option.help = option.help.replace("NAMES", ", ".join(presets))
+    return parameter.replace(annotation=Annotated[hint, option])
 
 
 def training_command(name: str) -> Command:

@@ -52,6 +52,7 @@ def make_plan(
     asked: bool = False,
     dtype: str | None = None,
     requested: Sequence[str] = (),
+    scratch: bool = False,
 ) -> Plan:
     """Matches every stored tensor with the tensors of the new model.
 
@@ -60,12 +61,13 @@ def make_plan(
         asked: whether the user requested this head: tensors of heads that the family lacks are then dropped.
         dtype: safetensors name of the type that float tensors are cast to.
         requested: patterns of stored names that are left behind on request.
+        scratch: the model begins with random weights: nothing need be stored.
 
     Raises:
         BadInputError: lists all unmatched, missing or misshapen tensors.
         UsageError: a pattern matches nothing, or a tensor that the new model needs.
     """
-    return _Planner(checkpoint, target, context, unknown_class, asked, dtype, requested).plan()
+    return _Planner(checkpoint, target, context, unknown_class, asked, dtype, requested, scratch).plan()
 
 
 class _Planner:
@@ -78,10 +80,11 @@ class _Planner:
         asked: bool,
         dtype: str | None,
         requested: Sequence[str],
+        scratch: bool,
     ) -> None:
         self.checkpoint, self.target, self.context = checkpoint, target, context
         self.family, self.head = context.family, context.head
-        self.unknown_class, self.asked, self.dtype = unknown_class, asked, dtype
+        self.unknown_class, self.asked, self.dtype, self.scratch = unknown_class, asked, dtype, scratch
         self.requested = Requested(tuple(requested))
         self.wrapping = wrapping_of(checkpoint.tensors, self.family, context.config)
         self.stored, self.faults = _canonical(checkpoint, self.family, self.wrapping)
@@ -229,7 +232,7 @@ class _Planner:
         twin = self._stored_name(weight.name)
         if twin != weight.name:
             return Rule((twin,), weight.name, why=f"tied to {twin}, which the source stores")
-        if weight.name in self.whole:
+        if weight.name in self.whole and not self.scratch:
             self.faults.append(f"{weight.name}: missing")
             return None
         op = New(
@@ -240,7 +243,9 @@ class _Planner:
             self.context.seed,
             weight.dtype or self.dtype or self._main_dtype(),
         )
-        return Rule((), weight.name, op, f"not in the source, needs training ({weight.init})")
+        return Rule(
+            (), weight.name, op, weight.init if self.scratch else f"not in the source, needs training ({weight.init})"
+        )
 
     def _stored_name(self, name: str) -> str:
         """The name, or the name of a tied tensor if the source stores only that one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .families.activations import require_activation
@@ -45,7 +45,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source opened and planned, nothing written yet. The context has the resolved options."""
+    """A source opened and planned, nothing written yet. The context has the resolved options.
+
+    Attributes:
+        random: how a model with random weights was asked for; {} for a conversion.
+    """
 
     source: Source
     target: Target
@@ -53,6 +57,7 @@ class Prepared:
     checkpoint: Checkpoint
     context: Context
     plan: Plan
+    random: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ask(source: Source, target: Target, options: object, settings: Settings) -> Asked:
@@ -125,8 +130,10 @@ def plan_tensors(
     tokens: SpecialTokens,
     settings: Settings,
     unknown_class: str | None = None,
+    *,
+    scratch: bool = False,
 ) -> tuple[Context, Plan]:
-    """Context and plan. Shared with conversions in memory."""
+    """Context and plan. Shared with conversions in memory, and with models that begin with random weights."""
     if family.num_heads:
         family.head_width(config)
     if unknown_class and target.brings:  # the emitted model has no place for what such a class adds
@@ -140,7 +147,14 @@ def plan_tensors(
     dtype = BY_NAME[settings.dtype] if settings.dtype else None
     asked = settings.architecture is not None
     plan = make_plan(
-        checkpoint, target, context, unknown_class=unknown_class, asked=asked, dtype=dtype, requested=settings.drop
+        checkpoint,
+        target,
+        context,
+        unknown_class=unknown_class,
+        asked=asked,
+        dtype=dtype,
+        requested=settings.drop,
+        scratch=scratch,
     )
     if COLBERT in named_classes(config) and COLBERT_PROJECTION in plan.carried:  # it stays one
         named = [*context.emitted["architectures"], COLBERT]

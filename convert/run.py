@@ -125,7 +125,7 @@ def convert_source(
     progress("source", 0, 0)
     found = resolve(source, revision=settings.revision, token=settings.token, offline=settings.offline)
     asked = ask(found, target, options, settings)
-    output = _absolute(settings.output or Path(target.folder(found.name, options, asked.options)))
+    output = absolute(settings.output or Path(target.folder(found.name, options, asked.options)))
     with output_errors(output):
         check_apart(found.folder, output)
         check_output(output, overwrite=settings.overwrite)
@@ -162,7 +162,7 @@ def write_weights(folder: Path, ready: Prepared, progress: Progress) -> Weights:
     Returns:
         The files' hashes and the findings.
     """
-    calibration = _calibrate(ready, progress)
+    calibration = Calibration({}, {}) if ready.random else _calibrate(ready, progress)
     hashing = SourceHash(ready.source, ready.checkpoint.files()) if ready.source.hub_id is None else None
     progress("weights", 0, ready.plan.bytes_out)
     try:
@@ -197,7 +197,7 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
         target=target.name,
         family=context.family.name,
         architecture=ready.plan.architecture,
-        source=_described_source(ready.source, weights.source_sha256),
+        source=_described_source(ready, weights.source_sha256),
         options={option.name: _portable(getattr(options, option.name)) for option in fields(options)},
         plan={"sha256": ready.plan.sha256, "counts": ready.plan.counts(), "bytes": ready.plan.bytes_out},
         files={},
@@ -209,7 +209,7 @@ def write_repo(folder: Path, ready: Prepared, weights: Weights, progress: Progre
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.py")))
     if theirs := [name for name in names if name not in ours]:
         manifest["source_code"] = theirs  # which a refresh leaves as it is
-    if target.calibration:
+    if target.calibration and not ready.random:
         manifest["calibration"] = {name: value for name, value in weights.calibration.items() if name != "findings"}
     return manifest
 
@@ -298,11 +298,12 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     """Facts about the repo for checks and card, in addition to the options."""
     target, context, settings = ready.target, ready.context, ready.settings
     upgraded = target.upgraded(context)
-    new = [row.target for row in ready.plan.rows if row.action == "new"]
+    # Where all weights are random, none is named: there is no tensor that the others would have to wait for.
+    new = [row.target for row in ready.plan.rows if row.action == "new" and not ready.random]
     stored = {
         (row.target.removeprefix(f"{context.emits.prefix}."), row.shape)
         for row in ready.plan.rows
-        if row.target and row.action != "new"
+        if row.target and (row.action != "new" or ready.random)
     }
     part = context.emits.part(context.emitted_head)
     return {
@@ -312,7 +313,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "auto": context.emitted_head.auto,
         "part": part,
         # a head that the repo approximates, so that fidelity is meaningful
-        "dense_source": target.brings is None and not upgraded,
+        "dense_source": target.brings is None and not upgraded and not ready.random,
         "heads": complete_heads(target, context.emits, context.emitted_head, dict(context.emitted), stored),
         "new": new,
         "carried": [row.target for row in ready.plan.rows if row.target in ready.plan.carried],
@@ -321,8 +322,11 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     }
 
 
-def _described_source(source: Source, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _described_source(ready: Prepared, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Identifies a Hub source by id and commit, a local one by name and content, never by path."""
+    source = ready.source
+    if ready.random:
+        return {"name": source.name, "random": dict(ready.random)}
     if source.hub_id:
         closed = {"gated": source.gated, "private": source.private}
         known = {"name": source.name, "hub_id": source.hub_id, "commit": source.commit}
@@ -337,7 +341,7 @@ def _portable(value: object) -> object:
     return [_portable(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
     expanded = Path(os.path.expanduser(path))
     if not expanded.name or expanded.name == "..":
         raise OutputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import UnsupportedError
@@ -14,7 +14,7 @@ from .io.formats import SAFETENSORS, Form
 from .io.tokenizer import SpecialTokens
 from .ops import Copy, Op
 from .recipe import Recipe
-from .repo.modelcode import StandaloneCode, TargetCode
+from .repo.modelcode import Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,23 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Scratch:
+    """How a target's model with random weights begins, where that differs from a conversion.
+
+    Attributes:
+        family: of the model, where none is asked for.
+        defaults: values of options that are not those of a conversion.
+        idle: options that say how a source is taken over, and so do not apply.
+        rules: the tensors that do not begin as their `Weight.init` says.
+    """
+
+    family: str = "bert"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+    rules: Callable[[Context], Sequence[Rule]] = lambda context: ()
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """A check of a property that the target guarantees.
 
@@ -89,8 +106,10 @@ class Check:
         """Why a repo is not held to the promise; "" where it is.
 
         Training changes the weights, whoever did it: from then on nothing that compares with the source is promised,
-        and everything else still is.
+        and everything else still is. A repo that began with random weights never had a source.
         """
+        if self.needs_source and manifest["source"].get("random"):
+            return "the repo began with random weights: there is no source"
         if self.needs_source and manifest.get("adapted"):
             return "trained after the conversion"
         return self.applies(manifest)
@@ -135,6 +154,7 @@ class Target:
         accepts_converted: whether it accepts repos already converted to it, by effconv or by its published converter.
         resolve_options: fills in the options that were not given, from the source's config.
         upgraded: of a repo that it takes again, what it was, for card and manifest; {} for a dense source.
+        scratch: how a model with random weights begins (`effconv new`); None where there is no such model.
         folder_suffix: appended to the source's name to name the default output folder, for a target that keeps the
             source's length unless another is given.
     """
@@ -142,7 +162,7 @@ class Target:
     name: str
     summary: str
     options: type
-    code: TargetCode | StandaloneCode
+    code: Code
     config: Callable[[Context], dict[str, Any]]
     weights: Callable[[Context], Sequence[Weight]]
     rules: Callable[[Context], Sequence[Rule]]
@@ -168,6 +188,7 @@ class Target:
     resolve_options: Callable[[Any, Config], Any] = lambda options, config: options
     upgraded: Callable[[Context], Mapping[str, Any]] = lambda context: {}
     folder_suffix: str = ""
+    scratch: Scratch | None = None
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from ..convert.families.grammar import DECODER, SCORE_BIAS, Family, Weight, numb
 from ..convert.positions import equal_positions, position_rules
 from ..convert.recipe import Recipe
 from ..convert.repo.modelcode import BiasedCode, Seq2SeqCode, TargetCode
-from ..convert.target import Check, Context, Rule, Target, common_checks
+from ..convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from .global_embeddings import GlobalBias, GlobalEmbeddings
 from .options import ROWS, LSGOptions, label
 from .upgrade import CONFIG_FIELDS, globals_of, resolve_options, stated, upgraded
@@ -228,6 +228,12 @@ LSG = Target(
     config=_config,
     weights=_weights,
     rules=_rules,
+    scratch=Scratch(
+        idle=(
+            *("global_init", "global_positional_stride", "positions", "reset_global_tokens"),
+            *("keep_first_global_token", "use_token_ids"),
+        )
+    ),
     checks=(
         Check(
             "equal_to_source",

@@ -26,12 +26,14 @@ class Row:
         options: likewise of the options of its command; "" for a target that another one's command makes.
         help: what the command says of itself.
         example: a source of it, as a Hub id or a folder.
+        new: what `effconv new` says of it; "" for a target that it does not make.
     """
 
     place: str
     options: str = ""
     help: str = ""
     example: str = "bert-base-uncased"
+    new: str = ""
 
 
 ROWS = {
@@ -39,22 +41,26 @@ ROWS = {
         "effconv.lsgify.target:LSG",
         "effconv.lsgify.options:LSGOptions",
         "Convert to LSG: local, sparse and global attention (arXiv 2210.15497).",
+        new="LSG: local, sparse and global attention.",
     ),
     "linformer": Row(
         "effconv.targets.linformer.target:LINFORMER",
         "effconv.targets.linformer.options:LinformerOptions",
         "Convert to Linformer: projected keys and values (arXiv 2006.04768).",
+        new="Linformer: projected keys and values.",
     ),
     "lambda": Row(
         "effconv.targets.lambda_.target:LAMBDA",
         "effconv.targets.lambda_.options:LambdaOptions",
         "Convert to lambda layers (LambdaNetworks), fitted on text (arXiv 2102.08602).",
+        new="Lambda layers; with --groups 1 the published LambdaBERT.",
     ),
     "lambda-published": Row("effconv.targets.lambda_.published:LAMBDA_PUBLISHED"),
     "transnormer": Row(
         "effconv.targets.transnormer.target:TRANSNORMER",
         "effconv.targets.transnormer.options:TransNormerOptions",
         "Convert to TransNormer: block, then linear attention, fitted on text (arXiv 2210.10340).",
+        new="TransNormer: block and linear attention.",
     ),
     "jax2torch": Row(
         "effconv.targets.bigs.target:JAX2TORCH",
@@ -73,8 +79,20 @@ ROWS = {
         "effconv.targets.bigs.options:BiGSOptions",
         "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
         "BiGS_512-torch, made by jax2torch",
+        new="BiGS: gated state-space encoder, without attention.",
     ),
 }
+
+
+# Targets of `effconv new` alone: nothing is converted to them, so that `TARGETS` does not list them.
+NEW_ONLY = {
+    "dense": Row(
+        "effconv.targets.dense.target:DENSE",
+        "effconv.targets.dense.options:DenseOptions",
+        new="A stock model of transformers: a control of the same sizes.",
+    ),
+}
+CREATABLE = {name: row for name, row in {**ROWS, **NEW_ONLY}.items() if row.new}
 
 
 def at(place: str) -> Any:
@@ -92,7 +110,7 @@ class Targets(MutableMapping[str, "Target"]):
 
     def __getitem__(self, name: str) -> Target:
         if name not in self._loaded:
-            self._loaded[name] = at(ROWS[name].place)
+            self._loaded[name] = at({**NEW_ONLY, **ROWS}[name].place)
         return self._loaded[name]
 
     def __setitem__(self, name: str, target: Target) -> None:

@@ -94,6 +94,17 @@ def resolve(
         HubError: the Hub or the network refused or failed.
         UnsupportedError: the source is an adapter or has quantised weights.
     """
+    return _with_config(located(source, revision=revision, token=token, offline=offline))
+
+
+def located(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> Source:
+    """Finds a folder or a Hub repo, which may have no config. Arguments and errors are those of `resolve`."""
     text = os.fspath(source)
     folder = Path(os.path.expanduser(text))
     if text and os.path.isdir(folder):
@@ -114,7 +125,7 @@ def resolve(
             where=text or "SOURCE",
             hint="give a folder with config.json and weights, or a Hub id (user/name)",
         )
-    return _with_config(found)
+    return found
 
 
 def read_json(path: Path, name: str) -> Any:

@@ -30,6 +30,7 @@ class SpecialTokens:
     mask: int | None = None
     sep: int | None = None
     pad: int | None = None
+    eos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def special_tokens(source: Source, family: Family) -> SpecialTokens:
     stand_ins = {f"in place of {key}": token for key, token in family.stand_ins.items()}
     ids = token_ids(source, kind, {**known, **stand_ins})
     known = {**family.stand_ins, **known}
-    return SpecialTokens(**{key: ids.get(known.get(key, "")) for key in ("bos", "cls", "mask", "sep", "pad")})
+    return SpecialTokens(**{key: ids.get(known.get(key, "")) for key in ("bos", "cls", "mask", "sep", "pad", "eos")})
 
 
 def edited(

@@ -149,7 +149,7 @@ def front_matter(
     front["tags"] = ["effconv", manifest["target"], "long-context"]
     if not manifest.get("dense_source", True):
         front["tags"] += [manifest["family"]]
-    if target.weights_format.library == "transformers":
+    if target.weights_format.library == "transformers" and target.code.files:
         front["tags"] += ["custom_code"]
     if sentence:
         front["tags"] += ["sentence-transformers"]
@@ -180,6 +180,8 @@ def described(manifest: Mapping[str, Any]) -> str:
     source = manifest["source"]
     if source.get("hub_id"):
         return f"[{source['hub_id']}](https://huggingface.co/{source['hub_id']}) at commit `{source['commit'][:12]}`"
+    if source.get("random"):
+        return "random weights"
     weights = next((digest for name, digest in source["sha256"].items() if name != "config.json"), "")
     return f"`{source['name']}` (weights sha256 `{weights[:12]}`)"
 
@@ -187,15 +189,36 @@ def described(manifest: Mapping[str, Any]) -> str:
 def command(target: Target, manifest: Mapping[str, Any]) -> str:
     """The command that reproduces the repo, with the options that differ from their defaults."""
     source = manifest["source"]
+    if source.get("random"):
+        return shlex.join(_command_of_new(target, manifest))
     parts = ["effconv", target.command or target.name, source.get("hub_id") or source["name"]]
     if source.get("commit"):
         parts += ["--revision", source["commit"]]
     stated = manifest.get("upgraded", {}).get("options", {})
     options = changed(target.options(), manifest["options"], stated) | changed(Settings(), manifest["settings"])
+    return shlex.join([*parts, *_as_flags(options)])
+
+
+def _command_of_new(target: Target, manifest: Mapping[str, Any]) -> list[str]:
+    """The command that makes a repo with random weights."""
+    stated = manifest["source"]["random"]
+    asked = target.command.removeprefix("new ") or target.name
+    tokenizer = stated.get("tokenizer", {})
+    named = tokenizer.get("hub_id") or tokenizer.get("name")
+    parts = ["effconv", "new", asked, *stated["command"]]
+    parts += ["--tokenizer", named] if named else []
+    parts += ["--revision", tokenizer["commit"]] if tokenizer.get("commit") and "--revision" not in parts else []
+    own = {name: value for name, value in manifest["options"].items() if name != "max_length"}
+    usual = stated["options"]  # of the preset and of a new model of this target
+    return [*parts, *_as_flags(changed(target.options(), own, usual))]
+
+
+def _as_flags(options: Mapping[str, Any]) -> list[str]:
+    parts = []
     for flag, value in options.items():
         if isinstance(value, bool):
             parts.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             for item in value if isinstance(value, list) else [value]:
                 parts += [flag, str(item)]
-    return shlex.join(parts)
+    return parts

@@ -19,7 +19,7 @@ from ..io.tokenizer import CONFIG, edited, tokenizer_of
 from ..io.tokenizer_classes import SETTINGS
 from ..plan import Plan
 from ..target import Context, Target
-from .modelcode import StandaloneCode, auto_map, class_name, model_type, render
+from .modelcode import StandaloneCode, StockCode, auto_map, class_name, model_type, render
 from .origin import FIELD as ORIGIN
 from .sentence import write_sentence_files
 
@@ -47,7 +47,7 @@ def code_fields(target: Target, family: Family, own: Head) -> dict[str, Any]:
         "model_type": model_type(family.code, target.code),
         "architectures": [class_name(family.code, target.code, own.suffix)],
     }
-    if isinstance(target.code, StandaloneCode) and not target.code.auto:
+    if isinstance(target.code, StockCode) or (isinstance(target.code, StandaloneCode) and not target.code.auto):
         return stated
     return {**stated, "auto_map": auto_map(family.code, target.code, _heads(target, family, own))}
 

@@ -114,6 +114,18 @@ class StandaloneCode:
 
 
 @dataclass(frozen=True, slots=True)
+class StockCode:
+    """A target whose repos are plain models of transformers: they bring no code."""
+
+    files: tuple[str, ...] = ()
+    class_prefix: str = ""
+    package: str = TEMPLATES
+
+
+Code = TargetCode | StandaloneCode | StockCode
+
+
+@dataclass(frozen=True, slots=True)
 class Names:
     """Files and classes of a pair of family and target."""
 
@@ -140,12 +152,14 @@ def names(family: FamilyCode, target: TargetCode) -> Names:
     )
 
 
-def model_type(family: FamilyCode, target: TargetCode | StandaloneCode) -> str:
-    """The emitted config's model_type, which no stock model has."""
+def model_type(family: FamilyCode, target: Code) -> str:
+    """The emitted config's model_type, which no stock model has unless the repo is one."""
+    if isinstance(target, StockCode):
+        return family.model_type
     return target.model_type if isinstance(target, StandaloneCode) else names(family, target).model_type
 
 
-def class_name(family: FamilyCode, target: TargetCode | StandaloneCode, suffix: str) -> str:
+def class_name(family: FamilyCode, target: Code, suffix: str) -> str:
     """The emitted class of a head, such as LSGBertForMaskedLM."""
     return target.class_prefix + family.class_prefix + suffix
 
@@ -174,7 +188,7 @@ def read_template(file: str, package: str) -> str:
     return (own if own.is_file() else resources.files(templates) / file).read_text(encoding="utf-8")
 
 
-def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mapping[str, str]) -> dict[str, str]:
+def render(family: FamilyCode, target: Code, heads: Mapping[str, str]) -> dict[str, str]:
     """All code files of an emitted repo as {name: text}.
 
     Args:
@@ -185,7 +199,7 @@ def render(family: FamilyCode, target: TargetCode | StandaloneCode, heads: Mappi
     if isinstance(target, TargetCode):
         target = target.for_family(family)
     copied = {file: read_template(file, target.package) for file in target.files}
-    if isinstance(target, StandaloneCode):
+    if not isinstance(target, TargetCode):
         return copied
     import jinja2
 

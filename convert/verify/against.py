@@ -54,6 +54,12 @@ def source_of(
     Raises:
         UsageError: this cannot be the source of the repo.
     """
+    if (manifest.get("source") or {}).get("random"):
+        raise UsageError(
+            "the repo began with random weights: there is no source to compare with",
+            where=str(against),
+            hint="leave it out",
+        )
     found = resolve(against, token=token, offline=offline)
     _require_kin(found, str(against), repo, manifest, target)
     files = open_checkpoint(found, formats=target.reads if target else DENSE_FORMATS).files()

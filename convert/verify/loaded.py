@@ -73,6 +73,8 @@ class Loaded:
     def auto(self) -> str:
         """The Auto class of the architecture that the repo was made for."""
         named = self.manifest["architecture"]
+        if not hasattr(self.config, "auto_map"):  # a stock model
+            return str(self.manifest["auto"])
         for auto, reference in self.config.auto_map.items():
             if reference.rpartition(".")[2] == named:
                 return str(auto)

@@ -29,9 +29,11 @@ from ...convert.target import (
     Check,
     Context,
     Rule,
+    Scratch,
     Target,
 )
 from .options import BiGSOptions
+from .scratch import starting_rules
 
 MODEL_TYPES = ("BiGS", "bigs-encoder")  # as published, and ours
 JAX_PREFIX, TORCH_PREFIX = "s4_bert", "bigs"
@@ -347,7 +349,17 @@ _TORCH: Mapping[str, Any] = {
     ),
 }
 JAX2TORCH = _target("jax2torch", "BiGS (arXiv 2212.10544) from JAX to PyTorch", "torch", reads=("msgpack",), **_TORCH)
-RESIZED = _target("bigs", "BiGS (arXiv 2212.10544) in PyTorch, with another maximum length", "torch", **_TORCH)
+RESIZED = _target(
+    "bigs",
+    "BiGS (arXiv 2212.10544) in PyTorch, with another maximum length",
+    "torch",
+    scratch=Scratch(
+        family=BIGS.name,
+        idle=("positions",),
+        rules=lambda context: starting_rules(context, BIGS.base_weights(context.config)),
+    ),
+    **_TORCH,
+)
 TORCH2JAX = _target(
     "torch2jax",
     "BiGS (arXiv 2212.10544) from PyTorch to JAX",

@@ -27,6 +27,9 @@ class LambdaOptions:
         "A λ is a matrix that summarises a text, and that every query is multiplied with. heads: one per head, fitted. "
         "1: one for all heads, as in the published layer, which needs training.",
     )
+    num_lambda_queries: int | None = option(
+        None, "Queries per token that share the λ (--groups 1): a divisor of the hidden size. [default: the heads]"
+    )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
 
     def __post_init__(self) -> None:
@@ -43,6 +46,10 @@ class LambdaOptions:
             faults.append(f"groups must be heads or 1, got {self.groups!r}")
         if self.groups == "1" and self.calibrate:
             faults.append("--calibrate applies only with --groups heads: the published layer is not fitted")
+        if self.num_lambda_queries is not None and self.groups != "1":
+            faults.append("num_lambda_queries applies only with --groups 1: else a head has one query")
+        if self.num_lambda_queries is not None and self.num_lambda_queries < 1:
+            faults.append(f"num_lambda_queries must be a positive integer, got {self.num_lambda_queries}")
         if self.max_length < 1:
             faults.append(f"max_length must be a positive integer, got {self.max_length}")
         require_sound("lambda", faults, self, {"local_context_size": "local_context"})

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...convert.errors import UsageError
 from ...convert.families.bert import BERT, BERT_NSP, BERT_PREDICTIONS, BERT_TIED
 from ...convert.families.code import FamilyCode
 from ...convert.families.grammar import Config, Family, Head, Weight, linear, norm, number
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import StandaloneCode
-from ...convert.target import Check, Context, Rule, Target, common_checks
+from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from .options import LambdaOptions
 
 # Fields of the emitted config, in which the shapes of the layer are written.
@@ -95,8 +96,15 @@ LAMBDA_BERT = Family(
 
 def _config(context: Context) -> dict[str, Any]:
     options = context.options
-    heads = number(context.config, "num_attention_heads")
-    width = number(context.config, "hidden_size") // heads
+    hidden = number(context.config, "hidden_size")
+    heads = options.num_lambda_queries or number(context.config, "num_attention_heads")
+    if hidden % heads:
+        raise UsageError(
+            f"--num-lambda-queries must divide the hidden size {hidden}, got {heads}",
+            where="--num-lambda-queries",
+            hint="the width of a value is the hidden size divided by it",
+        )
+    width = hidden // heads
     return {
         "num_lambda_queries": heads,
         "key_depth": options.key_depth,
@@ -156,6 +164,10 @@ LAMBDA_PUBLISHED = Target(
     config=_config,
     weights=lambda context: (),
     rules=_rules,
+    scratch=Scratch(
+        defaults={"key_depth": 8, "intra_depth": 4, "local_context": 0, "num_lambda_queries": 8},  # of its config class
+        idle=("calibrate",),
+    ),
     checks=(
         Check(
             "equal_to_formula",

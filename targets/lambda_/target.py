@@ -10,8 +10,9 @@ from ...convert.ops import Calibrated
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import CORE, TargetCode
-from ...convert.target import Check, Context, Rule, Target, common_checks
+from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from .options import LambdaOptions
+from .scratch import starting_rules
 
 
 def _config(context: Context) -> dict[str, Any]:
@@ -74,6 +75,7 @@ LAMBDA = Target(
     config=_config,
     weights=_weights,
     rules=_rules,
+    scratch=Scratch(idle=("calibrate",), rules=lambda context: starting_rules(context, _weights(context))),
     checks=(
         Check(
             "equal_to_formula",

@@ -14,7 +14,7 @@ from ...convert.ops import Shape, generator
 from ...convert.positions import equal_positions, position_rules
 from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import TargetCode
-from ...convert.target import Check, Context, Rule, Target, common_checks
+from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from ...templates.linformer_projection import default_peak, draw, peaked_segments
 from .options import LinformerOptions
 
@@ -130,6 +130,7 @@ LINFORMER = Target(
     config=_config,
     weights=_weights,
     rules=_rules,
+    scratch=Scratch(defaults={"init": "xavier"}, rules=_rules),  # as in the authors' code
     checks=(
         Check(
             "equal_to_source",

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from ...convert.errors import UsageError
-from ...convert.families.grammar import Config, Family, Weight, number
+from ...convert.families.grammar import Config, Family, Weight, number, shape_of
 from ...convert.io.dtypes import Array, from_float32
-from ...convert.ops import Calibrated, Shape
+from ...convert.ops import Calibrated, New, Shape, generator
 from ...convert.options import require_sound
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import TargetCode
-from ...convert.target import Check, Context, Rule, Target, common_checks
+from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from .options import TransNormerOptions
 
 NORM_WEIGHTS = {
@@ -41,6 +41,24 @@ class Rotary:
     def apply(self, *inputs: Array) -> Array:
         angles = 10000.0 ** (-2.0 * np.arange(self.width // 2) / self.width)
         return from_float32(angles.astype(np.float32).reshape(1, 1, -1), self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """The reflection v of LRPE: a random unit vector, which is not trained."""
+
+    name: str
+    width: int
+    seed: int
+    dtype: str = "F32"
+    action = "new"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (self.width,)
+
+    def apply(self, *inputs: Array) -> Array:
+        values = generator(self.seed, self.name).standard_normal(self.width)
+        return from_float32((values / np.sqrt((values**2).sum())).astype(np.float32), self.dtype)
 
 
 def _config(context: Context) -> dict[str, Any]:
@@ -110,6 +128,24 @@ def _rules(context: Context) -> Sequence[Rule]:
     return [*rules, *position_rules(context, options.max_length)]
 
 
+def _scratch_rules(context: Context) -> list[Rule]:
+    """Angles and reflections as published, and gates that are layers like any other."""
+    width = context.family.head_width(context.config)
+    rules = []
+    for weight in _weights(context):
+        part = weight.name.rpartition(".lrpe.")[2]
+        if part == "theta":
+            rules.append(Rule((), weight.name, Rotary(width), "angles of rotary positions"))
+        elif part == "v":
+            rules.append(Rule((), weight.name, Reflection(weight.name, width, context.seed), "a random unit vector"))
+        elif ".gate." in weight.name and ".norm." not in weight.name:
+            size = shape_of(weight, context.config)
+            init = "normal" if weight.name.endswith("weight") else "zeros"
+            std = float(context.config.get("initializer_range", 0.02))
+            rules.append(Rule((), weight.name, New(weight.name, size, init, std, context.seed, "F32"), init))
+    return rules
+
+
 def fitted_names(family: Family, config: Config, diag_layers: Collection[int], variant: str) -> list[str]:
     """Canonical names of the source's tensors that are fitted anew, layer by layer.
 
@@ -144,6 +180,7 @@ TRANSNORMER = Target(
     config=_config,
     weights=_weights,
     rules=_rules,
+    scratch=Scratch(idle=("calibrate",), rules=_scratch_rules),
     checks=(
         Check(
             "equal_to_formula",

@@ -1,0 +1,116 @@
+"""Sizes and published models by name. An entry is data: sizes, options of the target, and where they are from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of an encoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    inner: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A model that `--like` names.
+
+    Attributes:
+        source: where the numbers are from.
+        sizes: of the encoder.
+        family: of the stock model; "" for the target's usual one.
+        length: longest input in tokens.
+        vocab: tokens, where no tokenizer belongs to it.
+        tokenizer: Hub id of the tokenizer that it was published with; an error names it where none is given.
+        fields: of the config. options: of the target. causal: whether it predicts the next token.
+        head: the head of the model; "" for the usual one.
+    """
+
+    source: str
+    sizes: Sizes
+    family: str = ""
+    length: int = 512
+    vocab: int | None = None
+    tokenizer: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    causal: bool = False
+    head: str = ""
+
+
+BERT_SIZES = "BERT (arXiv 1810.04805)"
+SMALL_SIZES = "BERT miniatures (arXiv 1908.08962)"
+# Of any target and family.
+SIZES: Mapping[str, Preset] = {
+    "tiny": Preset(SMALL_SIZES, Sizes(2, 128, 2, 512)),
+    "mini": Preset(SMALL_SIZES, Sizes(4, 256, 4, 1024)),
+    "small": Preset(SMALL_SIZES, Sizes(4, 512, 8, 2048)),
+    "base": Preset(BERT_SIZES, Sizes(12, 768, 12, 3072)),
+    "large": Preset(BERT_SIZES, Sizes(24, 1024, 16, 4096)),
+}
+
+BIGS = "BiGS (arXiv 2212.10544, JunxiongWang/BiGS_128)"
+CEREBRAS = "Linformer of the Cerebras model zoo, release 1.7.1"
+LAMBDABERT = "LambdaBERT (gsarti/lambda-bert), defaults of its config"
+TRANSNORMER = "TransNormer (arXiv 2210.10340)"
+LRA = f"{TRANSNORMER}, script_lra.py of OpenNLPLab/Transnormer"
+
+
+def _transnormer(variant: str, *, causal: bool) -> Preset:
+    """The language models of the paper: GLU of width 8/3 · hidden, whose "swish" is the identity in the authors' code.
+
+    The causal ones are decoders with BERT's layers; the bidirectional ones are RoBERTa's.
+    """
+    return Preset(
+        TRANSNORMER,
+        Sizes(12, 768, 12, 2048),
+        family="roberta",
+        tokenizer="gpt2" if causal else "roberta-base",
+        fields={"hidden_act": "linear"},
+        options={"variant": variant, "ffn": "glu"},
+        causal=causal,
+    )
+
+
+# By target.
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    "bigs": {
+        "published": Preset(BIGS, Sizes(23, 1024, 0, 3072), length=128, tokenizer="bert-large-uncased"),
+    },
+    "linformer": {
+        "cerebras-base": Preset(
+            CEREBRAS,
+            Sizes(12, 768, 12, 3072),
+            tokenizer="bert-base-cased",
+            options={"proj_dim": 256, "init": "truncated-normal"},
+        ),
+        "cerebras-large": Preset(
+            CEREBRAS,
+            Sizes(24, 1024, 16, 4096),
+            tokenizer="bert-large-cased",
+            options={"proj_dim": 128, "init": "truncated-normal"},
+        ),
+    },
+    "lambda": {
+        "published": Preset(
+            LAMBDABERT, Sizes(12, 768, 12, 3072), tokenizer="bert-base-uncased", options={"groups": "1"}
+        ),
+    },
+    "transnormer": {
+        "t1": _transnormer("t1", causal=True),
+        "t2": _transnormer("t2", causal=True),
+        "roberta-t1": _transnormer("t1", causal=False),
+        "roberta-t2": _transnormer("t2", causal=False),
+    },
+}
+
+
+def presets_of(target: str) -> dict[str, Preset]:
+    """Everything that `--like` takes for a target."""
+    return {**SIZES, **PRESETS.get(target, {})}
