@@ -6,8 +6,8 @@
     effconv jax2torch bigs-trained
 
 `mlm` reads text files, or a folder that `effconv prepare` wrote. `classify` reads JSONL files of `text`, `label` and,
-for pairs, `pair`. The defaults are those of the BiGS authors (arXiv 2212.10544): AdamW with betas 0.9 and 0.98, a peak rate
-of 6e-4 and weight decay 0.05 for masked LM; 2e-5 and 0.01 for classification. From the same weights, batches and
+for pairs, `pair`. The defaults are those of the BiGS authors (arXiv 2212.10544): AdamW with betas 0.9 and 0.98, a peak
+rate of 6e-4 and weight decay 0.05 for masked LM; 2e-5 and 0.01 for classification. From the same weights, batches and
 options the first gradient is within 1e-5 of torch's, and 20 losses are within 1e-4 (tests/targets/test_bigs_jax.py).
 """
 

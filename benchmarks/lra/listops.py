@@ -3,7 +3,8 @@
 An expression is drawn as there: a node below the depth limit is an operation with probability 1/4 and has 2 to
 `arguments` arguments; every other node is a digit. Expressions whose number of tokens is outside the limits (both
 exclusive, brackets counted, parentheses not) are drawn again, and none occurs twice. A median of an even number of
-values is their mean, rounded down. Files are those of the release: `basic_train.tsv`, `basic_val.tsv`, `basic_test.tsv`.
+values is their mean, rounded down. The files are named as in the release: `basic_train.tsv`, `basic_val.tsv`,
+`basic_test.tsv`.
 """
 
 from __future__ import annotations
