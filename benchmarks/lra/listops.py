@@ -80,7 +80,8 @@ def _drawn(tokens: list[str], depth: int, limits: Limits, source: random.Random)
 def applied(operator: str, values: list[int]) -> int:
     """The value of an operation."""
     if operator == "[MED":
-        return int(np.median(values))
+        ordered = sorted(values)
+        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
     return {"[MIN": min, "[MAX": max, "[SM": lambda x: sum(x) % 10}[operator](values)
 
 

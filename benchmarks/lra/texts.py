@@ -1,8 +1,10 @@
 """Texts of Long Range Arena as bytes: film reviews (IMDB) and pairs of papers (ACL Anthology Network).
 
-Reviews are the folder `aclImdb` as released (`train/pos/*.txt`, ...), or `train.tsv` and `test.tsv` with a label, a tab
-and a text in each row. The benchmark validates on the test reviews. Here a tenth of the training reviews takes that
-place, so that nothing is chosen on the test reviews. Pairs are the release's `new_aan_pairs.{train,eval,test}.tsv`: label, two ids, two texts.
+Reviews are the folder `aclImdb` as released (`train/pos/*.txt`, and so on), or `train.tsv` and `test.tsv` with a label,
+a tab and a text in each row. The benchmark validates on the test reviews. Here a tenth of the training reviews takes
+that place, so that nothing is chosen on the test reviews.
+
+Pairs are the release's `new_aan_pairs.{train,eval,test}.tsv`: label, two ids, two texts.
 """
 
 from __future__ import annotations

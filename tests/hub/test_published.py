@@ -34,6 +34,7 @@ def run(hub, folder, *arguments):
     return done, json.loads((folder / "rows.json").read_text())
 
 
+@pytest.mark.nightly
 def test_a_model_is_converted_checked_and_asked_for_its_words(hub, tmp_path):
     """A tiny stand-in says other words than BiGS_128, so that these rows fail, and nothing else does."""
     done, rows = run(hub, tmp_path, "--only", "BiGS_128", "BiGS_512")
@@ -51,7 +52,6 @@ def test_a_model_is_converted_checked_and_asked_for_its_words(hub, tmp_path):
     assert "| jax2torch JunxiongWang/BiGS_512 | converts | FAILED |" in done.stdout
 
 
-@pytest.mark.nightly
 def test_an_lsg_model_passes_and_reports_its_fidelity(hub, tmp_path):
     done, rows = run(
         hub, tmp_path, "--only", "bert-base-uncased", "--max-len", "512", "--folder", str(tmp_path / "kept")
