@@ -171,6 +171,31 @@ def test_masks_take_no_special_token_and_no_more_than_they_may(example):
     assert example.with_masks(stored, MASK, WORDS, asked, None)["labels"] is stored["labels"]
 
 
+def test_a_prepared_folder_is_read_and_padded(example, tmp_path):
+    """The columns of `effconv prepare`, with and without static masks."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    rows = [
+        {"input_ids": [2, 9, 8, 3], "token_type_ids": [0, 0, 1, 1], "special_tokens_mask": [1, 0, 0, 1]},
+        {"input_ids": [2, 7, 3], "token_type_ids": [0, 0, 0], "special_tokens_mask": [1, 0, 1]},
+    ]
+    for name, labels in (("dynamic", None), ("static", [[-100, 9, -100, -100], [-100, -100, -100]])):
+        (tmp_path / name).mkdir()
+        table = [row | ({"labels": labels[i]} if labels else {}) for i, row in enumerate(rows)]
+        parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / name / "part.parquet")
+        found = example.windows([tmp_path / name], argparse.Namespace(pad_token_id=0), 5)
+        assert found["input_ids"].tolist() == [[2, 9, 8, 3, 0], [2, 7, 3, 0, 0]]
+        assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+        assert found["token_type_ids"].tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
+        assert found["special"].tolist() == [[True, False, False, True, True], [True, False, True, True, True]]
+        assert ("labels" in found) == bool(labels)
+        if labels:
+            assert found["labels"].tolist() == [[-100, 9, -100, -100, -100], [-100] * 5]
+    with pytest.raises(SystemExit, match="longer than --length"):
+        example.windows([tmp_path / "static"], argparse.Namespace(pad_token_id=0), 3)
+
+
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:in the checkpoint, but not in", "ignore:not in the checkpoint")
 @pytest.mark.parametrize("task", ["mlm", "classify"])
