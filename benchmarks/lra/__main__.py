@@ -25,7 +25,7 @@ from effconv.bench.machine import described, machine
 from effconv.convert.errors import EffconvError
 
 from .models import repo_of
-from .presets import TARGETS, TASKS, Size, splits_of
+from .presets import TARGETS, TASKS, VARIANTS, Size, splits_of
 from .training import ERRORS, Outcome, measured
 
 
@@ -48,7 +48,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--target", nargs="+", choices=(*TARGETS, *VARIANTS), default=list(TARGETS))
     parser.add_argument("--size", choices=("small", "published"), default="small")
     data = "; ".join(f"{name}: {task.data}" for name, task in TASKS.items())
     parser.add_argument("--data", type=Path, help=f"folder of the data set ({data})")

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 import effconv
 
 from .examples import SPECIAL, Splits
-from .presets import Size
+from .presets import Size, options_of
 
 
 def repo_of(target: str, size: Size, splits: Splits, folder: Path, seed: int) -> Path:
     """The repo with random weights; one that is there is taken."""
     path = folder / target
     if not (path / "effconv.json").is_file():
-        further = {**size.options.get(target, {})}
+        command, further = options_of(target, size)
         fields = (f"num_labels={splits.classes}", *further.pop("set", ()))
         effconv.new(
-            target,
+            command,
             layers=size.layers,
             hidden=size.hidden,
             heads=None if target == "bigs" else size.heads,

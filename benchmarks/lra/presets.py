@@ -16,6 +16,7 @@ from . import images, listops, texts
 from .examples import Splits
 
 TARGETS = ("dense", "lsg", "linformer", "lambda", "transnormer", "bigs")
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"transnormer-t1": ("transnormer", {"variant": "t1"})}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,14 @@ SMALL = Size(
     options=_options(16, 32, **SMALL_BIGS),
 )
 SMALL_LISTOPS = listops.Limits(depth=5, arguments=5, above=16, below=100)
-PUBLISHED = Size(4, 128, 8, 512, length=4096, steps=20_000, batch=64, options=_options(64, 256))
+PUBLISHED = Size(4, 128, 8, 512, length=4096, steps=20_000, batch=64)
+
+
+def _published(task: str, **sizes: Any) -> Size:
+    """A published size. TransNormer's is the preset of `effconv new`: local and linear attention in each layer."""
+    own = {"like": f"lra-{task}", "variant": "t2", "block_size": 64, "set": ("pad_token_id=0",)}
+    return replace(PUBLISHED, options=_options(64, 256, transnormer=own), **sizes)
+
 
 TASKS: Mapping[str, Task] = {
     "listops": Task(
@@ -93,18 +101,18 @@ TASKS: Mapping[str, Task] = {
                 counts={"train": 20_000, "valid": 1_000, "test": 2_000},
                 options=_options(8, 16, **SMALL_BIGS),  # most expressions are longer than two blocks
             ),
-            "published": replace(PUBLISHED, layers=6, length=2048, steps=5_000, batch=50, warmup=0.2),
+            "published": _published("listops", layers=6, length=2048, steps=5_000, batch=50, warmup=0.2),
         },
         "basic_{train,val,test}.tsv; generated without --data",
     ),
     "text": Task(
         texts.reviews,
-        {"small": replace(SMALL, length=512, batch=32), "published": replace(PUBLISHED, warmup=0.4)},
+        {"small": replace(SMALL, length=512, batch=32), "published": _published("text", warmup=0.4)},
         "aclImdb, or train.tsv and test.tsv",
     ),
     "retrieval": Task(
         texts.pairs,
-        {"small": replace(SMALL, length=512, batch=16), "published": replace(PUBLISHED, steps=5_000)},
+        {"small": replace(SMALL, length=512, batch=16), "published": _published("retrieval", steps=5_000)},
         "new_aan_pairs.{train,eval,test}.tsv",
         pair=True,
     ),
@@ -112,8 +120,8 @@ TASKS: Mapping[str, Task] = {
         images.cifar,
         {
             "small": replace(SMALL, length=1025, batch=32),
-            "published": replace(
-                PUBLISHED, inner=256, length=1025, steps=45_000, batch=200, rates=(5e-4,), warmup=0.005
+            "published": _published(
+                "image", inner=256, length=1025, steps=45_000, batch=200, rates=(5e-4,), warmup=0.005
             ),
         },
         "the binary version of CIFAR-10",
@@ -122,11 +130,17 @@ TASKS: Mapping[str, Task] = {
         images.pathfinder,
         {
             "small": replace(SMALL, length=1025, batch=32),
-            "published": replace(PUBLISHED, inner=128, length=1025, steps=250_000, batch=128, warmup=0.005),
+            "published": _published("pathfinder", inner=128, length=1025, steps=250_000, batch=128, warmup=0.005),
         },
         "a folder such as pathfinder32/curv_contour_length_14",
     ),
 }
+
+
+def options_of(name: str, size: Size) -> tuple[str, dict[str, Any]]:
+    """The command of `effconv new` and its options for a target, or for a variant of one."""
+    command, more = VARIANTS.get(name, (name, {}))
+    return command, {**size.options.get(command, {}), **more}
 
 
 def splits_of(name: str, size: Size, data: Path | None, folder: Path, seed: int) -> Splits:

@@ -13,7 +13,7 @@ from benchmarks.lra import __main__ as lra
 from benchmarks.lra import training
 from benchmarks.lra.examples import Examples, Splits
 from benchmarks.lra.models import loaded, repo_of
-from benchmarks.lra.presets import SMALL, TARGETS, TASKS
+from benchmarks.lra.presets import SMALL, TARGETS, TASKS, VARIANTS
 from benchmarks.lra.training import Outcome
 
 torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def test_a_run_chooses_on_validation_looks_at_test_once_and_goes_on(tiny, tmp_pa
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, *VARIANTS])
 @pytest.mark.parametrize("pair", [False, True])
 def test_every_target_trains_on_texts_and_on_pairs(target, pair, tmp_path):
     random = np.random.default_rng(0)
