@@ -16,6 +16,7 @@ from ..convert.families.grammar import Family
 from ..convert.families.registry import FAMILIES
 from ..convert.text import special_ends
 from ..convert.verify.loaded import DoesNotApply, Loaded
+from ..targets.registry import target_named
 from .logits import DISTRIBUTION, kind_of_logits
 from .recipes import Phase
 from .sentence import pooling_of
@@ -190,8 +191,15 @@ def _attention_prefixes(pair: Pair) -> Iterator[str]:
     """Prefixes of the parameters of every attention, its output projection included."""
     assert pair.family is not None
     modules = {id(module): name for name, module in pair.student.named_modules()}
-    for layer in {id(layer): layer for layer in pair.student_layers()}.values():
-        for path in (pair.family.code.attention_path, pair.family.output_projection):
+    emitted = target_named(pair.manifest["target"]).emits  # a model of another kind than its source, with its own names
+    family = emitted or pair.family
+    layers = (
+        {id(layer): layer for layer in pair.student_layers()}.values()
+        if emitted is None
+        else [pair.base.get_submodule(path) for path in emitted.layer_paths(pair.base.config.to_dict())]
+    )
+    for layer in layers:
+        for path in (family.code.attention_path, family.output_projection):
             yield modules[id(layer.get_submodule(path))] + "."
 
 

@@ -13,7 +13,7 @@ from ..version import __version__
 from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import SourceHash, Written, execute
 from .failed import refused
-from .io.source import Source, resolve
+from .io.source import resolve
 from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from .io.tensorfile import file_sha256
 from .io.tokenizer import tokenizer_of

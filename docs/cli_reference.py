@@ -31,6 +31,9 @@ def _sections() -> Iterator[tuple[str, str]]:
     yield "effconv", _help([])
     for name in group.list_commands(typer.Context(group)):
         yield f"effconv {name}", _help([name])
+        command = group.get_command(typer.Context(group), name)
+        for inner in getattr(command, "list_commands", lambda _: ())(typer.Context(group)):
+            yield f"effconv {name} {inner}", _help([name, inner])
 
 
 def _help(arguments: list[str]) -> str:

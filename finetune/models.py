@@ -35,7 +35,7 @@ def load_model(
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    if head.auto not in config.auto_map:
+    if head.auto not in getattr(config, "auto_map", {head.auto}):  # a stock model has every class
         raise UnsupportedError(
             f"the repo's code has no class for {head.auto}", where=str(folder), hint="run effconv refresh on it first"
         )

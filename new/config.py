@@ -76,8 +76,11 @@ def family_named(target: Target, name: str) -> Family:
     return found
 
 
-def head_for(family: Family, target: Target, options: NewOptions, causal: bool) -> Head:
+def head_for(family: Family, target: Target, options: NewOptions, causal: bool, usual: str) -> Head:
     """The head of the stock model.
+
+    Args:
+        usual: of the preset; "" where it names none.
 
     Raises:
         UsageError: there is no such head, or it reads whole texts and the model shall be causal.
@@ -100,8 +103,8 @@ def head_for(family: Family, target: Target, options: NewOptions, causal: bool) 
             )
         head = named
     else:
-        usual = "ForMaskedLM" if any(head.suffix == "ForMaskedLM" for head in family.heads) else family.default_head
-        head = family.head(usual)
+        known = [head.suffix for head in family.heads]
+        head = family.head(next((name for name in (usual, "ForMaskedLM") if name in known), family.default_head))
     if causal and not head.causal and head.suffix != "Model":
         raise UsageError(
             f"{head.suffix} needs attention in both directions", where="--causal", hint="leave out --architecture"
@@ -184,7 +187,7 @@ def _special(fields: Mapping[str, Any], tokens: SpecialTokens) -> dict[str, int 
         "eos_token_id": tokens.eos if tokens.eos is not None else tokens.sep,
     }
     named = any(value is not None for value in known.values())
-    found = {name: value for name, value in known.items() if name in fields and value is not None}
+    found: dict[str, int | None] = {n: value for n, value in known.items() if n in fields and value is not None}
     if named and tokens.pad is None and "pad_token_id" in fields:
         found["pad_token_id"] = None
     return found

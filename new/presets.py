@@ -70,11 +70,28 @@ def _transnormer(variant: str, *, causal: bool) -> Preset:
     return Preset(
         TRANSNORMER,
         Sizes(12, 768, 12, 2048),
-        family="roberta",
-        tokenizer="gpt2" if causal else "roberta-base",
+        family="bert" if causal else "roberta",
+        tokenizer="" if causal else "roberta-base",
         fields={"hidden_act": "linear"},
         options={"variant": variant, "ffn": "glu"},
         causal=causal,
+    )
+
+
+def _lra(layers: int, hidden: int, heads: int, ratio: float, length: int, vocab: int, labels: int) -> Preset:
+    """A model of the Long Range Arena: local attention, linear attention and feed-forward in each layer, norms first.
+
+    The authors' norms there are batch norms over all processes; these are layer norms. T1; --variant t2 for the other.
+    """
+    return Preset(
+        LRA,
+        Sizes(layers, hidden, heads, int(hidden * ratio)),
+        family="roberta-prelayernorm",
+        length=length,
+        vocab=vocab,
+        fields={"num_labels": labels},
+        options={"variant": "t1", "layer_order": "both", "position_encoding": "rotary"},
+        head="ForSequenceClassification",
     )
 
 
@@ -107,6 +124,12 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         "t2": _transnormer("t2", causal=True),
         "roberta-t1": _transnormer("t1", causal=False),
         "roberta-t2": _transnormer("t2", causal=False),
+        # Vocabularies: operators, brackets and digits; bytes; grey levels; each with tokens for padding and the like.
+        "lra-listops": _lra(4, 128, 8, 4, 2048, 32, 10),
+        "lra-text": _lra(4, 128, 8, 4, 4096, 264, 2),
+        "lra-retrieval": _lra(4, 128, 4, 4, 4000, 264, 2),
+        "lra-image": _lra(12, 128, 4, 2, 1024, 264, 10),
+        "lra-pathfinder": _lra(4, 128, 8, 1, 1024, 264, 2),
     },
 }
 

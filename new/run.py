@@ -86,7 +86,7 @@ def ask(command: str, options: NewOptions, given: Mapping[str, Any]) -> tuple[As
     name, preset = preset_named(command, options.like)
     kind = TARGETS[command].options
     length = options.length or preset.length
-    variant = scratch_of(target_named(command, kind(**_variant(preset.options | dict(given)))))
+    variant = scratch_of(target_named(command, kind(**_variant({**preset.options, **given}))))
     usual = {**variant.defaults, **preset.options}
     own = kind(**{**usual, **given, "max_length": length})
     target = target_named(command, own)
@@ -99,7 +99,7 @@ def ask(command: str, options: NewOptions, given: Mapping[str, Any]) -> tuple[As
         )
     family = family_named(target, options.family or preset.family or scratch_of(target).family)
     causal = options.causal or (preset.causal and options.architecture is None)
-    head = head_for(family, target, options, causal)
+    head = head_for(family, target, options, causal, preset.head)
     return Asked(target, name, preset, family, STARTS[family.name], length, head, causal, options), own, usual
 
 
@@ -134,7 +134,8 @@ def prepared(asked: Asked, own: Any, usual: Mapping[str, Any], folder: Path) -> 
     tokens, vocab = SpecialTokens(), asked.options.vocab or asked.preset.vocab or 0
     if tokenizer is not None:
         tokenizer.copy_to(folder)
-        (folder / "config.json").write_text(json.dumps({"model_type": family.code.model_type, **tokenizer.config}))
+        stated = json.dumps({"model_type": family.code.model_type, **tokenizer.config})
+        (folder / "config.json").write_text(stated, encoding="utf-8")
         tokens = special_tokens(resolve(folder), family)
         vocab = _vocab(tokenizer, folder, options)
     if family.code.after_padding and tokenizer is not None and tokens.pad is None:
@@ -148,7 +149,7 @@ def prepared(asked: Asked, own: Any, usual: Mapping[str, Any], folder: Path) -> 
     written = {**config, **(tokenizer.config if tokenizer else {})}
     (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     source = replace(resolve(folder), name=_name(asked))
-    config = family.read_config(config)
+    config = dict(family.read_config(config))
     own = target.resolve_options(own, config)
     checkpoint = Checkpoint((), source)
     settings = options.settings
@@ -207,8 +208,8 @@ def _tokenizer(asked: Asked) -> FoundTokenizer | None:
             "a new model needs a tokenizer",
             where="--tokenizer",
             hint="give a folder or a Hub id"
-            + (f", such as {published}, which {asked.name} was published with" if published else "")
-            + ". With --vocab N the model has none",
+            + (f", such as {published}, with which it was published" if published else " of your choice")
+            + ", or pass --vocab N for a model without a tokenizer",
         )
     return find_tokenizer(
         options.tokenizer,

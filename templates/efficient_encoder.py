@@ -144,6 +144,25 @@ class HeadMixin(AdaptedModel):
         setattr(self, self.base_model_prefix, self.base_class(self.config, stock=stock))
 
 
+class CausalHeadMixin(HeadMixin):
+    """A stock causal language model on an efficient base: `generate()` reads the whole text at every step."""
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any
+    ) -> dict[str, Any]:
+        """The inputs of one step. There is no key and value cache, whatever `use_cache` says."""
+        passed = (
+            "token_type_ids",
+            "encoder_hidden_states",
+            "encoder_attention_mask",
+            *self.base_class.embedding_inputs,
+        )
+        inputs = {name: others[name] for name in passed if others.get(name) is not None}
+        if attention_mask is not None and not self.base_model.special_positions:  # others count from padding themselves
+            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, **inputs}
+
+
 class EncoderMixin(AdaptedModel):
     """A stock base model whose layers use an `EfficientSelfAttention`.
 

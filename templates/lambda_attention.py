@@ -53,6 +53,8 @@ class LambdaAttention(nn.Module):
         if r and r % 2 == 0:
             raise ValueError(f"local_context_size must be odd, got {r}")
         self.layer_index = layer_index
+        self.collected: list[Tensor] | None = None  # where λ goes in a call that returns it
+        self.collects_gradient = True
         self.landmarks = nn.Parameter(torch.empty(h, c, d))
         self.content_weight = nn.Parameter(torch.empty(h, c, d))
         self.content_bias = nn.Parameter(torch.empty(h, c))
@@ -72,9 +74,18 @@ class LambdaAttention(nn.Module):
             nn.init.zeros_(self.local_bias)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.collected is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.collects_gradient):
+                self.collected.append(self.lambdas(k, v, mask))
         return lambda_attention(
             q, k, v, mask, self.landmarks, self.content_weight, self.content_bias, self.local_weight, self.local_bias
         )
+
+    def lambdas(self, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """λ (b, h, c, d) of keys and values (b, h, t, d), in their type."""
+        dtype = _compute_dtype(k)
+        with torch.autocast(k.device.type, enabled=False):
+            return content_lambdas(k.to(dtype), v.to(dtype), mask, self.landmarks.to(dtype))
 
     def extra_repr(self) -> str:
         h, c, d = self.landmarks.shape

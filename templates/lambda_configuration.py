@@ -13,17 +13,26 @@ class LambdaConfigMixin:
         key_depth: landmarks a head; each gives one content lambda.
         intra_depth: multiplies the landmarks.
         local_context_size: positions around a token that the local term reads; odd, 0 for no local term.
+        output_lambda_params: whether `attentions` of the outputs are λ (b, h, c, v) a layer, by default None.
 
     Raises:
         ValueError: for values that have no meaning, all of them named in one message.
     """
 
-    def __init__(self, key_depth: int = 16, intra_depth: int = 1, local_context_size: int = 15, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        key_depth: int = 16,
+        intra_depth: int = 1,
+        local_context_size: int = 15,
+        output_lambda_params: bool = False,
+        **kwargs: Any,
+    ) -> None:
         kwargs["use_cache"] = False
         super().__init__(**kwargs)
         self.key_depth = key_depth
         self.intra_depth = intra_depth
         self.local_context_size = local_context_size
+        self.output_lambda_params = output_lambda_params
         faults = lambda_faults(self)
         if faults:
             raise ValueError("these Lambda options cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))

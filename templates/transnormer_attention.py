@@ -13,6 +13,7 @@ all keys without a denominator has no place in fp16's range.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -172,7 +173,7 @@ def diag_attention(
 
 
 class TransNormerAttention(nn.Module):
-    """What stands between q, k, v and the output projection of layer `layer_index`.
+    """What stands between q, k, v and the output projection of layer `layer_index`; `diag` overrides its kind.
 
     Reads from config: hidden_size, num_attention_heads, diag_layers (indices), variant ("t1" or "t2"), and if present
     block_size (64), attention_norm ("simplermsnorm"), linear_activation (by variant: "elu", "1+elu"), mask_mode
@@ -182,12 +183,12 @@ class TransNormerAttention(nn.Module):
     State: norm.* where the norm has parameters, lrpe.theta and lrpe.v with positions.
     """
 
-    def __init__(self, config: Any, layer_index: int = 0) -> None:
+    def __init__(self, config: Any, layer_index: int = 0, *, diag: bool | None = None) -> None:
         super().__init__()
         variant = config.variant
         if variant not in ("t1", "t2"):
             raise ValueError(f"variant must be t1 or t2, got {variant!r}")
-        self.diag = layer_index in config.diag_layers
+        self.diag = layer_index in config.diag_layers if diag is None else diag
         self.softmax = variant == "t2"
         self.block_size: int = getattr(config, "block_size", 64)
         self.published = getattr(config, "mask_mode", "masked") == "published"
@@ -276,14 +277,47 @@ class TransNormerEncoderMixin(EncoderMixin):
     """An encoder, or a causal decoder, with TransNormer attention, and a gate in every feed-forward where asked."""
 
     def adapted_layer(self, layer: nn.Module, index: int) -> nn.Module:
-        layer, config = super().adapted_layer(layer, index), self.config
+        config = self.config
+        local = copy.deepcopy(layer.attention) if config.layer_order == "both" else None
+        layer = super().adapted_layer(layer, index)
+        if local is not None:
+            layer.attention = LocalFirst(layer.attention, self.local_block(local, index))
         if config.feed_forward != "glu":
             return layer
         # DistilBERT names the inner size its own way.
         return gated(layer, config.hidden_size, getattr(config, "intermediate_size", None) or config.hidden_dim)
 
+    def local_block(self, block: nn.Module, index: int) -> nn.Module:
+        """A stock attention block with DiagAttention, whatever `diag_layers` says of the layer."""
+        for module in block.modules():
+            module._is_hf_initialized = False  # a copy, which shall not begin with the weights of the original
+        holder = nn.Module()
+        holder.attention = block
+        self.replace_attention(holder, index)
+        block.self.mix = TransNormerAttention(self.config, index, diag=True)
+        return block
+
     def padding_counts(self) -> bool:
         return self.config.mask_mode == "published"
+
+
+class LocalFirst(nn.Module):
+    """A stock attention block with another one before it, each with its residual and its norm.
+
+    Args:
+        stock: the block that this one takes the place of, with all that it holds.
+        local: the block that runs first.
+    """
+
+    def __init__(self, stock: nn.Module, local: nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update(stock.__dict__)
+        self._stock = type(stock)
+        self.local = local
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        first = self.local(hidden_states, *args, **kwargs)[0]
+        return self._stock.forward(self, first, *args, **kwargs)
 
 
 def gated(layer: nn.Module, width: int, inner: int) -> nn.Module:

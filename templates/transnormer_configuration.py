@@ -11,6 +11,7 @@ NORMS = ("simplermsnorm", "rmsnorm", "gatedrmsnorm", "layernorm")
 POSITIONS = ("none", "lrpe", "rotary")
 FEED_FORWARDS = ("dense", "glu")
 MASK_MODES = ("masked", "published")
+LAYER_ORDERS = ("alternate", "both")
 
 
 class TransNormerConfigMixin:
@@ -25,6 +26,8 @@ class TransNormerConfigMixin:
         linear_activation: φ of the linear layers; None for the variant's own.
         position_encoding: "none", "lrpe" (reflection and learned rotation) or "rotary", beside the stock positions.
         feed_forward: "dense", or "glu" for a gate in every feed-forward.
+        layer_order: "alternate": DiagAttention in `diag_layers`, NormAttention in the others. "both": each layer has
+            DiagAttention, then NormAttention, then the feed-forward, as the authors' models for the Long Range Arena.
         mask_mode: "masked" keeps padding and the filled-up end of the last block out; "published" counts both.
 
     Raises:
@@ -41,6 +44,7 @@ class TransNormerConfigMixin:
         position_encoding: str = "none",
         feed_forward: str = "dense",
         mask_mode: str = "masked",
+        layer_order: str = "alternate",
         **kwargs: Any,
     ) -> None:
         kwargs["use_cache"] = False
@@ -53,6 +57,7 @@ class TransNormerConfigMixin:
         self.position_encoding = position_encoding
         self.feed_forward = feed_forward
         self.mask_mode = mask_mode
+        self.layer_order = layer_order
         faults = transnormer_faults(self)
         if faults:
             raise ValueError(
@@ -73,7 +78,10 @@ def transnormer_faults(config: Any) -> list[str]:
         ("position_encoding", POSITIONS),
         ("feed_forward", FEED_FORWARDS),
         ("mask_mode", MASK_MODES),
+        ("layer_order", LAYER_ORDERS),
     ):
         if getattr(config, name) not in values:
             faults.append(f"{name} must be one of {', '.join(values)}, got {getattr(config, name)!r}")
+    if config.layer_order == "both" and config.diag_layers:
+        faults.append(f"diag_layers must be empty with layer_order both, got {config.diag_layers!r}")
     return faults

@@ -246,7 +246,7 @@ def _hub(hub_id: str, revision: str | None, token: str | None, offline: bool) ->
         if name not in files:
             raise BadInputError(f"{name} is not in the source", where=f"{hub_id}@{commit}")
         with hub_errors(hub_id):
-            if name == "config.json" and revision != commit:
+            if revision != commit and (name == "config.json" or "config.json" not in files):
                 # Asked for by branch once, so that the cache knows which commit the branch was when offline.
                 api.hf_hub_download(hub_id, name, revision=revision)
             return Path(api.hf_hub_download(hub_id, name, revision=commit))

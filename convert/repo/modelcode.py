@@ -15,6 +15,8 @@ from ..families.code import FamilyCode
 TEMPLATES = templates.__name__
 CORE = "efficient_encoder"  # what every target's encoder is built on
 BASE_SUFFIX = "Model"
+LINE = 120  # characters
+CAUSAL_AUTO = "AutoModelForCausalLM"
 SEQ2SEQ_CORE = ("AdaptedModel", "visible_tokens")  # what the modeling file of an encoder and a decoder uses of it
 
 
@@ -55,6 +57,7 @@ class TargetCode:
         seq2seq: what takes the place of some of these in models of an encoder and a decoder, where it takes them.
         biased: likewise for families with a bias on scores.
         self_attention: the module with the projections, around the attention.
+        head_mixin: the target's `HeadMixin`.
     """
 
     name: str
@@ -67,11 +70,19 @@ class TargetCode:
     seq2seq: Seq2SeqCode | None = None
     biased: BiasedCode | None = None
     self_attention: tuple[str, str] = (CORE, "EfficientSelfAttention")
+    head_mixin: tuple[str, str] = (CORE, "HeadMixin")
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are copied as they are."""
-        parts = (self.self_attention, self.attention, self.encoder_mixin, self.config_mixin, *self.others)
+        parts = (
+            self.self_attention,
+            self.attention,
+            self.encoder_mixin,
+            self.head_mixin,
+            self.config_mixin,
+            *self.others,
+        )
         return tuple(f"{module}.py" for module in sorted({CORE, *(module for module, _ in parts)}))
 
     def for_family(self, family: FamilyCode) -> TargetCode:
@@ -219,14 +230,22 @@ def render(family: FamilyCode, target: Code, heads: Mapping[str, str]) -> dict[s
         "names": of,
         "stock_classes": sorted(family.class_prefix + suffix for suffix in {BASE_SUFFIX, *heads}),
         "imports": [
-            (module, ", ".join(sorted((name for other, name in used + others if other == module), key=_as_linted)))
+            (
+                module,
+                _wrapped(module, sorted((name for other, name in used + others if other == module), key=_as_linted)),
+            )
             for module in sorted({module for module, _ in used + others})
         ],
         # Classes before functions, as the linter sorts them.
         "exported": sorted(classes | {name for _, name in others}, key=lambda name: (name[0].islower(), name)),
         "heads": [
-            (family.class_prefix + suffix, class_name(family, target, suffix), suffix in family.decoder_heads)
-            for suffix in heads
+            (
+                family.class_prefix + suffix,
+                class_name(family, target, suffix),
+                suffix in family.decoder_heads,
+                mixin_of(family, target, suffix, auto)[1],
+            )
+            for suffix, auto in heads.items()
             if suffix != BASE_SUFFIX
         ],
         "quoted": lambda words: ", ".join(f'"{word}"' for word in words),
@@ -241,6 +260,19 @@ def render(family: FamilyCode, target: Code, heads: Mapping[str, str]) -> dict[s
     return {**copied, **rendered}
 
 
+def mixin_of(family: FamilyCode, target: TargetCode, suffix: str, auto: str) -> tuple[str, str]:
+    """The mixin of a head, as (module, class): one that generates reads texts in its own way."""
+    generates = auto == CAUSAL_AUTO and suffix not in family.decoder_heads
+    return (CORE, "CausalHeadMixin") if generates else target.head_mixin
+
+
+def _wrapped(module: str, names: list[str]) -> str:
+    """Names after `import`, one a line where they do not fit into one line, as the formatter has them."""
+    joined = ", ".join(names)
+    fits = len(f"from .{module} import {joined}") <= LINE
+    return joined if fits else "(\n" + "".join(f"    {name},\n" for name in names) + ")"
+
+
 def _as_linted(name: str) -> tuple[bool, str]:
     """The key by which the linter sorts imported names: constants, classes, functions."""
     return not name.isupper(), name
@@ -251,10 +283,15 @@ def _imports(
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What the modeling file uses, as (module, name), and a name of each further file of the repo."""
     of = names(family, target)
-    core = [*(("HeadMixin",) if heads.keys() - {BASE_SUFFIX} else ()), *(SEQ2SEQ_CORE if family.encoder else ())]
+    core = [*(SEQ2SEQ_CORE if family.encoder else ())]
     core += [name for name in ("HEAD_MASK", "taking_part", "values_are_at_hand") if name in family.lines]
     used = [
         (of.configuration_module, of.config),
+        *dict.fromkeys(
+            mixin_of(family, target, suffix, auto)
+            for suffix, auto in heads.items()
+            if suffix != BASE_SUFFIX and suffix not in family.decoder_heads
+        ),
         *((CORE, name) for name in core),
         target.self_attention,
         target.attention,

@@ -105,6 +105,12 @@ def fidelity_of(
         raise UsageError(
             f"--texts must be at least 1, got {texts}", where="--texts", hint="give the number of texts per length"
         )
+    if (manifest.get("source") or {}).get("random"):
+        raise UnsupportedError(
+            "the repo began with random weights: there is no source to be similar to",
+            where=str(folder),
+            hint="measure its loss on held-out text: effconv pretrain reports it",
+        )
     if not manifest.get("dense_source", True):
         raise UnsupportedError(
             f"a {manifest['target']} repo computes the same as its source: there is no approximation to measure",

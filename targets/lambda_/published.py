@@ -74,7 +74,10 @@ SOP_TIED = {
 LAMBDA_BERT = Family(
     name="lambdabert",
     prefix="lambdabert",
-    code=FamilyCode(module="bert", model_type="lambdabert", class_prefix="LambdaBert"),
+    code=FamilyCode(
+        module="bert", model_type="lambdabert", class_prefix="LambdaBert", attention_path="lambdalayer.self"
+    ),
+    output_projection="lambdalayer.output.dense",
     embeddings=BERT.embeddings,
     layer=LAYER,
     pooler=BERT.pooler,

@@ -9,7 +9,7 @@ from ...convert.families.grammar import Weight, number, shape_of
 from ...convert.ops import Calibrated
 from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
-from ...convert.repo.modelcode import CORE, TargetCode
+from ...convert.repo.modelcode import TargetCode
 from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from .options import LambdaOptions
 from .scratch import starting_rules
@@ -69,7 +69,8 @@ LAMBDA = Target(
         name="lambda",
         class_prefix="Lambda",
         attention=("lambda_attention", "LambdaAttention"),
-        encoder_mixin=(CORE, "EncoderMixin"),
+        encoder_mixin=("lambda_outputs", "LambdaEncoderMixin"),
+        head_mixin=("lambda_outputs", "LambdaHeadMixin"),
         config_mixin=("lambda_configuration", "LambdaConfigMixin"),
     ),
     config=_config,

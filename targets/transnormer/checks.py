@@ -55,8 +55,7 @@ def equal_to_formula(loaded: Loaded) -> tuple[float, dict[str, Any]]:
     """The first layer of each kind on random q, k, v, against its formula with whole matrices of scores, in float64."""
     config = loaded.config
     attentions = attentions_of(loaded.model())
-    diag = set(config.diag_layers)
-    chosen = {index in diag: index for index in reversed(range(len(attentions)))}
+    chosen = {bool(attentions[index].diag): index for index in reversed(range(len(attentions)))}
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     generator = torch.Generator().manual_seed(0)
     found, lengths = [], (5, config.block_size + 7, 5 * config.block_size - 3)

@@ -34,6 +34,11 @@ class TransNormerOptions:
     position_encoding: Literal["none", "lrpe", "rotary"] = option(
         "none", "Extra position encoding inside attention. lrpe starts as the identity."
     )
+    layer_order: Literal["alternate", "both"] = option(
+        "alternate",
+        "alternate: a layer has DiagAttention or linear attention. both: each layer has one after the other, as the "
+        "published models for the Long Range Arena (only for new models).",
+    )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
     mask_mode: Literal["masked", "published"] = option(
         "masked",
@@ -55,11 +60,14 @@ class TransNormerOptions:
                 position_encoding=self.position_encoding,
                 feed_forward=self.ffn,
                 mask_mode=self.mask_mode,
+                layer_order=self.layer_order,
             )
         )
         if self.max_length < 1:
             faults.append(f"max_length must be a positive integer, got {self.max_length}")
-        if self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
+        if self.layer_order == "both" and self.diag_layers != FIRST_HALF:
+            faults.append("diag_layers has no effect with --layer-order both: each layer has both kinds of attention")
+        elif self.diag_layers != FIRST_HALF and not all(part.isdecimal() for part in self.diag_layers.split(",")):
             faults.append(
                 f"diag_layers must be first-half, a number, or indices such as 0,2,4, got {self.diag_layers!r}"
             )
@@ -67,6 +75,8 @@ class TransNormerOptions:
 
     def idle(self, layers: int) -> list[str]:
         """Options without effect in a model of this many layers, one sentence each."""
+        if self.layer_order == "both":
+            return []
         blocks, usual = len(self.diag_indices(layers)), {field.name: field.default for field in fields(self)}
         faults = []
         if not blocks and self.block_size != usual["block_size"]:
@@ -81,6 +91,8 @@ class TransNormerOptions:
         Raises:
             UsageError: an index is out of range.
         """
+        if self.layer_order == "both":
+            return []
         if self.diag_layers == FIRST_HALF:
             return list(range(layers // 2))
         parts = [int(part) for part in self.diag_layers.split(",")]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ...convert.errors import UsageError
+from ...convert.errors import UnsupportedError, UsageError
 from ...convert.families.grammar import Config, Family, Weight, number, shape_of
 from ...convert.io.dtypes import Array, from_float32
 from ...convert.ops import Calibrated, New, Shape, generator
@@ -19,6 +19,7 @@ from ...convert.repo.modelcode import TargetCode
 from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
 from .options import TransNormerOptions
 
+BLOCK, LOCAL = "attention.", "attention.local."  # a stock attention block, and the one before it
 NORM_WEIGHTS = {
     "simplermsnorm": {},
     "rmsnorm": {"scale": "ones"},
@@ -69,6 +70,12 @@ def _config(context: Context) -> dict[str, Any]:
             where="--position-encoding",
             hint="leave out --position-encoding",
         )
+    if options.layer_order == "both" and context.family.code.attention_path != "attention.self":
+        raise UnsupportedError(
+            f"the attention block of {context.family.name} has no residual of its own, so a layer cannot have two",
+            where="--layer-order both",
+            hint="use --family bert or roberta-prelayernorm",
+        )
     layers = len(context.family.layer_paths(context.config))
     require_sound("transnormer", options.idle(layers), options)
     return {
@@ -79,6 +86,7 @@ def _config(context: Context) -> dict[str, Any]:
         "position_encoding": options.position_encoding,
         "feed_forward": options.ffn,
         "mask_mode": options.mask_mode,
+        "layer_order": options.layer_order,
         "max_position_embeddings": options.max_length + context.family.special_positions(context.config),
         "use_cache": False,
     }
@@ -92,15 +100,20 @@ def _weights(context: Context) -> Sequence[Weight]:
     diag = set(context.options.diag_indices(len(family.layer_paths(context.config))))
     weights: list[Weight] = []
     for index, path in enumerate(family.layer_paths(context.config)):
-        mix = f"{path}.{family.code.attention_path}.mix"
-        if index not in diag or options.variant == "t1":
-            weights += [
-                Weight(f"{mix}.norm.{name}", (hidden,), how) for name, how in NORM_WEIGHTS[options.norm].items()
-            ]
-        if options.position_encoding != "none":
-            weights.append(Weight(f"{mix}.lrpe.theta", (1, 1, width // 2), "zeros"))
-        if options.position_encoding == "lrpe":
-            weights.append(Weight(f"{mix}.lrpe.v", (width,), "zeros"))
+        mixes = {f"{path}.{family.code.attention_path}.mix": index in diag}
+        if options.layer_order == "both":
+            mixes[f"{path}.{LOCAL}self.mix"] = True
+            blocks = [weight for weight in family.layer if weight.name.startswith(BLOCK)]
+            weights += [replace(weight, name=f"{path}.{LOCAL}{weight.name.removeprefix(BLOCK)}") for weight in blocks]
+        for mix, local in mixes.items():
+            if not local or options.variant == "t1":
+                weights += [
+                    Weight(f"{mix}.norm.{name}", (hidden,), how) for name, how in NORM_WEIGHTS[options.norm].items()
+                ]
+            if options.position_encoding != "none":
+                weights.append(Weight(f"{mix}.lrpe.theta", (1, 1, width // 2), "zeros"))
+            if options.position_encoding == "lrpe":
+                weights.append(Weight(f"{mix}.lrpe.v", (width,), "zeros"))
         if options.ffn == "glu":
             gate = f"{path}.{family.feed_forward}.gate" if family.feed_forward else f"{path}.gate"
             weights.append(Weight(f"{gate}.weight", (family.inner_size, hidden), "zeros"))
@@ -110,6 +123,12 @@ def _weights(context: Context) -> Sequence[Weight]:
 
 def _rules(context: Context) -> Sequence[Rule]:
     family, options = context.family, context.options
+    if options.layer_order == "both":
+        raise UsageError(
+            "a layer of the source has one attention, and nothing to begin a second one with",
+            where="--layer-order both",
+            hint="leave it out, or make a new model: effconv new transnormer --layer-order both",
+        )
     layers = family.layer_paths(context.config)
     diag = set(options.diag_indices(len(layers)))
     hidden = number(context.config, family.hidden_size)

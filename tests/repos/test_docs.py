@@ -11,6 +11,7 @@ import yaml
 from places import ROOT
 
 from effconv import cli
+from effconv.targets.registry import CREATABLE
 from effconv.version import __version__
 
 DOCS = ROOT / "docs"
@@ -72,6 +73,7 @@ def test_the_reference_of_the_command_line_has_every_command():
     spec.loader.exec_module(module)
     page = module.page()
     commands = cli.typer.main.get_command(cli.app).list_commands(None)
+    commands += [f"new {target}" for target in CREATABLE]  # the last one, a group
     assert re.findall(r"^## effconv (.+)$", page, flags=re.M) == commands
     assert page.count("Usage: effconv ") == len(commands) + 1
     assert "--block-size <int>" in page

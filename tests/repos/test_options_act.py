@@ -126,6 +126,7 @@ TABLE = {
         "key_depth": tries(6),
         "intra_depth": tries(2),
         "groups": [Try("1", {"calibrate": ()}, alone="refused")],
+        "num_lambda_queries": [Try(2, {"groups": "1", "calibrate": ()}, alone="refused")],
         "calibrate": tries("other"),
     },
     "lambda-published": {
@@ -134,6 +135,7 @@ TABLE = {
         "key_depth": tries(6),
         "intra_depth": tries(2),
         "groups": tries("heads"),
+        "num_lambda_queries": tries(2),
         "calibrate": [Refused("one", "published layer is not fitted")],
     },
     "transnormer": {
@@ -149,6 +151,8 @@ TABLE = {
         "position_encoding": tries("lrpe", "rotary"),
         "calibrate": tries("other"),
         "mask_mode": tries("published"),
+        # Only of new models; a conversion refuses it.
+        "layer_order": "test_new.py::test_each_layer_of_an_arena_model_is_local_then_linear_then_feed_forward",
     },
     "jax2torch": BIGS_OPTIONS,
     "torch2jax": BIGS_OPTIONS,
