@@ -99,7 +99,7 @@ TASKS: Mapping[str, Task] = {
                 SMALL,
                 limits=SMALL_LISTOPS,
                 counts={"train": 20_000, "valid": 1_000, "test": 2_000},
-                options=_options(8, 16, **SMALL_BIGS),  # most expressions are longer than two blocks
+                options=_options(8, 16, lsg={"block_size": 16, "sparse_block_size": 16}, **SMALL_BIGS),
             ),
             "published": _published("listops", layers=6, length=2048, steps=5_000, batch=50, warmup=0.2),
         },

@@ -11,10 +11,12 @@ import torch
 
 from benchmarks.lra import __main__ as lra
 from benchmarks.lra import training
-from benchmarks.lra.examples import Examples, Splits
+from benchmarks.lra.examples import PAD, Examples, Splits, features
 from benchmarks.lra.models import loaded, repo_of
 from benchmarks.lra.presets import SMALL, TARGETS, TASKS, VARIANTS
 from benchmarks.lra.training import Outcome
+from effconv.finetune.features import collator
+from effconv.finetune.tasks import CLASSIFICATION
 
 torch.set_num_threads(1)
 TINY = dataclasses.replace(SMALL, layers=2, hidden=16, heads=2, inner=32, length=64, steps=3, batch=4)
@@ -73,6 +75,26 @@ def test_every_target_trains_on_texts_and_on_pairs(target, pair, tmp_path):
     changed = [name for (name, one), other in pairs if not torch.equal(one, other)]
     assert any("layer" in name for name in changed)
     assert 0 <= training.right_of(trainer, splits.test, TINY.length) <= 4
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("target", ["transnormer", "transnormer-t1"])
+def test_the_published_models_read_examples_of_their_task(task, target, tmp_path):
+    size, pair, vocabulary = TASKS[task].sizes["published"], TASKS[task].pair, 15 if task == "listops" else 256
+    splits = Splits(*[Examples([], [])] * 3, vocabulary, 2)
+    model = loaded(repo_of(target, size, splits, tmp_path, 0), 2, pair, 0.1).eval()
+    random = np.random.default_rng(0)
+    short, long = (random.integers(0, vocabulary, count).astype(np.uint8) for count in (50, size.length + 9))
+    found = features(Examples([(short, short), (long, short)] if pair else [short, long], [0, 1]), size.length)
+    collate = collator(CLASSIFICATION, training.PADDING, None)
+    batch, alone = ({k: v for k, v in collate(items).items() if k != "labels"} for items in (found.items, [found[0]]))
+    assert batch["input_ids"].shape[-1] == size.length
+    with torch.no_grad():
+        padded, plain = model(**batch)["logits"][:1], model(**alone)["logits"]
+    torch.testing.assert_close(padded, plain, rtol=0, atol=1e-5)
+    assert (model.config.layer_order, model.config.pad_token_id) == ("both", PAD)
+    assert model.config.variant == ("t1" if target.endswith("t1") else "t2")
 
 
 @pytest.mark.nightly
