@@ -69,14 +69,14 @@ LINFORMER = ("linformer", "--proj-dim", "32")
 RECIPES = {
     "lambdabert-nsp": Recipe(
         {"LambdaBERT": ("lambda", "--groups", "1"), "BERT": ("dense", *PAIRS)},
-        (Stage(128, 500, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
+        (Stage(64, 1000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "lambdabert-sop": Recipe(
         {
             "LambdaBERT": ("lambda", "--groups", "1", "--architecture", "ForPreTrainingSOP"),
             "BERT": ("dense", *PAIRS),
         },
-        (Stage(128, 500, "mlm+sop", ("--batch-size", "32", "--schedule", "linear")),),
+        (Stage(64, 1000, "mlm+sop", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "transnormer-clm": Recipe(
         {
@@ -84,7 +84,7 @@ RECIPES = {
             "TransNormer T2": ("transnormer", "--causal", "--variant", "t2"),
             "GPT-like BERT": ("dense", "--causal"),
         },
-        (Stage(256, 150, "clm", ("--across-documents", "--schedule", "inverse-sqrt", "--warmup-from", "1e-7")),),
+        (Stage(256, 75, "clm", ("--across-documents", "--schedule", "inverse-sqrt", "--warmup-from", "1e-7")),),
     ),
     "transnormer-mlm": Recipe(
         {
@@ -92,14 +92,14 @@ RECIPES = {
             "TransNormer T2": ("transnormer", "--family", "roberta", "--variant", "t2"),
             "RoBERTa": ("dense", "--family", "roberta"),
         },
-        (Stage(256, 150, "mlm", ("--across-documents", "--short-share", "0", "--schedule", "polynomial")),),
+        (Stage(256, 75, "mlm", ("--across-documents", "--short-share", "0", "--schedule", "polynomial")),),
         "bpe",
     ),
     "bigs": Recipe(
         {"BiGS": ("bigs",), "BERT": ("dense",)},
         (
-            Stage(128, 300, "mlm", ("--max-predictions", "20", *SCHEDULE)),
-            Stage(512, 40, "mlm", ("--max-predictions", "80", *SCHEDULE), ("bigs",)),
+            Stage(128, 150, "mlm", ("--max-predictions", "20", *SCHEDULE)),
+            Stage(512, 20, "mlm", ("--max-predictions", "80", *SCHEDULE), ("bigs",)),
         ),
     ),
     "linformer": Recipe(
@@ -109,7 +109,7 @@ RECIPES = {
             "Linformer, shared by layers": (*LINFORMER, "--sharing", "layers"),
             "BERT": ("dense",),
         },
-        (Stage(256, 150, "mlm", ("--max-predictions", "40", "--eps", "1e-6", "--schedule", "linear")),),
+        (Stage(256, 75, "mlm", ("--max-predictions", "40", "--eps", "1e-6", "--schedule", "linear")),),
     ),
 }
 
