@@ -28,7 +28,8 @@ from effconv.bench.machine import described, machine
 
 HEADING = re.compile(r" = [^=].* = ")
 WORDS = 4096  # of the tokenizers, which are trained on the texts
-SIZE = ("--layers", "2", "--hidden", "128", "--heads", "4")
+SIZE = ("--layers", "2", "--hidden", "128")
+HEADS = ("--heads", "4")  # of all but BiGS, which has none
 NEW = ("--no-verify", "-q", "--overwrite")
 # A hundredth of the published steps or less, with a rate for models of this size.
 COMMON = (
@@ -200,7 +201,7 @@ def trained(name: str, model: str, asked: argparse.Namespace, texts: dict[str, P
             if number == 0:
                 tokenizer = os.path.relpath(texts[recipe.tokenizer], folder)
                 effconv(
-                    folder, "new", kind, *options, *SIZE, "--length", length, "--tokenizer", tokenizer, "--seed",
+                    folder, "new", kind, *options, *SIZE, *(HEADS if kind != "bigs" else ()), "--length", length, "--tokenizer", tokenizer, "--seed",
                     asked.seed, *NEW, "-o", repo,
                 )  # fmt: skip
             elif kind == "dense":

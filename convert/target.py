@@ -108,7 +108,7 @@ class Check:
         Training changes the weights, whoever did it: from then on nothing that compares with the source is promised,
         and everything else still is. A repo that began with random weights never had a source.
         """
-        if self.needs_source and manifest["source"].get("random"):
+        if self.needs_source and (manifest.get("source") or {}).get("random"):
             return "the repo began with random weights: there is no source"
         if self.needs_source and manifest.get("adapted"):
             return "trained after the conversion"
