@@ -200,9 +200,10 @@ def trained(name: str, model: str, asked: argparse.Namespace, texts: dict[str, P
             length = longest if kind == "dense" else stage.length
             if number == 0:
                 tokenizer = os.path.relpath(texts[recipe.tokenizer], folder)
+                heads = () if kind == "bigs" else HEADS
                 effconv(
-                    folder, "new", kind, *options, *SIZE, *(HEADS if kind != "bigs" else ()), "--length", length, "--tokenizer", tokenizer, "--seed",
-                    asked.seed, *NEW, "-o", repo,
+                    folder, "new", kind, *options, *SIZE, *heads, "--length", length, "--tokenizer", tokenizer,
+                    "--seed", asked.seed, *NEW, "-o", repo,
                 )  # fmt: skip
             elif kind == "dense":
                 repo = f"{slug}-{number - 1}"
