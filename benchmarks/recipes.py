@@ -70,14 +70,14 @@ LINFORMER = ("linformer", "--proj-dim", "32")
 RECIPES = {
     "lambdabert-nsp": Recipe(
         {"LambdaBERT": ("lambda", "--groups", "1"), "BERT": ("dense", *PAIRS)},
-        (Stage(64, 1000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
+        (Stage(64, 1500, "mlm+nsp", ("--batch-size", "32", "--learning-rate", "3e-3", "--schedule", "linear")),),
     ),
     "lambdabert-sop": Recipe(
         {
             "LambdaBERT": ("lambda", "--groups", "1", "--architecture", "ForPreTrainingSOP"),
             "BERT": ("dense", *PAIRS),
         },
-        (Stage(64, 1000, "mlm+sop", ("--batch-size", "32", "--schedule", "linear")),),
+        (Stage(64, 1500, "mlm+sop", ("--batch-size", "32", "--learning-rate", "3e-3", "--schedule", "linear")),),
     ),
     "transnormer-clm": Recipe(
         {
