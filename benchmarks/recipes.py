@@ -65,19 +65,19 @@ class Recipe:
 
 
 PAIRS = ("--architecture", "ForPreTraining")
+ORDER = ("--architecture", "ForPreTrainingSOP")
+LAMBDABERT = ("lambda", "--groups", "1")
+LOCAL = ("--local-context", "15")  # without it, as published, the position lambda of a token sees that token alone
 SCHEDULE = ("--schedule", "cosine", "--beta2", ".98", "--weight-decay", ".05")
 LINFORMER = ("linformer", "--proj-dim", "32")
 RECIPES = {
     "lambdabert-nsp": Recipe(
-        {"LambdaBERT": ("lambda", "--groups", "1"), "BERT": ("dense", *PAIRS)},
-        (Stage(64, 1500, "mlm+nsp", ("--batch-size", "32", "--learning-rate", "3e-3", "--schedule", "linear")),),
+        {"LambdaBERT": LAMBDABERT, "LambdaBERT, local context": (*LAMBDABERT, *LOCAL), "BERT": ("dense", *PAIRS)},
+        (Stage(64, 1000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "lambdabert-sop": Recipe(
-        {
-            "LambdaBERT": ("lambda", "--groups", "1", "--architecture", "ForPreTrainingSOP"),
-            "BERT": ("dense", *PAIRS),
-        },
-        (Stage(64, 1500, "mlm+sop", ("--batch-size", "32", "--learning-rate", "3e-3", "--schedule", "linear")),),
+        {"LambdaBERT, local context": (*LAMBDABERT, *LOCAL, *ORDER), "BERT": ("dense", *PAIRS)},
+        (Stage(64, 1000, "mlm+sop", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "transnormer-clm": Recipe(
         {

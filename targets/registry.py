@@ -120,10 +120,10 @@ class Targets(MutableMapping[str, "Target"]):
         del self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**ROWS, **self._loaded})
+        return iter([name for name in {**ROWS, **self._loaded} if name not in NEW_ONLY])
 
     def __len__(self) -> int:
-        return len({**ROWS, **self._loaded})
+        return len(list(iter(self)))
 
 
 TARGETS = Targets()

@@ -420,3 +420,12 @@ def test_the_example_reads_a_word_off_the_lambdas(name, make, capsys):
     assert len(accuracies) == SMALL["layers"]
     assert max(accuracies) > 0.62  # of 200 texts half have the word: chance is 0.5, its standard error 0.035
     assert "layer 0: accuracy" in capsys.readouterr().out
+
+
+def test_what_is_new_alone_is_no_target_of_a_conversion():
+    """Also after it was used."""
+    before = list(TARGETS)
+    assert TARGETS["dense"].name == "dense"
+    assert list(TARGETS) == before
+    assert "dense" not in before
+    assert len(TARGETS) == len(before)
