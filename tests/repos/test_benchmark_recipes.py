@@ -11,11 +11,11 @@ from tiny import WORDS
 
 
 def write_texts(folder):
-    """Four articles of WikiText and a speech, of words that a tokenizer can be trained on."""
+    """Thirty articles of WikiText and a speech, of words that a tokenizer can be trained on."""
     sentences = [
-        " ".join(WORDS[(i * 5 + j * j) % len(WORDS)] for j in range(9)).capitalize() + " ." for i in range(160)
+        " ".join(WORDS[(i * 5 + j * j) % len(WORDS)] for j in range(9)).capitalize() + " ." for i in range(600)
     ]
-    articles = [f" = Title {i} = \n\n = = Part = = \n\n" + " ".join(sentences[i * 40 : i * 40 + 40]) for i in range(4)]
+    articles = [f" = Title {i} = \n\n = = Part = = \n\n" + " ".join(sentences[i * 20 : i * 20 + 20]) for i in range(30)]
     (folder / "wiki.txt").write_text("\n\n".join(articles), encoding="utf-8")
     (folder / "speech.txt").write_text("\n".join(reversed(sentences)), encoding="utf-8")
     return [folder / "wiki.txt", folder / "speech.txt"]
@@ -24,7 +24,7 @@ def write_texts(folder):
 def test_articles_begin_at_headings_of_the_first_level(tmp_path):
     wiki, speech = write_texts(tmp_path)
     found = recipes.documents_of(wiki)
-    assert [text.splitlines()[0] for text in found] == [f" = Title {i} = " for i in range(4)]
+    assert [text.splitlines()[0] for text in found] == [f" = Title {i} = " for i in range(30)]
     assert all(" = = Part = = " in text for text in found)
     assert recipes.documents_of(speech) == [speech.read_text(encoding="utf-8")]
 
