@@ -146,7 +146,6 @@ def trained(case: Case, folder: Path, asked: argparse.Namespace) -> tuple[Path, 
         pass  # nothing there, or nothing of this kind: it is made
     fitted: dict[str, Any] = {"calibrate": (asked.train,)} if case.calibrated else {}
     convert(asked.source, case.target, output=repo, verify=False, overwrite=True, **case.options, **fitted)
-    torch.set_num_threads(1)  # a calibration sets its own
     result = adapt(
         repo,
         teacher=asked.source,

@@ -19,6 +19,17 @@ from ..convert.options import Progress
 THREADS = 2  # fixed: another number of threads may sum in another order, and a fit shall repeat bit for bit
 
 
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """A fit's number of threads, for a block or a decorated function; afterwards the caller's number is set again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionSite:
     """One self-attention of the encoder: its projections (the output one is fed the heads' outputs side by side).
@@ -47,7 +58,6 @@ def load_teacher(folder: Path, config: Config) -> tuple[Any, Any]:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(THREADS)
     found = tokenizer_in(folder)
     if found.references:
         raise _no_tokenizer(folder, f"has Python code of its own ({', '.join(found.code or found.references)})")

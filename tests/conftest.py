@@ -18,6 +18,7 @@ from effconv.convert.verify import run as verify
 # Before torch is imported, and for every process that a test starts: the models are tiny, and the threads of two pytest
 # workers on two cores wait for each other in busy loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test asks for more, they sleep while they wait
 
 # What runs in the background is often started with these ignored, and hands that on to every process that a test starts
 # and interrupts; effconv leaves ignored signals alone.
@@ -53,6 +54,22 @@ def _no_process_in_a_quick_test(request: pytest.FixtureRequest) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", refuse)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_left_as_they_were() -> Iterator[None]:
+    """A function that leaves its own number of threads behind changes its caller's speed, and slows all later tests."""
+    before = _threads()
+    yield
+    if before and _threads() != before:
+        sys.modules["torch"].set_num_threads(before)
+        pytest.fail(f"torch had {before} threads before this test and its fixtures, and other ones after it")
+
+
+def _threads() -> int:
+    """Those of torch, 0 where it is not imported."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 0
 
 
 @pytest.fixture(scope="session")

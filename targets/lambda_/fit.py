@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ...convert.errors import BadInputError
 from ...convert.options import Progress
 from ...convert.target import Calibration, Context
-from ..teacher import AttentionRun, AttentionSite, attention_sites, load_teacher, watch
+from ..teacher import AttentionRun, AttentionSite, attention_sites, fixed_threads, load_teacher, watch
 from ..text_batches import read_text, text_batches
 
 LENGTHS = (512, 256, 128, 64, 32)  # of the calibration texts: a fit on one length alone loses on the others
@@ -63,6 +63,7 @@ class LambdaFit:
             raise ValueError(f"local_context must be odd, or 0 for no local term, got {self.local_context}")
 
 
+@fixed_threads()
 def calibrate_lambda(context: Context, folder: Path, progress: Progress) -> Calibration:
     """The parameters of every layer's `LambdaAttention`, fitted on the options' calibration text."""
     options = context.options

@@ -44,6 +44,7 @@ from ..teacher import (
     TextSample,
     attention_sites,
     entry_of,
+    fixed_threads,
     load_teacher,
     run_layer,
 )
@@ -74,6 +75,7 @@ class FittedLayer:
     explained: float
 
 
+@fixed_threads()
 def calibrate_transnormer(context: Context, folder: Path, progress: Progress) -> Calibration:
     """New weights of every layer's projections, fitted on the options' calibration text."""
     family, config = context.family, context.config
