@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert.errors import BadInputError, UsageError
+from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.families.grammar import Family
 from ..convert.families.registry import FAMILIES
+from ..convert.recipe import NEW_POSITIONS
 from ..convert.text import special_ends
 from ..convert.verify.loaded import DoesNotApply, Loaded
 from ..targets.registry import target_named
@@ -134,7 +135,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
     """Sets `requires_grad` for a phase and returns the trained parameters by name: whether each is the target's own.
 
     Args:
-        train: new, globals, attention or all.
+        train: new, globals, attention, positions, offsets or all.
         new: names of the tensors that the source did not have.
 
     Raises:
@@ -143,6 +144,7 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
     family = pair.family
     attention = tuple(_attention_prefixes(pair)) if family else ()
     local = phase.objectives == ("attention",)  # it reaches nothing else
+    table = position_table(pair) if train in NEW_POSITIONS else ""
     chosen: dict[str, bool] = {}
     for name, parameter in pair.student.named_parameters():
         own = name in new
@@ -150,21 +152,40 @@ def select(pair: Pair, train: str, phase: Phase, new: frozenset[str]) -> dict[st
         wanted = {
             "new": own,
             "globals": "global_embeddings" in name,
+            "positions": name == table,
+            "offsets": name == table,
             "attention": inside or "global_embeddings" in name,
             "all": not name.endswith("urpe.v"),
         }[train]
         wanted = wanted and (inside or not local)
         parameter.requires_grad_(wanted)
         if wanted:
-            chosen[name] = own
+            chosen[name] = own or name == table
     if not chosen:
         what = {"new": "no tensors of its own", "globals": "no global tokens"}.get(train, "no attention")
+        what = "no positions" if table else what
         raise UsageError(
             f"nothing to train: a {pair.manifest['target']} repo has {what}" + (" inside its attention" * local),
             where=f"--train {train}, --objective {phase.name}",
             hint="pass --train attention or --train all",
         )
     return chosen
+
+
+def position_table(pair: Pair) -> str:
+    """The name of the parameter that holds the encoder's learned positions.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    family = pair.family
+    if family is not None and family.positions and not family.computes_positions:
+        for name, _ in pair.student.named_parameters():
+            if name.endswith(family.positions) and "decoder" not in name:
+                return name
+    raise UnsupportedError(
+        "the model has no table of learned positions", where="--train", hint="pass --train attention or all"
+    )
 
 
 def new_tensors(pair: Pair) -> frozenset[str]:

@@ -12,7 +12,7 @@ from ..convert.options import option, require_sound
 
 Clock = Literal["wall", "cpu"]
 Schedule = Literal["cosine", "linear", "constant"]
-Trained = Literal["new", "globals", "attention", "all"]
+Trained = Literal["new", "globals", "positions", "offsets", "attention", "all"]
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 DATA, TRAINING, MACHINE, DANGER = "Text", "Training", "Machine", "Dangerous: only for sources you trust"
 
@@ -39,7 +39,12 @@ class AdaptOptions:
         panel=TRAINING,
     )
     train: Trained | None = option(
-        None, "Weights to train: new ones, global tokens, attention or all. [default: from the target]", panel=TRAINING
+        None,
+        "Weights to train: new ones, global tokens, attention or all. positions: only those beyond the source's "
+        "length, so that nothing changes on shorter texts. offsets: only one vector for each copy of the source's "
+        "positions. "
+        "[default: from the target]",
+        panel=TRAINING,
     )
     steps: int | None = option(None, "Total number of steps. [default: 300 without --budget]", panel=TRAINING)
     budget: str | None = option(None, "Training time instead of steps, such as 90s, 10m or 2h.", panel=TRAINING)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..convert.errors import UsageError
 from ..convert.positions import equal_positions
-from ..convert.recipe import Recipe
+from ..convert.recipe import NEW_POSITIONS, Recipe
 from ..convert.target import Target
 from .options import AdaptOptions
 
@@ -138,6 +138,23 @@ def _check_exact(
             f"nothing to train: on texts of up to {exact} tokens the repo equals its source",
             where="--lengths, --objective",
             hint=f"pass --objective {objectives}",
+        )
+
+
+def require_beyond_the_source(train: str, manifest: Mapping[str, Any], lengths: tuple[int, ...]) -> None:
+    """Refuses to train new positions on texts that use none.
+
+    Raises:
+        UsageError: no length is beyond the source's.
+    """
+    reach, whole = int(manifest["source_max_length"]), int(manifest["max_length"])
+    if train in NEW_POSITIONS and max(lengths) <= reach:
+        raise UsageError(
+            f"nothing to train: texts of up to {reach} tokens have no position that the source does not have",
+            where=f"--train {train}, --lengths",
+            hint=f"give longer texts, such as --lengths {min(2 * reach, whole)}"
+            if whole > reach
+            else "convert the source with a larger --max-len",
         )
 
 

@@ -23,7 +23,7 @@ from ..targets.registry import target_named
 from ..version import __version__
 from .logits import VALUES
 from .options import AdaptOptions
-from .recipes import Phase, phases_of, recipe_of, training_lengths
+from .recipes import Phase, phases_of, recipe_of, require_beyond_the_source, training_lengths
 from .refusals import require_data, require_effect, require_objectives
 from .sentence import require_whitenable
 
@@ -143,6 +143,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     if options.whiten:
         require_whitenable(folder)
     lengths = training_lengths(target, manifest, options.training_lengths(), phases)
+    require_beyond_the_source(recipe.train, manifest, lengths)
     output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..convert.recipe import Recipe
+from ..convert.recipe import NEW_POSITIONS, Recipe
 from ..data.documents import Corpus
 from .batches import Batch, batches, check_enough, masked
 from .checkpoints import Checkpoints, Place
@@ -19,6 +19,7 @@ from .loop import Loop, Tick, Watch, make_accelerator
 from .models import Pair, new_tensors, select
 from .objectives import Objective, Scales
 from .options import AdaptOptions
+from .positions import train_new_positions_alone
 from .recipes import Phase, phase_steps
 
 __all__ = ["Run", "Tick", "make_accelerator"]
@@ -72,6 +73,8 @@ class Run(Loop):
         self.new = new_tensors(pair)
         # All that any phase trains: a best state is of all of it, whichever phase it was found in.
         self.trained = {name for phase in phases for name in select(pair, recipe.train, phase, self.new)}
+        if recipe.train in NEW_POSITIONS:
+            train_new_positions_alone(pair, recipe.train, accelerator)
         if options.gradient_checkpointing:
             pair.student.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -107,7 +110,8 @@ class Run(Loop):
                 members = [p for name, p in parameters.items() if chosen.get(name) is own and (p.dim() > 1) is decays]
                 if members:
                     rate = self.recipe.rate(phase.objectives, own)
-                    decay = self.options.weight_decay if decays else 0.0
+                    # Decay would move the rows of a position table that are not trained.
+                    decay = self.options.weight_decay if decays and self.recipe.train not in NEW_POSITIONS else 0.0
                     groups.append({"params": members, "lr": rate, "peak": rate, "weight_decay": decay})
         return groups
 

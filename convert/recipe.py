@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NEW_POSITIONS = ("positions", "offsets")  # values of `train` that leave every position of the source as it is
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -13,7 +13,7 @@ from .families.registry import families_for
 from .io.formats import SAFETENSORS, Form
 from .io.tokenizer import SpecialTokens
 from .ops import Copy, Op
-from .recipe import Recipe
+from .recipe import NEW_POSITIONS, Recipe
 from .repo.modelcode import Code
 
 
@@ -106,11 +106,12 @@ class Check:
         """Why a repo is not held to the promise; "" where it is.
 
         Training changes the weights, whoever did it: from then on nothing that compares with the source is promised,
-        and everything else still is. A repo that began with random weights never had a source.
+        and everything else still is. Where only positions beyond the source's length were trained, no text that the
+        source takes uses what changed. A repo that began with random weights never had a source.
         """
         if self.needs_source and (manifest.get("source") or {}).get("random"):
             return "the repo began with random weights: there is no source"
-        if self.needs_source and manifest.get("adapted"):
+        if self.needs_source and not all(map(_short_texts_stay, manifest.get("adapted", ()))):
             return "trained after the conversion"
         return self.applies(manifest)
 
@@ -121,6 +122,11 @@ class Check:
     def limited(self, applies: Callable[[Mapping[str, Any]], str]) -> Check:
         """The same check, with a say on where it applies."""
         return replace(self, applies=applies)
+
+
+def _short_texts_stay(training: Mapping[str, Any]) -> bool:
+    """Whether a training left the outputs for all texts that the source takes as they were."""
+    return training.get("train") in NEW_POSITIONS and not training.get("options", {}).get("whiten")
 
 
 @dataclass(frozen=True, slots=True)
