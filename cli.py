@@ -189,7 +189,7 @@ def inspect_command(
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def verify(
     repo: Annotated[
-        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+        Path, typer.Argument(metavar="REPO", help="Folder of a repo that effconv made.", show_default=False)
     ],
     against: Annotated[
         str | None, typer.Option(help="Source model (folder or Hub id) to compare outputs with.", show_default=False)
@@ -217,7 +217,7 @@ def verify(
 @app.command(cls=PlainCommand, rich_help_panel="Inspect and measure")
 def fidelity(
     repo: Annotated[
-        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+        Path, typer.Argument(metavar="REPO", help="Folder of a repo that effconv made.", show_default=False)
     ],
     against: Annotated[str, typer.Option(help="Source model (folder or Hub id).", show_default=False)],
     data: Annotated[
@@ -329,7 +329,7 @@ def families(json: Json = False) -> None:
 @app.command("push-to-hub", cls=PlainCommand, rich_help_panel="Share on the Hub")
 def push_to_hub(
     repo: Annotated[
-        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+        Path, typer.Argument(metavar="REPO", help="Folder of a repo that effconv made.", show_default=False)
     ],
     repo_id: Annotated[
         str | None,
@@ -417,7 +417,7 @@ def adopt(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a repo again of a converted model that was saved after training: manifest, model card, checks."""
+    """Turn a converted model that was saved after training into a repo again: manifest, model card, checks."""
     from .api import adopt as adopt_folder
     from .report.console import Progress
     from .report.hub import show_adopted

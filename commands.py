@@ -37,7 +37,7 @@ TRAINING = {
 }
 
 
-PREPARING = {"prepare": "Make pretraining examples of texts, or of other programs' shards, and write them as parquet."}
+PREPARING = {"prepare": "Make pretraining examples from texts or from shards of other programs, as parquet files."}
 
 
 EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The result runs without the repo's code."}
@@ -121,7 +121,7 @@ def converting_command(name: str) -> Command:
 def new_command(name: str) -> Command:
     """`effconv new NAME`, whose options are those of the target that do not concern a source, and `NewOptions`."""
     from .new.options import NewOptions
-    from .new.presets import presets_of
+    from .new.presets import default_preset, presets_of
 
     options_class = at(CREATABLE[name].options)
     own = [field.name for field in dataclasses.fields(options_class) if field.name != "max_length"]
@@ -144,7 +144,7 @@ def new_command(name: str) -> Command:
     parameters = [parameter for parameter in _parameters(options_class) if parameter.name in own]
     # None stands for "not given": what a new model has by default depends on --like and on other options.
     parameters = [_open(parameter, scratch.defaults) for parameter in parameters if parameter.name not in scratch.idle]
-    parameters += [_named(parameter, presets_of(name)) for parameter in _parameters(NewOptions)]
+    parameters += [_named(parameter, presets_of(name), default_preset(name)) for parameter in _parameters(NewOptions)]
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
     parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
@@ -157,15 +157,15 @@ def _open(parameter: inspect.Parameter, usual: Mapping[str, Any]) -> inspect.Par
     default = usual.get(parameter.name, parameter.default)
     if default is not None and option.show_default:
         shown = ("no", "yes")[default] if isinstance(default, bool) else default
-        option.help, option.show_default = f"{option.help}  [usual: {shown}]", False
+        option.help, option.show_default = f"{option.help}  [default: {shown}, or the preset's]", False
     return parameter.replace(default=None, annotation=Annotated[hint | None, option])
 
 
-def _named(parameter: inspect.Parameter, presets: Iterable[str]) -> inspect.Parameter:
-    """`--like` with the names that it takes."""
+def _named(parameter: inspect.Parameter, presets: Iterable[str], first: str) -> inspect.Parameter:
+    """`--like` with the names that it takes, and the one that it is by default."""
     hint, option = get_args(parameter.annotation)
     if parameter.name == "like":
-        option.help = option.help.replace("NAMES", ", ".join(presets))
+        option.help = option.help.replace("NAMES", ", ".join(presets)).replace("FIRST", first)
     return parameter.replace(annotation=Annotated[hint, option])
 
 
@@ -197,7 +197,7 @@ def training_command(name: str) -> Command:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[
-        Path, typer.Argument(metavar="REPO", help="Folder of a converted repo (made by effconv).", show_default=False)
+        Path, typer.Argument(metavar="REPO", help="Folder of a repo that effconv made.", show_default=False)
     ]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
     parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
@@ -245,7 +245,7 @@ def exporting_command(name: str) -> Command:
         show_exported(exported, as_json=as_json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    help = "Folder of a converted repo (made by effconv)."
+    help = "Folder of a repo that effconv made."
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
     parameters = [inspect.Parameter("repo", keyword, annotation=repo), *_parameters(ExportOptions)]
     parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))

@@ -169,9 +169,9 @@ def _before(folder: Path, config: Mapping[str, Any], origin: Path | None) -> dic
         return stated
     if converted(config) is None:
         raise BadInputError(
-            f"a {config.get('model_type')}, not a model that effconv converted",
+            f"this is a {config.get('model_type')} model, not a model that effconv converted",
             where=f"{folder}: config.json",
-            hint="convert it first",
+            hint=f"convert it first: effconv inspect {folder} lists the targets that take it",
         )
     raise BadInputError(
         "config.json does not say where the model comes from: an effconv older than 0.2 made it",

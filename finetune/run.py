@@ -333,7 +333,7 @@ def _findings(asked: Asked, cut: int, found: list[dict[str, Any]], after: Mappin
     findings = []
     if asked.split:
         findings.append(
-            f"no --eval: {counted(len(asked.rows[1]), 'row')} of the data were held out to choose the best state"
+            f"no --eval: held out {counted(len(asked.rows[1]), 'row')} of the data to choose the best state"
         )
     if cut:
         findings.append(f"{counted(cut, 'text')} longer than {asked.max_length:,} tokens were cut")

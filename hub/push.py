@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..adopt.run import as_checked_repo
+from ..adopt.view import saved_elsewhere
 from ..convert.errors import StoppedError, UsageError
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, read_manifest
+from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
 from .changes import CARD, Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
 from .content import (
@@ -103,6 +104,8 @@ def push(
         UsageError: no license, no Hub id, a public repo for a source that is not.
         StoppedError: Ctrl-C; the message says what is on the Hub.
     """
+    if saved_elsewhere(repo_folder(repo)):  # its checks take long: a bad token shows before them
+        connect(token, offline=offline)
     with as_checked_repo(repo, progress) as folder:
         job = _Job(
             folder=folder,

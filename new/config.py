@@ -14,9 +14,7 @@ from ..targets.bigs.target import BIGS
 from ..targets.bigs.target import DEFAULTS as BIGS_FIELDS
 from .families import STARTS, Start
 from .options import NewOptions
-from .presets import Preset, Sizes, presets_of
-
-PUBLISHED = "published"
+from .presets import Preset, Sizes, default_preset, presets_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ def preset_named(command: str, given: str | None) -> tuple[str, Preset]:
         UsageError: there is no such preset; the message lists those there are.
     """
     known = presets_of(command)
-    name = given or (PUBLISHED if command == BIGS.name else "base")
+    name = given or default_preset(command)
     if name not in known:
         raise UsageError(
             f"{command} has no preset {name!r}{did_you_mean(name, known)}",

@@ -20,7 +20,7 @@ class NewOptions:
 
     like: str | None = option(
         None,
-        "Sizes, or a published model: NAMES. [default: base; of bigs: published]",
+        "Sizes, or a published model: NAMES. [default: FIRST]",
         short="--preset",
     )
     family: str | None = option(None, "Family of the stock model, such as roberta. [default: bert]")

@@ -137,3 +137,8 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
 def presets_of(target: str) -> dict[str, Preset]:
     """Everything that `--like` takes for a target."""
     return {**SIZES, **PRESETS.get(target, {})}
+
+
+def default_preset(target: str) -> str:
+    """The one that a target has without `--like`."""
+    return "published" if target == "bigs" else "base"

@@ -63,7 +63,8 @@ def show_result(result: Result, *, as_json: bool) -> None:
     console = new_console()
     console.print(f"[bold]{escape(str(result.output))}[/bold]", soft_wrap=True)
     counts = ", ".join(f"{count} {action}" for action, count in result.plan.counts().items())
-    console.print(f"{result.plan.architecture}: {bytes_text(result.plan.bytes_out)} of weights ({counts})")
+    length = f"{result.manifest['max_length']:,} tokens"
+    console.print(f"{result.plan.architecture}, {length}: {bytes_text(result.plan.bytes_out)} of weights ({counts})")
     for finding in result.findings:
         console.print(f"[yellow]note:[/yellow] {escape(finding)}")
     if result.measured is None:
@@ -73,7 +74,7 @@ def show_result(result: Result, *, as_json: bool) -> None:
     rows = result.manifest["measurements"].get("fidelity", [])
     print_fidelity(console, rows, "similarity to the source, untrained, on the built-in text")
     console.print(
-        f"converted in {result.seconds['convert']:.1f} s"
+        f"{'made' if 'random' in result.manifest['source'] else 'converted'} in {result.seconds['convert']:.1f} s"
         + (f", verified in {result.seconds['verify']:.1f} s" if "verify" in result.seconds else "")
     )
     return None if result.pushed is None else show_push(result.pushed, as_json=False)
@@ -86,7 +87,8 @@ def show_checks(measured: Sequence[Measured], repo: Path, *, as_json: bool) -> N
     if (repo.expanduser() / NAME).is_file():
         console.print("all files match the manifest")
     else:
-        console.print(f"no {NAME}: the code is effconv's. effconv adopt {escape(str(repo))} makes it a repo again")
+        again = f"effconv adopt {escape(str(repo))}"
+        console.print(f"no {NAME}, but the code files are effconv's. To make it a repo again: {again}", soft_wrap=True)
     print_checks(console, measured)
     return None
 

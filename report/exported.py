@@ -20,8 +20,9 @@ def show_exported(result: ExportResult, *, as_json: bool) -> None:
     console.print(f"[bold]{escape(str(result.output))}[/bold]", soft_wrap=True)
     for name, check in record["checks"].items():
         console.print(
-            f"{escape(name)}: equals the repo in {len(check['cases'])} cases up to "
-            f"{record['repo']['max_length']:,} tokens, largest difference {check['difference']:.1g}",
+            f"{escape(name)}: agrees with the repo in {len(check['cases'])} cases up to "
+            f"{record['repo']['max_length']:,} tokens, "
+            f"largest difference {check['difference']:.1g} (tolerance {check['tolerance']:g})",
             soft_wrap=True,
         )
     console.print(f"inputs: {', '.join(record['inputs'])}; outputs: {', '.join(record['outputs'])}", soft_wrap=True)

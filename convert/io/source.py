@@ -284,7 +284,8 @@ def cached(hub_id: str, revision: str | None, offline: str) -> Source:
         raise HubError(
             f"{hub_id}{at} is not in the Hub cache of this machine, and offline mode is on ({offline})",
             where=hub_id,
-            hint=f"run once without {offline}, or run `hf download {hub_id}{at}` first, or give a local folder",
+            hint=f"run `hf download {hub_id}{at}`, or run once without {offline}. "
+            "If you meant a folder, check its path",
         ) from None
     return replace(
         _local(snapshot), name=hub_id.rsplit("/", 1)[-1], hub_id=hub_id, revision=revision, commit=snapshot.name

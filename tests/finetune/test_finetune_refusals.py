@@ -264,6 +264,6 @@ def test_files_as_a_shell_lists_them(place, tmp_path):
     ]
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output
-    assert "of the data were held out" in run.stdout
+    assert "no --eval: held out" in run.stdout
     record = json.loads((tmp_path / "out" / "effconv.json").read_text())["measurements"]["finetune"][0]
     assert record["data"]["data"] == ["0.jsonl", "1.jsonl", "2.jsonl"]

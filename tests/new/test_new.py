@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import effconv
 from effconv.cli import app
 from effconv.convert.errors import UnsupportedError, UsageError
+from effconv.convert.families.registry import FAMILIES
 from effconv.convert.io.tensorfile import file_sha256
 from effconv.convert.repo.manifest import read_manifest
 from effconv.convert.verify.loaded import Loaded
@@ -188,6 +189,10 @@ def test_t5_is_drawn_by_width(tmp_path):
     assert names["shared.weight"].std().item() == pytest.approx(1.0, rel=0.1)
     assert names[f"{attention}.q.weight"].std().item() == pytest.approx((32 * 8) ** -0.5, rel=0.1)
     assert names[f"{attention}.k.weight"].std().item() == pytest.approx(32**-0.5, rel=0.1)
+
+
+def test_every_family_has_a_start():
+    assert FAMILIES.keys() == STARTS.keys() - {"bigs"}, "each family needs an entry in STARTS (new/families.py)"
 
 
 @pytest.mark.parametrize("family", daily(["electra", "mpnet", "bart"], of=[name for name in STARTS if name != "bigs"]))

@@ -52,7 +52,8 @@ def test_every_link_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
 def test_every_file_of_the_project_that_is_named_exists(page):
-    named = re.findall(r"`([a-z_.]+(?:/[A-Za-z_.-]+)+\.(?:py|jinja|md|txt|yml))`", page.read_text(encoding="utf-8"))
+    path = r"(?<![\w./:-])([a-z_.]+(?:/[A-Za-z_.-]+)+\.(?:py|jinja|md|txt|yml))\b"  # in a command, too
+    named = re.findall(path, page.read_text(encoding="utf-8"))
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
     assert [path for path in named if path.split("/")[0] in folders and not (ROOT / path).exists()] == []
 

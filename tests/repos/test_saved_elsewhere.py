@@ -21,7 +21,7 @@ import effconv
 from effconv.adopt.view import saved_elsewhere, view_of
 from effconv.bench.options import bench_options
 from effconv.bench.sources import opened
-from effconv.convert.errors import BadInputError, CheckFailedError, EffconvError, UnsupportedError
+from effconv.convert.errors import BadInputError, CheckFailedError, EffconvError, HubError, UnsupportedError
 from hub_server import LoopbackHub
 from tiny import WORDS, save_tiny, save_tiny_sentence_encoder, save_tokenizer
 
@@ -154,6 +154,19 @@ def test_pushed_as_a_repo(made, tmp_path):
         assert client.push(tmp_path / "trained", "me/again", "--license", "mit").code == 0
         pushed = json.loads(hub.repos["me/again"].files["effconv.json"])
     assert pushed["adapted"] == [{"by": "another program"}]
+
+
+def test_a_push_that_cannot_begin_is_refused_before_the_checks(made, monkeypatch):
+    steps = []
+    saved = made / "saved" / "checkpoint"
+    with pytest.raises(HubError, match="offline mode is on"):
+        effconv.push_to_hub(saved, "me/again", offline=True, progress=lambda *step: steps.append(step))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(HubError, match="no token"):
+        effconv.push_to_hub(saved, "me/again", progress=lambda *step: steps.append(step))
+    assert steps == []
 
 
 def test_code_of_a_hub_repo_is_found_beside_the_model(made, tmp_path):
