@@ -75,6 +75,10 @@ RECIPES = {
         {"LambdaBERT": LAMBDABERT, "LambdaBERT, local context": (*LAMBDABERT, *LOCAL), "BERT": ("dense", *PAIRS)},
         (Stage(64, 1000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
     ),
+    "lambdabert-nsp-long": Recipe(
+        {"LambdaBERT, local context": (*LAMBDABERT, *LOCAL), "BERT": ("dense", *PAIRS)},
+        (Stage(64, 3000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
+    ),
     "lambdabert-sop": Recipe(
         {"LambdaBERT, local context": (*LAMBDABERT, *LOCAL, *ORDER), "BERT": ("dense", *PAIRS)},
         (Stage(64, 1000, "mlm+sop", ("--batch-size", "32", "--schedule", "linear")),),
