@@ -134,7 +134,16 @@ def convert_source(
     if found.remote_header:  # report faults before downloading gigabytes
         planned(asked, remote=True)
         progress("download", 0, 0)
-    ready = planned(asked, remote=False)
+    return make_repo(planned(asked, remote=False), output, progress, begin)
+
+
+def make_repo(ready: Prepared, output: Path, progress: Progress, begin: float) -> Result:
+    """Writes, checks and publishes a planned repo. Closes the source's files.
+
+    Args:
+        output: absolute, and checked. begin: of the command, by `time.monotonic`.
+    """
+    settings = ready.settings
     with output_errors(output):
         check_room(output.parent, ready.plan.bytes_out + (16 << 20))
     seconds: dict[str, float] = {}
