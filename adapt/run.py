@@ -263,21 +263,15 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
     """
     from .dense import add_dense
     from .publish import publish_trained
-    from .results import Adapted, with_record, write_results
+    from .results import Adapted, add_results, copy_repo, with_record
 
-    def finish(folder: Path) -> None:
+    def write(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        hashes = copy_repo(asked.folder, folder, asked.manifest, finished.state)
         if finished.matrix is not None:
             add_dense(folder, finished.matrix)
+        return with_record(asked.manifest, finished.record, __version__, finished.state), hashes
 
-    measured = publish_trained(
-        asked,
-        with_record(asked.manifest, finished.record, __version__, finished.state),
-        finished.state,
-        lambda folder, manifest: write_results(folder, finished.record),
-        source=asked.teacher,
-        finish=finish,
-        progress=progress,
-    )
+    measured = publish_trained(asked, write, add_results, source=asked.teacher, progress=progress)
     finished.checkpoints.clear()
     progress("done", 0, 0)
     return Adapted(asked.output, finished.record, measured, finished.findings)

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.run import first_alone, stopped
-from ..adapt.verified import verified
 from ..convert.errors import OutputError, UsageError
 from ..convert.families.grammar import Head
 from ..convert.io.source import go_offline
-from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
-from ..convert.repo.origin import write_origin
-from ..convert.target import PADDING_CHANGES_NOTHING
+from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
+from ..convert.target import PADDING_CHANGES_NOTHING, Target
 from ..convert.text import counted
 from ..data.rows import Rows, held_out, require_datasets
 from ..targets.registry import target_named
@@ -92,6 +90,10 @@ class Asked:
     max_length: int
     split: bool
     output: Path
+
+    @property
+    def target(self) -> Target:
+        return self.stored.target
 
 
 @dataclass(frozen=True)
@@ -288,36 +290,26 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
 
 def publish(asked: Asked, finished: Finished, progress: Progress) -> Finetuned:
     """Writes the new repo, checks it and puts it in its place."""
-    from .results import Finetuned, add_results, new_config, with_record, write_card, write_files
+    from ..adapt.publish import publish_trained
+    from .results import Finetuned, new_config, with_record, with_results_of, write_files
 
-    folder, options, stored, head, output = asked.folder, asked.options, asked.stored, asked.head, asked.output
+    stored, head, frozen = asked.stored, asked.head, finished.frozen
     config = new_config(asked.config, stored, head, asked.task, asked.labels)
-    with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
-        hashes = write_files(
-            folder, staging.folder, asked.manifest, stored, head, finished.state, finished.frozen, config
-        )
-        written = stored_of(staging.folder, asked.manifest, stored.target)
-        trained = {str(stored.family.canonical_name(name)): name not in finished.frozen for name in finished.state}
+
+    def write(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        hashes = write_files(asked.folder, folder, asked.manifest, stored, head, finished.state, frozen, config)
+        written = stored_of(folder, asked.manifest, stored.target)
+        trained = {str(stored.family.canonical_name(name)): name not in frozen for name in finished.state}
         new = with_record(asked.manifest, finished.record, __version__, stored, head, written.shapes, config, trained)
-        measured = verified(
-            staging.folder,
-            stored.target,
-            new,
-            source=None,
-            verify=options.verify,
-            trust_remote_code=options.trust_remote_code,
-            progress=progress,
-        )
-        progress("publish", 0, 0)
-        write_card(staging.folder, stored.target, new)
-        write_origin(staging.folder, new)
-        new["files"] = hash_files(staging.folder, known=hashes)
-        write_manifest(staging.folder, new)
-        add_results(staging.folder, asked.task, finished.record, output.name)
-        staging.publish()
+        return new, hashes
+
+    def add_results(folder: Path, manifest: dict[str, Any], card: str) -> str:
+        return with_results_of(asked.task, finished.record, folder, manifest, card, asked.output.name)
+
+    measured = publish_trained(asked, write, add_results, source=None, progress=progress)
     finished.checkpoints.clear()
     progress("done", 0, 0)
-    return Finetuned(output, finished.record, measured, finished.findings)
+    return Finetuned(asked.output, finished.record, measured, finished.findings)
 
 
 def _begin(checkpoints: TrainerCheckpoints, options: FinetuneOptions) -> None:

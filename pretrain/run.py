@@ -224,11 +224,14 @@ def _publish(
     progress: Progress,
 ) -> Any:
     from ..adapt.publish import publish_trained
-    from ..adapt.results import Adapted, with_record
-    from .results import write_results
+    from ..adapt.results import Adapted, copy_repo, with_record
+    from .results import add_results
 
-    new = with_record(asked.manifest, record, __version__, state, by="pretrain")
-    measured = publish_trained(asked, new, state, write_results, source=None, progress=progress)
+    def write(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        hashes = copy_repo(asked.folder, folder, asked.manifest, state)
+        return with_record(asked.manifest, record, __version__, state, by="pretrain"), hashes
+
+    measured = publish_trained(asked, write, add_results, source=None, progress=progress)
     checkpoints.clear()
     progress("done", 0, 0)
     return Adapted(asked.output, record, measured, findings)
