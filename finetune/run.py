@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.run import first_alone, stopped
-from ..convert.errors import OutputError, UsageError
+from ..adapt.opening import CHANGEABLE as FOR_ALL
+from ..adapt.opening import first_alone, output_of, require_place, stoppable
+from ..convert.errors import UsageError
 from ..convert.families.grammar import Head
 from ..convert.io.source import go_offline
-from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # what trains brings torch along
     from .results import Finetuned
 
 # From a run to its --resume, these may differ.
-CHANGEABLE = ("resume", "overwrite", "output", "verify", "token", "offline", "tensorboard", "trust_remote_code")
+CHANGEABLE = (*FOR_ALL, "trust_remote_code")
 FILES = ("data", "eval")
 
 
@@ -123,13 +124,9 @@ def open_run(repo: str | os.PathLike[str], options: FinetuneOptions, progress: P
     max_length = _max_length(options, manifest)
     if options.offline:
         go_offline()
-    output = Path(os.path.expanduser(options.output or folder.name + "-finetuned")).absolute()
-    with output_errors(output):
-        check_apart(folder, output)
-        check_output(output, overwrite=options.overwrite)
-        check_replaceable(output)
-        size = sum((folder / name).stat().st_size for name in manifest["files"])
-        check_room(output.parent, 8 * size + (64 << 20))  # the repo, and checkpoints with the optimizer's state
+    output = output_of(folder, options.output, "-finetuned")
+    # the repo, and checkpoints with the optimizer's state
+    require_place(folder, manifest, output, overwrite=options.overwrite, times=8)
     trains(options.freeze, stored, stored.own, config, folder)
     progress("text", 0, 0)
     train_rows, heldout, columns = read_rows(options, task)
@@ -244,18 +241,11 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     first_alone(trainer.accelerator, lambda: _begin(checkpoints, options))
     began, cpu = time.monotonic(), time.process_time()
     resumed = checkpoints.last() if options.resume else None
-    try:
-        with output_errors(beside):
-            try:
-                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-            except Complete:
-                trainer._load_best_model()
-    except KeyboardInterrupt:
-        raise stopped(checkpoints) from None
-    except OutputError:
-        if checkpoints.last() is None:
-            checkpoints.clear()
-        raise
+    with stoppable(checkpoints), output_errors(beside):
+        try:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        except Complete:
+            trainer._load_best_model()
     spent = {"wall_seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
