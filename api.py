@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .adapt.retrieval import retrieval as retrieval_of
 from .adopt.run import adopt
@@ -47,6 +47,8 @@ __all__ = [
     "verify",
 ]
 
+
+Options = TypeVar("Options")
 
 fidelity = reads_repos(fidelity_of)
 retrieval = reads_repos(retrieval_of)
@@ -193,13 +195,7 @@ def adapt(
     from .adapt.options import AdaptOptions
     from .adapt.run import adapt_repo
 
-    _refuse_unknown("adapt", options.keys(), {field.name for field in dataclasses.fields(AdaptOptions)})
-    for name in ("data", "heldout"):
-        options[name] = tuple(os.fspath(value) for value in one_or_several(options.get(name)))
-    for name, kind in (("output", Path), ("teacher", str)):
-        if options.get(name) is not None:
-            options[name] = kind(options[name])
-    return adapt_repo(repo, AdaptOptions(**options), progress=progress, watch=watch)
+    return adapt_repo(repo, _chosen("adapt", AdaptOptions, options), progress=progress, watch=watch)
 
 
 @reads_repos
@@ -229,12 +225,7 @@ def pretrain(
     from .pretrain.options import PretrainOptions
     from .pretrain.run import pretrain_repo
 
-    _refuse_unknown("pretrain", options.keys(), {field.name for field in dataclasses.fields(PretrainOptions)})
-    for name in ("data", "heldout"):
-        options[name] = tuple(os.fspath(value) for value in one_or_several(options.get(name)))
-    if options.get("output") is not None:
-        options["output"] = Path(options["output"])
-    return pretrain_repo(repo, PretrainOptions(**options), progress=progress, watch=watch)
+    return pretrain_repo(repo, _chosen("pretrain", PretrainOptions, options), progress=progress, watch=watch)
 
 
 @reads_repos
@@ -264,12 +255,7 @@ def finetune(
     from .finetune.options import FinetuneOptions
     from .finetune.run import finetune_repo
 
-    _refuse_unknown("finetune", options.keys(), {field.name for field in dataclasses.fields(FinetuneOptions)})
-    for name in ("data", "eval"):
-        options[name] = tuple(os.fspath(value) for value in one_or_several(options.get(name)))
-    if options.get("output") is not None:
-        options["output"] = Path(options["output"])
-    return finetune_repo(repo, FinetuneOptions(**options), progress=progress, watch=watch)
+    return finetune_repo(repo, _chosen("finetune", FinetuneOptions, options), progress=progress, watch=watch)
 
 
 @reads_repos
@@ -290,10 +276,7 @@ def export(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **optio
     from .export.options import ExportOptions
     from .export.run import export_repo
 
-    _refuse_unknown("export", options.keys(), {field.name for field in dataclasses.fields(ExportOptions)})
-    if options.get("output") is not None:
-        options["output"] = Path(options["output"])
-    return export_repo(repo, ExportOptions(**options), progress=progress)
+    return export_repo(repo, _chosen("export", ExportOptions, options), progress=progress)
 
 
 def prepare(
@@ -316,12 +299,8 @@ def prepare(
     from .data.prepare import prepare_texts
     from .data.pretraining_options import PrepareOptions
 
-    _refuse_unknown("prepare", options.keys(), {field.name for field in dataclasses.fields(PrepareOptions)})
-    if options.get("output") is not None:
-        options["output"] = Path(options["output"])
-    if options.get("tokenizer") is not None:
-        options["tokenizer"] = os.fspath(options["tokenizer"])
-    return prepare_texts([os.fspath(text) for text in one_or_several(texts)], PrepareOptions(**options), progress)
+    chosen = _chosen("prepare", PrepareOptions, options)
+    return prepare_texts([os.fspath(text) for text in one_or_several(texts)], chosen, progress)
 
 
 def bench(
@@ -387,6 +366,21 @@ def _sharing(options: dict[str, Any]) -> PushOptions:
     """Takes the options of a push out of keyword arguments."""
     shared = {field.name: field.default for field in dataclasses.fields(PushOptions)}
     return PushOptions(**{name: options.pop(name, default) for name, default in shared.items()})
+
+
+def _chosen(function: str, options_class: type[Options], given: Mapping[str, Any]) -> Options:
+    """Keyword arguments as options: a path, or one name where several may be given, in the form of the command line."""
+    fields = {field.name: field for field in dataclasses.fields(options_class)}  # type: ignore[arg-type]
+    _refuse_unknown(function, given, set(fields))
+    options = dict(given)
+    for name, value in given.items():
+        if fields[name].default == ():
+            options[name] = tuple(os.fspath(item) for item in one_or_several(value))
+        elif name == "output" and value is not None:
+            options[name] = Path(value)
+        elif isinstance(value, os.PathLike):
+            options[name] = os.fspath(value)
+    return options_class(**options)
 
 
 def _refuse_unknown(function: str, given: Iterable[str], known: set[str]) -> None:

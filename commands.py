@@ -103,18 +103,15 @@ def converting_command(name: str) -> Command:
             raise
         show_result(result, as_json=as_json)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("source", keyword, annotation=source_argument(CONVERTING[name].example))]
+    parameters = [_keyword("source", source_argument(CONVERTING[name].example))]
     if several is not None:
         more = typer.Argument(metavar="FILE", help=f"More files, after {flag_of(several)} FILE.", show_default=False)
         annotation = Annotated[list[str] | None, more]
-        parameters.append(inspect.Parameter("more", keyword, default=None, annotation=annotation))
+        parameters.append(_keyword("more", annotation, None))
     for part in (options_class, PushOptions, Settings):
         parameters += _parameters(part)
     plan_flag = typer.Option("--plan", help=PLAN_HELP)
-    parameters.append(inspect.Parameter("plan", keyword, default=False, annotation=Annotated[bool, plan_flag]))
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    parameters.append(_keyword("plan", Annotated[bool, plan_flag], False))
     return _command(name, CONVERTING[name].help, command, parameters)
 
 
@@ -145,9 +142,6 @@ def new_command(name: str) -> Command:
     # None stands for "not given": what a new model has by default depends on --like and on other options.
     parameters = [_open(parameter, scratch.defaults) for parameter in parameters if parameter.name not in scratch.idle]
     parameters += [_named(parameter, presets_of(name), default_preset(name)) for parameter in _parameters(NewOptions)]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, f"Make a repo with random weights. {CREATABLE[name].new}", command, parameters)
 
 
@@ -195,15 +189,12 @@ def training_command(name: str) -> Command:
             }
             shows[name](trained, as_json=as_json)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     repo = Annotated[
         Path, typer.Argument(metavar="REPO", help="Folder of a repo that effconv made.", show_default=False)
     ]
-    parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
-    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
+    parameters = [_keyword("repo", repo)]
+    parameters.append(_keyword("more", MoreData, None))
     parameters += _parameters(options_class)
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, TRAINING[name], command, parameters)
 
 
@@ -221,12 +212,9 @@ def preparing_command(name: str) -> Command:
             prepared = prepare(texts, progress=progress, **values)
         show_prepared(prepared, as_json=as_json)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     help = "Text, JSONL, CSV or parquet files or Hub datasets; or HDF5 and TFRecord shards with masks."
     texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help=help, show_default=False)]
-    parameters = [inspect.Parameter("texts", keyword, annotation=texts), *_parameters(PrepareOptions)]
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    parameters = [_keyword("texts", texts), *_parameters(PrepareOptions)]
     return _command(name, PREPARING[name], command, parameters)
 
 
@@ -244,12 +232,9 @@ def exporting_command(name: str) -> Command:
             exported = export(repo, progress=progress, **values)
         show_exported(exported, as_json=as_json)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     help = "Folder of a repo that effconv made."
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
-    parameters = [inspect.Parameter("repo", keyword, annotation=repo), *_parameters(ExportOptions)]
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    parameters = [_keyword("repo", repo), *_parameters(ExportOptions)]
     return _command(name, EXPORTING[name], command, parameters)
 
 
@@ -275,25 +260,28 @@ def measuring_command(name: str) -> Command:
         if found.interrupted:
             raise StoppedError("interrupted; the results measured so far are above")
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     model = typer.Argument(
         metavar="MODEL",
         help="Models to measure: converted repos, other model folders or Hub ids. With --data: one model, then files.",
         show_default=False,
     )
-    parameters = [inspect.Parameter("models", keyword, annotation=Annotated[list[str], model])]
+    parameters = [_keyword("models", Annotated[list[str], model])]
     parameters += _parameters(BenchOptions)
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
     return _command(name, MEASURING[name], command, parameters)
 
 
 def _command(name: str, help: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> Command:
+    """The command with these parameters, `--json` and `--quiet`."""
+    parameters = [*parameters, _keyword("json", Json, False), _keyword("quiet", Quiet, False)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
     alone.command(name, help=help, cls=PlainCommand, context_settings=CONTEXT)(command)
     return typer.main.get_command(alone)
+
+
+def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def together(flag: str, first: Sequence[Any] | None, others: Sequence[Any] | None) -> tuple[Any, ...]:
@@ -333,9 +321,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         if isinstance(default, tuple):  # an option that can be repeated: a list for Typer
             hint, default, option.metavar = list[get_args(hint)[0]], None, field.metadata["metavar"]  # type: ignore[misc]
         annotation = Annotated[hint, option]  # type: ignore[valid-type]
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
+        parameters.append(_keyword(field.name, annotation, default))
     return parameters
 
 

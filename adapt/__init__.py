@@ -15,6 +15,7 @@ The files:
     contrastive long texts against the teacher's embeddings of their pieces
     ranking     which long document does a piece come from: the task and its ranks
     heldout     fidelity on held-out text, before, during and after
+    opening     how every training begins and stops, those of `effconv pretrain` and `finetune` too
     checkpoints saved state of a run, read by `--resume`
     loop        the loop, on accelerate, which `effconv pretrain` uses too
     trainer     what of it is training against a teacher

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from ..convert.io.staging import Staging, output_errors
 from ..convert.options import Progress
 from ..convert.repo.card import card_text
-from ..convert.repo.card_blocks import merged
-from ..convert.repo.manifest import Measured, hash_files, write_manifest
-from ..convert.repo.origin import write_origin
+from ..convert.repo.manifest import Measured
+from ..convert.repo.old_card import old_card, overwritten_card
+from ..convert.repo.record import write_record
+from ..convert.repo.sentence import MODULES
 from ..convert.target import Target
-from .results import copy_repo
 from .verified import verified
 
 
@@ -47,20 +45,18 @@ class Training(Protocol):
 
 def publish_trained(
     asked: Training,
-    new: dict[str, Any],
-    state: Mapping[str, Tensor],
-    write_results: Callable[[Path, dict[str, Any]], None],
+    write: Callable[[Path], tuple[dict[str, Any], dict[str, str]]],
+    add_results: Callable[[Path, dict[str, Any], str], str],
     *,
     source: Path | None,
     progress: Progress,
-    finish: Callable[[Path], None] = lambda folder: None,
 ) -> list[Measured] | None:
-    """Writes the old files with trained weights.
+    """Writes, checks and publishes a trained repo.
 
     Args:
-        new: the manifest of the new repo. state: trained tensors by name.
-        write_results: adds the results to the folder, with its card. source: to compare with in the checks.
-        finish: called with the folder before the checks.
+        write: writes all files but the card into the folder; returns the new manifest, and sha256 of what it hashed.
+        add_results: adds to the folder what the training left, and to the card its results; returns the card.
+        source: to compare with in the checks.
 
     Returns:
         The checks, None if they are off.
@@ -68,12 +64,14 @@ def publish_trained(
     Raises:
         CheckFailedError: a check failed. Nothing is published.
     """
-    folder, options, output = asked.folder, asked.options, asked.output
+    options, output = asked.options, asked.output
     with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
-        hashes = copy_repo(folder, staging.folder, asked.manifest, state)
-        finish(staging.folder)
+        folder = staging.folder
+        new, hashes = write(folder)
+        before = overwritten_card(output, new)
+        before = before if before.edited else old_card(asked.folder, asked.manifest)
         measured = verified(
-            staging.folder,
+            folder,
             asked.target,
             new,
             source=source,
@@ -82,12 +80,8 @@ def publish_trained(
             progress=progress,
         )
         progress("publish", 0, 0)
-        card = staging.folder / "README.md"
-        generated = card_text(asked.target, new, {}, sentence=(folder / "modules.json").is_file())
-        card.write_text(merged(card.read_text(encoding="utf-8"), generated) if card.is_file() else generated, "utf-8")
-        write_results(staging.folder, new)
-        write_origin(staging.folder, new)
-        new["files"] = hash_files(staging.folder, known=hashes)
-        write_manifest(staging.folder, new)
+        generated = card_text(asked.target, new, {}, sentence=(folder / MODULES).is_file())
+        card = add_results(folder, new, before.renewed(generated))
+        write_record(folder, new, card, before=before, known=hashes)
         staging.publish()
     return measured

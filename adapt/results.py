@@ -118,12 +118,11 @@ def with_record(
     }
 
 
-def write_results(folder: Path, record: Mapping[str, Any]) -> None:
-    """The plot, and the card's block."""
+def add_results(folder: Path, manifest: Mapping[str, Any], card: str) -> str:
+    """Draws the plot, and returns the card with a block about the last of the manifest's trainings."""
+    record = manifest["measurements"]["adapt"][-1]
     plotted = draw(folder / PLOT, record)
-    card = folder / "README.md"
-    text = card.read_bytes().decode("utf-8", "replace") if card.is_file() else ""
-    card.write_bytes(with_block(text, BLOCK, block(record, plotted), heading=HEADING).encode("utf-8"))
+    return with_block(card, BLOCK, block(record, plotted), heading=HEADING)
 
 
 def block(record: Mapping[str, Any], plotted: bool) -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError, UsageError
-from ..convert.families.registry import ENCODER_DECODERS
+from ..convert.errors import UnsupportedError, UsageError
 from ..convert.io.source import go_offline
-from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
 from ..convert.recipe import Recipe
@@ -22,6 +20,7 @@ from ..convert.verify.against import named_source, source_of
 from ..targets.registry import target_named
 from ..version import __version__
 from .logits import VALUES
+from .opening import CHANGEABLE, by_name, first_alone, output_of, require_place, require_trainable, stoppable
 from .options import AdaptOptions
 from .recipes import Phase, phases_of, recipe_of, require_beyond_the_source, training_lengths
 from .refusals import require_data, require_effect, require_objectives
@@ -29,16 +28,6 @@ from .sentence import require_whitenable
 
 if TYPE_CHECKING:  # what trains brings torch along
     from .checkpoints import Checkpoints
-
-CHANGEABLE = (
-    "resume",
-    "overwrite",
-    "output",
-    "verify",
-    "token",
-    "offline",
-    "tensorboard",
-)  # from a run to its --resume
 
 
 def adapt_repo(
@@ -114,14 +103,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     target = target_named(manifest["target"])
     recipe = recipe_of(target, options)
     phases = phases_of(recipe.objective)
-    if target.weights_format.library != "transformers":
-        raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
-    if manifest["family"] in ENCODER_DECODERS:
-        raise UnsupportedError(
-            "effconv adapt cannot train encoder-decoder models",
-            where=str(folder),
-            hint="train the repo with Seq2SeqTrainer of transformers",
-        )
+    require_trainable(folder, manifest, target, "adapt")
     taught = any(phase.needs_teacher for phase in phases)
     if taught and options.teacher is None:
         raise UsageError(
@@ -144,20 +126,15 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         require_whitenable(folder)
     lengths = training_lengths(target, manifest, options.training_lengths(), phases)
     require_beyond_the_source(recipe.train, manifest, lengths)
-    output = Path(os.path.expanduser(options.output or folder.name + "-adapted")).absolute()
+    output = output_of(folder, options.output, "-adapted")
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
     teacher, doubt = None, ""
     if taught and options.teacher is not None:
         given = source_of(options.teacher, folder, manifest, options.token, options.offline)
         teacher, doubt = given.folder, given.doubt
-    with output_errors(output):
-        check_apart(folder, output)
-        check_apart(teacher, output)
-        check_output(output, overwrite=options.overwrite)
-        check_replaceable(output)
-        size = sum((folder / name).stat().st_size for name in manifest["files"])
-        check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
+    # the repo, and two checkpoints with the optimizer's state
+    require_place(folder, manifest, output, overwrite=options.overwrite, times=6, teacher=teacher)
     return Asked(folder, manifest, target, options, recipe, phases, lengths, teacher, doubt, output)
 
 
@@ -210,14 +187,8 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     before = heldout.measure(pair.student)
     run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
     first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
-    try:
+    with stoppable(checkpoints):
         trained = run.train()
-    except KeyboardInterrupt:
-        raise stopped(checkpoints) from None
-    except OutputError:
-        if checkpoints.last() is None:
-            checkpoints.clear()
-        raise
     if not accelerator.is_main_process:
         return None
     matrix, whitening = None, {}
@@ -264,52 +235,18 @@ def publish(asked: Asked, finished: Finished, progress: Progress) -> Any:
     """
     from .dense import add_dense
     from .publish import publish_trained
-    from .results import Adapted, with_record, write_results
+    from .results import Adapted, add_results, copy_repo, with_record
 
-    def finish(folder: Path) -> None:
+    def write(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        hashes = copy_repo(asked.folder, folder, asked.manifest, finished.state)
         if finished.matrix is not None:
             add_dense(folder, finished.matrix)
+        return with_record(asked.manifest, finished.record, __version__, finished.state), hashes
 
-    measured = publish_trained(
-        asked,
-        with_record(asked.manifest, finished.record, __version__, finished.state),
-        finished.state,
-        lambda folder, manifest: write_results(folder, finished.record),
-        source=asked.teacher,
-        finish=finish,
-        progress=progress,
-    )
+    measured = publish_trained(asked, write, add_results, source=asked.teacher, progress=progress)
     finished.checkpoints.clear()
     progress("done", 0, 0)
     return Adapted(asked.output, finished.record, measured, finished.findings)
-
-
-def first_alone(accelerator: Any, work: Callable[[], None]) -> None:
-    """Lets the first process work; all of them raise what it raised."""
-    from accelerate.utils import broadcast_object_list
-
-    raised: list[EffconvError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            work()
-        except EffconvError as error:
-            raised = [error]
-    broadcast_object_list(raised)
-    if raised[0] is not None:
-        raise raised[0]
-
-
-def stopped(checkpoints: Checkpoints) -> StoppedError:
-    """The error for an interrupted run, which says what is kept; without a checkpoint nothing is."""
-    last = checkpoints.last()
-    if last is None:
-        checkpoints.clear()
-        return StoppedError("interrupted before the first checkpoint; no output was written")
-    return StoppedError(
-        f"interrupted; the state of {last.name.replace('-', ' ')} is kept",
-        where=str(last),
-        hint="continue with --resume",
-    )
 
 
 def _name_of_teacher(asked: Asked) -> str:
@@ -321,7 +258,7 @@ def _stated(options: AdaptOptions) -> dict[str, Any]:
     """The options as the manifest states them: files by name, nothing secret."""
     values = {name: value for name, value in asdict(options).items() if name not in (*CHANGEABLE, "teacher")}
     for name in ("data", "heldout"):
-        values[name] = [Path(item).name if Path(item).exists() else item for item in values[name]]
+        values[name] = by_name(values[name])
     return values
 
 

@@ -17,20 +17,20 @@ from ..convert.options import Progress
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import joined
 from ..convert.repo.manifest import (
+    CARD,
     NAME,
     Measured,
     changed_files,
-    hash_files,
     read_manifest,
     repo_folder,
     with_measurements,
-    write_manifest,
 )
-from ..convert.repo.origin import write_origin
+from ..convert.repo.old_card import old_card
+from ..convert.repo.record import write_record
+from ..convert.repo.sentence import MODULES
 from ..convert.verify.run import require_passed, run_checks
 from .view import View, rename, saved_elsewhere, view_of
 
-CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".pt", ".pth")
 
 
@@ -139,15 +139,15 @@ def finish(
         kept = {name: value for name, value in manifest["measurements"].items() if name != "checks"}
         manifest = with_measurements(manifest, measured, **{**kept, **others, "fidelity": []})
     progress("manifest", 0, 0)
-    card = view.folder / CARD
-    theirs = card.read_bytes().decode("utf-8", "replace") if card.is_file() else ""
-    ours = card_text(view.target, manifest, {}, sentence=(view.folder / "modules.json").is_file())
-    _replace(card, joined(theirs, ours) if theirs.strip() else ours)
+    before = old_card(view.folder, view.manifest)
+    ours = card_text(view.target, manifest, {}, sentence=(view.folder / MODULES).is_file())
+    card = joined(before.text, ours) if before.text.strip() else ours
     config = view.folder / "config.json"
-    _replace(config, config.read_text(encoding="utf-8"))
-    write_origin(view.folder, manifest)
+    text = config.read_bytes()
+    config.unlink()  # maybe a link into the user's folder
+    config.write_bytes(text)
     known = {name: digest for name, digest in manifest["files"].items() if name.endswith(WEIGHTS)}
-    write_manifest(view.folder, {**manifest, "files": hash_files(view.folder, known=known)})
+    write_record(view.folder, manifest, card, before=before, known=known)
     return measured
 
 
@@ -191,12 +191,6 @@ def _fetched(origin: str | os.PathLike[str], token: str | None, offline: bool) -
 
 def _is_new(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file of the view, never through a link into the user's folder."""
-    path.unlink(missing_ok=True)
-    path.write_bytes(text.encode("utf-8"))
 
 
 def _put_in_place(view: Path, folder: Path, names: list[str]) -> None:

@@ -26,7 +26,7 @@ from ..convert.io.layout import refuse_adapter
 from ..convert.io.source import Source, resolve
 from ..convert.options import Progress
 from ..convert.repo.heads import complete_heads, head_named
-from ..convert.repo.manifest import FAILED, FORMAT, NAME, belongs, hash_files, read_manifest, write_manifest
+from ..convert.repo.manifest import CARD, FAILED, FORMAT, NAME, belongs, hash_files, read_manifest, write_manifest
 from ..convert.repo.modelcode import class_name
 from ..convert.repo.origin import ELSEWHERE, TOKENIZER, stated_origin
 from ..convert.repo.sentence import sentence_class
@@ -150,6 +150,8 @@ def view_of(folder: Path, origin: Path | None = None) -> View:
     if (loads := sentence_class(view)) not in ("", "SentenceTransformer"):
         manifest["sentence_class"] = loads
     manifest["files"] = hash_files(view)
+    if CARD in manifest["files"] and origin is None and (folder / NAME).is_file():
+        manifest["files"][CARD] = before["files"].get(CARD, "")  # a card that a person edited has another hash
     write_manifest(view, manifest)
     return View(view, new, manifest, target, tuple(findings))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import CheckFailedError, joined_hints
 from .io.staging import Staging
-from .repo.manifest import FAILED
+from .repo.manifest import CARD, FAILED
 
 AGAIN = "run again with --keep-failed to keep the failed repo for inspection"
 
@@ -40,7 +40,7 @@ def _mark(staging: Staging, error: CheckFailedError, manifest: Mapping[str, Any]
     stated = {**manifest, "failed": error.what.splitlines(), "measurements": {"checks": checks}}
     text = json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
     (staging.folder / FAILED).write_text(text, encoding="utf-8")
-    (staging.folder / "README.md").write_text(
+    (staging.folder / CARD).write_text(
         f"# A conversion that failed its checks\n\n"
         f"Do not use or share this folder. effconv {manifest['effconv']} made it from {manifest['source']['name']} "
         f"({manifest['target']}), and kept it for inspection (`--keep-failed`):\n\n```\n{error.what}\n```\n\n"

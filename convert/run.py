@@ -22,11 +22,13 @@ from .notices import notices, overrides
 from .options import Progress, Settings, parse_size
 from .plan import Plan
 from .prepare import Prepared, ask, planned
-from .repo.card import write_card
+from .repo.card import render_card
 from .repo.emit import code_files, emit
 from .repo.heads import complete_heads
-from .repo.manifest import Measured, hash_files, make_manifest, with_measurements, write_manifest
-from .repo.origin import trained_before, write_origin
+from .repo.manifest import Measured, make_manifest, with_measurements
+from .repo.old_card import OldCard, overwritten_card
+from .repo.origin import trained_before
+from .repo.record import write_record
 from .repo.sentence import sentence_class
 from .target import Calibration, Target
 from .text import counted
@@ -134,13 +136,23 @@ def convert_source(
     if found.remote_header:  # report faults before downloading gigabytes
         planned(asked, remote=True)
         progress("download", 0, 0)
-    ready = planned(asked, remote=False)
+    return make_repo(planned(asked, remote=False), output, progress, begin)
+
+
+def make_repo(ready: Prepared, output: Path, progress: Progress, begin: float) -> Result:
+    """Writes, checks and publishes a planned repo. Closes the source's files.
+
+    Args:
+        output: absolute, and checked. begin: of the command, by `time.monotonic`.
+    """
+    settings = ready.settings
     with output_errors(output):
         check_room(output.parent, ready.plan.bytes_out + (16 << 20))
     seconds: dict[str, float] = {}
     with Staging(output, overwrite=settings.overwrite) as staging, output_errors(output):
         weights = write_weights(staging.folder, ready, progress)
         manifest = write_repo(staging.folder, ready, weights, progress)
+        before = overwritten_card(output, manifest)  # may raise: not after minutes of checks
         seconds["convert"] = time.monotonic() - begin
         try:
             checked = check_repo(staging.folder, ready, weights, manifest, progress)
@@ -148,7 +160,7 @@ def convert_source(
             raise refused(error, staging, manifest, keep=settings.keep_failed) from None
         if checked.measured is not None:
             seconds["verify"] = time.monotonic() - begin - seconds["convert"]
-        complete = write_record(staging.folder, ready, weights, checked, progress)
+        complete = describe(staging.folder, ready, weights, checked, before, progress)
         progress("publish", 0, 0)
         staging.publish()
     progress("done", 0, 0)
@@ -254,17 +266,18 @@ def check_repo(
     return Checked(manifest, measured, others)
 
 
-def write_record(
-    folder: Path, ready: Prepared, weights: Weights, checked: Checked, progress: Progress
+def describe(
+    folder: Path, ready: Prepared, weights: Weights, checked: Checked, before: OldCard, progress: Progress
 ) -> dict[str, Any]:
-    """Writes the card and then the manifest with every file's hash. Returns the manifest."""
+    """Writes the card and then the manifest with every file's hash. Returns the manifest.
+
+    Args:
+        before: the card of the folder that is overwritten.
+    """
     progress("manifest", 0, 0)
     complete = with_measurements(checked.manifest, checked.measured, **checked.others)
-    write_card(folder, ready.target, complete, ready.source)
-    write_origin(folder, complete)
-    complete["files"] = hash_files(folder, known=weights.written.files)
-    write_manifest(folder, complete)
-    return complete
+    card = before.renewed(render_card(ready.target, complete, ready.source))
+    return write_record(folder, complete, card, before=before, known=weights.written.files)
 
 
 def _calibrate(ready: Prepared, progress: Progress) -> Calibration:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UnsupportedError, UsageError
-from ..convert.families.grammar import Family, Head, shape_of
+from ..convert.families.grammar import Family, Head
 from ..convert.families.registry import FAMILIES
 from ..convert.io.reader import open_checkpoint
 from ..convert.io.source import resolve
-from ..convert.repo.heads import head_named
+from ..convert.repo.heads import complete_heads, head_named
 from ..convert.target import Target
 
 # BiGS: what its paper trains once, before any task (arXiv 2212.10544, released fine-tuning code).
@@ -95,13 +95,9 @@ def stored_of(folder: Path, manifest: Mapping[str, Any], target: Target) -> Stor
 
 def heads_of(stored: Stored, own: Head, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[str]:
     """Auto classes whose tensors are all there: the trained head, and the base model if it has what that stores."""
-    here = set(shapes.items())
-    return [
-        head.auto
-        for head in stored.target.heads(stored.family)
-        if head.suffix in ("Model", own.suffix)
-        and {(weight.name, shape_of(weight, config)) for weight in stored.family.weights(config, head)} <= here
-    ]
+    complete = complete_heads(stored.target, stored.family, own, dict(config), set(shapes.items()))
+    trained = {head.auto for head in stored.target.heads(stored.family) if head.suffix in ("Model", own.suffix)}
+    return [auto for auto in complete if auto in trained]  # others store the same shapes, but were not trained
 
 
 def config_of(folder: Path) -> dict[str, Any]:

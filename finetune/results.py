@@ -17,13 +17,12 @@ from ..convert.io.dtypes import SIZES, from_float32
 from ..convert.io.reader import open_checkpoint
 from ..convert.io.source import resolve
 from ..convert.io.tensorfile import TensorFile
-from ..convert.repo.card import PIPELINES, add_to_card, card_text
-from ..convert.repo.card_blocks import merged, with_field
+from ..convert.repo.card import PIPELINES
+from ..convert.repo.card_blocks import with_block, with_field, with_results
 from ..convert.repo.emit import code_fields, code_files
 from ..convert.repo.manifest import Measured
 from ..convert.repo.modelcode import class_name
 from ..convert.repo.sentence import MODEL_SETTINGS, MODULES, SETTINGS_NAMES
-from ..convert.target import Target
 from ..convert.text import counted
 from .heads import Stored, heads_of
 from .labels import Labels
@@ -182,20 +181,14 @@ def with_record(
     return result
 
 
-def write_card(folder: Path, target: Target, manifest: Mapping[str, Any]) -> None:
-    """README.md: its generated parts anew, and what a person wrote as it was."""
-    card = folder / "README.md"
-    sentence = (folder / MODULES).is_file()
-    generated = card_text(target, manifest, {}, sentence=sentence)
-    text = merged(card.read_text(encoding="utf-8"), generated) if card.is_file() else generated
-    if not sentence:
-        text = with_field(text, "pipeline_tag", PIPELINES[manifest["auto"]])
-        text = with_field(text, "library_name", "transformers")
-    card.write_text(text, encoding="utf-8")
+def with_results_of(
+    task: Task, record: Mapping[str, Any], folder: Path, manifest: Mapping[str, Any], card: str, model: str
+) -> str:
+    """The card with a block about the run, and its results in `model-index`.
 
-
-def add_results(folder: Path, task: Task, record: Mapping[str, Any], name: str) -> None:
-    """The card's block about the run, and `model-index`."""
+    Args:
+        folder: of the new repo. model: its name in `model-index`.
+    """
     from huggingface_hub import EvalResult
 
     dataset = record["heldout"]["data"][0]
@@ -210,7 +203,10 @@ def add_results(folder: Path, task: Task, record: Mapping[str, Any], name: str) 
         )
         for metric in record["metrics"]
     ]
-    add_to_card(folder, BLOCK, block(record), heading=HEADING, results=results, model=name)
+    if not (folder / MODULES).is_file():
+        card = with_field(card, "pipeline_tag", PIPELINES[manifest["auto"]])
+        card = with_field(card, "library_name", "transformers")
+    return with_results(with_block(card, BLOCK, block(record), heading=HEADING), model, results)
 
 
 def block(record: Mapping[str, Any]) -> str:

@@ -10,18 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.run import first_alone, stopped
-from ..adapt.verified import verified
-from ..convert.errors import OutputError, UsageError
+from ..adapt.opening import CHANGEABLE as FOR_ALL
+from ..adapt.opening import first_alone, output_of, require_place, stoppable
+from ..convert.errors import UsageError
 from ..convert.families.grammar import Head
 from ..convert.io.source import go_offline
-from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, hash_files, read_manifest, repo_folder, write_manifest
-from ..convert.repo.origin import write_origin
-from ..convert.target import PADDING_CHANGES_NOTHING
+from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
+from ..convert.target import PADDING_CHANGES_NOTHING, Target
 from ..convert.text import counted
 from ..data.rows import Rows, held_out, require_datasets
 from ..targets.registry import target_named
@@ -38,7 +37,7 @@ if TYPE_CHECKING:  # what trains brings torch along
     from .results import Finetuned
 
 # From a run to its --resume, these may differ.
-CHANGEABLE = ("resume", "overwrite", "output", "verify", "token", "offline", "tensorboard", "trust_remote_code")
+CHANGEABLE = (*FOR_ALL, "trust_remote_code")
 FILES = ("data", "eval")
 
 
@@ -93,6 +92,10 @@ class Asked:
     split: bool
     output: Path
 
+    @property
+    def target(self) -> Target:
+        return self.stored.target
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -121,13 +124,9 @@ def open_run(repo: str | os.PathLike[str], options: FinetuneOptions, progress: P
     max_length = _max_length(options, manifest)
     if options.offline:
         go_offline()
-    output = Path(os.path.expanduser(options.output or folder.name + "-finetuned")).absolute()
-    with output_errors(output):
-        check_apart(folder, output)
-        check_output(output, overwrite=options.overwrite)
-        check_replaceable(output)
-        size = sum((folder / name).stat().st_size for name in manifest["files"])
-        check_room(output.parent, 8 * size + (64 << 20))  # the repo, and checkpoints with the optimizer's state
+    output = output_of(folder, options.output, "-finetuned")
+    # the repo, and checkpoints with the optimizer's state
+    require_place(folder, manifest, output, overwrite=options.overwrite, times=8)
     trains(options.freeze, stored, stored.own, config, folder)
     progress("text", 0, 0)
     train_rows, heldout, columns = read_rows(options, task)
@@ -242,18 +241,11 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     first_alone(trainer.accelerator, lambda: _begin(checkpoints, options))
     began, cpu = time.monotonic(), time.process_time()
     resumed = checkpoints.last() if options.resume else None
-    try:
-        with output_errors(beside):
-            try:
-                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-            except Complete:
-                trainer._load_best_model()
-    except KeyboardInterrupt:
-        raise stopped(checkpoints) from None
-    except OutputError:
-        if checkpoints.last() is None:
-            checkpoints.clear()
-        raise
+    with stoppable(checkpoints), output_errors(beside):
+        try:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        except Complete:
+            trainer._load_best_model()
     spent = {"wall_seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
@@ -288,36 +280,26 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
 
 def publish(asked: Asked, finished: Finished, progress: Progress) -> Finetuned:
     """Writes the new repo, checks it and puts it in its place."""
-    from .results import Finetuned, add_results, new_config, with_record, write_card, write_files
+    from ..adapt.publish import publish_trained
+    from .results import Finetuned, new_config, with_record, with_results_of, write_files
 
-    folder, options, stored, head, output = asked.folder, asked.options, asked.stored, asked.head, asked.output
+    stored, head, frozen = asked.stored, asked.head, finished.frozen
     config = new_config(asked.config, stored, head, asked.task, asked.labels)
-    with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
-        hashes = write_files(
-            folder, staging.folder, asked.manifest, stored, head, finished.state, finished.frozen, config
-        )
-        written = stored_of(staging.folder, asked.manifest, stored.target)
-        trained = {str(stored.family.canonical_name(name)): name not in finished.frozen for name in finished.state}
+
+    def write(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        hashes = write_files(asked.folder, folder, asked.manifest, stored, head, finished.state, frozen, config)
+        written = stored_of(folder, asked.manifest, stored.target)
+        trained = {str(stored.family.canonical_name(name)): name not in frozen for name in finished.state}
         new = with_record(asked.manifest, finished.record, __version__, stored, head, written.shapes, config, trained)
-        measured = verified(
-            staging.folder,
-            stored.target,
-            new,
-            source=None,
-            verify=options.verify,
-            trust_remote_code=options.trust_remote_code,
-            progress=progress,
-        )
-        progress("publish", 0, 0)
-        write_card(staging.folder, stored.target, new)
-        write_origin(staging.folder, new)
-        new["files"] = hash_files(staging.folder, known=hashes)
-        write_manifest(staging.folder, new)
-        add_results(staging.folder, asked.task, finished.record, output.name)
-        staging.publish()
+        return new, hashes
+
+    def add_results(folder: Path, manifest: dict[str, Any], card: str) -> str:
+        return with_results_of(asked.task, finished.record, folder, manifest, card, asked.output.name)
+
+    measured = publish_trained(asked, write, add_results, source=None, progress=progress)
     finished.checkpoints.clear()
     progress("done", 0, 0)
-    return Finetuned(output, finished.record, measured, finished.findings)
+    return Finetuned(asked.output, finished.record, measured, finished.findings)
 
 
 def _begin(checkpoints: TrainerCheckpoints, options: FinetuneOptions) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-CARD = "README.md"
-
 
 @dataclass(frozen=True)
 class LocalFile:

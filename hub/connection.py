@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import BadInputError, EffconvError, HubError, UsageError, listing
 from ..convert.io.source import client_error
-from .changes import CARD, RemoteFile
+from ..convert.repo.manifest import CARD
+from .changes import RemoteFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

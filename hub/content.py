@@ -13,8 +13,8 @@ from typing import Any
 from ..convert.errors import BadInputError, CheckFailedError, UsageError, listing
 from ..convert.io.tokenizer_classes import VOCABULARIES
 from ..convert.repo.card_blocks import front_matter, merged, named, with_field
-from ..convert.repo.manifest import NAME, manifest_text
-from .changes import CARD, LocalFile
+from ..convert.repo.manifest import CARD, NAME, manifest_text
+from .changes import LocalFile
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..convert.errors import CheckFailedError, HubError
-from ..convert.repo.manifest import NAME
-from .changes import CARD, Changes, LocalFile, compare
+from ..convert.repo.manifest import CARD, NAME
+from .changes import Changes, LocalFile, compare
 from .connection import Connection, Head
 from .content import Theirs, parse_manifest
 

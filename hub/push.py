@@ -11,8 +11,8 @@ from ..adopt.run import as_checked_repo
 from ..adopt.view import saved_elsewhere
 from ..convert.errors import StoppedError, UsageError
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
-from .changes import CARD, Changes, LocalFile, compare
+from ..convert.repo.manifest import CARD, check_hashes, read_manifest, repo_folder
+from .changes import Changes, LocalFile, compare
 from .connection import Head, connect, refuse_offline, require_repo_id
 from .content import (
     card_of,

@@ -18,31 +18,30 @@ from ..convert.families.converted import named_classes
 from ..convert.families.registry import FAMILIES
 from ..convert.io.source import HUB_ID, cached, hub_errors
 from ..convert.io.staging import Staging, check_apart, check_output, output_errors
-from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import tokenizer_in
 from ..convert.options import Progress
 from ..convert.repo.card import card_text
-from ..convert.repo.card_blocks import merged, named, names_in
+from ..convert.repo.card_blocks import named, names_in
 from ..convert.repo.emit import REMOVED_FIELDS, code_fields, code_files
 from ..convert.repo.heads import head_named
 from ..convert.repo.manifest import (
+    CARD,
     NAME,
     Measured,
     check_hashes,
-    hash_files,
-    manifest_text,
     read_manifest,
     with_measurements,
 )
+from ..convert.repo.old_card import OldCard, old_card
 from ..convert.repo.origin import FIELD as ORIGIN
 from ..convert.repo.origin import TOKENIZER, origin_of
+from ..convert.repo.record import write_hashes
 from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
 from ..convert.verify.against import source_of
 from ..convert.verify.run import require_passed, run_checks
 from ..targets.registry import target_named
 from ..version import __version__
-from .changes import CARD
 from .connection import refuse_offline, require_repo_id
 from .push import Pushed, check_reachable, push_refreshed
 
@@ -188,8 +187,7 @@ def _refresh(
     manifest = read_manifest(folder)
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
-    old_card = folder / CARD
-    edited = old_card.is_file() and file_sha256(old_card) != manifest["files"].get(CARD)
+    before = old_card(folder, manifest)
     fresh = _fresh(folder, manifest)
     in_place = output == folder.absolute()
     if not in_place:
@@ -207,21 +205,15 @@ def _refresh(
                 _put(place, (folder / name).resolve(), staging.folder / name)
         for name, text in fresh.files.items():
             _write(staging.folder / name, text)
-        if old_card.is_file():
-            shutil.copyfile(old_card, staging.folder / CARD)
         new = {**fresh.manifest, "effconv": __version__}
-        _card(staging.folder, old_card, fresh.target, new)  # raises before minutes go into the checks
+        _card(staging.folder, before, fresh.target, new, folder)  # raises before minutes go into the checks
         if fresh.code_changed:
             measured, new["measurements"] = _measured(
                 staging.folder, fresh, verify, against, token, offline, trust_remote_code, progress
             )
-        _write(staging.folder / CARD, _card(staging.folder, old_card, fresh.target, new))
+        _write(staging.folder / CARD, _card(staging.folder, before, fresh.target, new, folder))
         known = {n: digest for n, digest in manifest["files"].items() if n not in fresh.files and n != CARD}
-        new["files"] = hash_files(staging.folder, known=known)
-        if edited:  # a card of which the manifest knows another hash is one that a person wrote in, and stays one
-            new["files"][CARD] = manifest["files"].get(CARD, "")
-        new["files"] = dict(sorted(new["files"].items()))
-        _write(staging.folder / NAME, manifest_text(new))
+        write_hashes(staging.folder, new, before=before, known=known)
         changed = tuple(sorted(name for name in (*fresh.files, CARD, NAME) if _differs(staging.folder, folder, name)))
         if in_place and not changed and not fresh.gone:
             return Refreshed(output, (), (), None, tuple(fresh.notes))
@@ -323,21 +315,22 @@ def _entries(measurements: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in checks if isinstance(entry, dict)] if isinstance(checks, list) else []
 
 
-def _card(folder: Path, old: Path, target: Target, manifest: Mapping[str, Any]) -> str:
-    """The card with today's generated blocks, and all that a person wrote."""
+def _card(folder: Path, before: OldCard, target: Target, manifest: Mapping[str, Any], given: Path) -> str:
+    """The card with today's generated blocks, and all that a person wrote.
+
+    Args:
+        folder: of the new repo. given: of the old one, for errors.
+    """
     import jinja2
 
     try:
         card = card_text(target, manifest, {}, sentence=(folder / "modules.json").is_file())
     except (jinja2.UndefinedError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(
-            f"{NAME} lacks what the card shows ({error})", where=str(old.parent / NAME), hint="convert the source again"
+            f"{NAME} lacks what the card shows ({error})", where=str(given / NAME), hint="convert the source again"
         ) from None
-    if not old.is_file():
-        return card
-    theirs = old.read_bytes().decode("utf-8", "replace")
-    names = names_in(theirs)
-    return merged(theirs, named(card, **names) if "repo_id" in names else card)
+    names = names_in(before.text)
+    return before.renewed(named(card, **names) if "repo_id" in names else card)
 
 
 def _fetched(repo_id: str, revision: str | None, token: str | None, offline: bool, progress: Progress) -> Path:

@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import CheckFailedError, UsageError
-from ..convert.failed import refused
+from ..convert.errors import UsageError
 from ..convert.families.activations import require_activation
 from ..convert.families.grammar import shape_of
 from ..convert.io.checkpoint import Checkpoint
 from ..convert.io.dtypes import BY_NAME, Array
 from ..convert.io.source import resolve
-from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import check_apart, check_output, check_replaceable, output_errors
 from ..convert.io.tokenizer import SpecialTokens, special_tokens
 from ..convert.ops import New
 from ..convert.options import Progress, flag_of
 from ..convert.prepare import Prepared, plan_tensors
-from ..convert.run import Result, absolute, check_repo, write_record, write_repo, write_weights
+from ..convert.run import Result, absolute, make_repo
 from ..convert.target import Context, Rule, Scratch, Target
 from ..targets.registry import CREATABLE, TARGETS, target_named
 from .config import Asked, family_named, head_for, preset_named, stock_config
@@ -57,24 +56,7 @@ def new_repo(
         ready = prepared(asked, own, usual, Path(temporary))
         with output_errors(output):
             check_apart(ready.source.folder, output)
-            check_room(output.parent, ready.plan.bytes_out + (16 << 20))
-        seconds: dict[str, float] = {}
-        with Staging(output, overwrite=options.overwrite) as staging, output_errors(output):
-            weights = write_weights(staging.folder, ready, progress)
-            manifest = write_repo(staging.folder, ready, weights, progress)
-            seconds["convert"] = time.monotonic() - begin
-            try:
-                checked = check_repo(staging.folder, ready, weights, manifest, progress)
-            except CheckFailedError as error:
-                raise refused(error, staging, manifest, keep=options.keep_failed) from None
-            if checked.measured is not None:
-                seconds["verify"] = time.monotonic() - begin - seconds["convert"]
-            complete = write_record(staging.folder, ready, weights, checked, progress)
-            progress("publish", 0, 0)
-            staging.publish()
-    progress("done", 0, 0)
-    seconds["all"] = time.monotonic() - begin
-    return Result(output, ready.plan, complete, checked.measured, list(complete["findings"]), seconds)
+        return make_repo(ready, output, progress, begin)
 
 
 def ask(command: str, options: NewOptions, given: Mapping[str, Any]) -> tuple[Asked, Any, dict[str, Any]]:

@@ -15,13 +15,10 @@ PLOT = "pretrain.svg"
 BLOCK, HEADING = "pretrain", "Pretraining"
 
 
-def write_results(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """The plot, and the card's block about the last of the manifest's pretrainings and those before it."""
-    record = manifest["measurements"]["pretrain"][-1]
-    plotted = draw(folder / PLOT, record)
-    card = folder / "README.md"
-    text = card.read_bytes().decode("utf-8", "replace") if card.is_file() else ""
-    card.write_bytes(with_block(text, BLOCK, block(manifest, plotted), heading=HEADING).encode("utf-8"))
+def add_results(folder: Path, manifest: Mapping[str, Any], card: str) -> str:
+    """Draws the plot, and returns the card with a block about the last of the manifest's pretrainings."""
+    plotted = draw(folder / PLOT, manifest["measurements"]["pretrain"][-1])
+    return with_block(card, BLOCK, block(manifest, plotted), heading=HEADING)
 
 
 def block(manifest: Mapping[str, Any], plotted: bool) -> str:

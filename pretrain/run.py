@@ -9,11 +9,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.run import CHANGEABLE, first_alone, stopped
-from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
-from ..convert.families.registry import ENCODER_DECODERS
+from ..adapt.opening import (
+    CHANGEABLE,
+    by_name,
+    first_alone,
+    output_of,
+    require_place,
+    require_trainable,
+    stoppable,
+)
+from ..convert.errors import BadInputError, UsageError
 from ..convert.io.source import go_offline
-from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
@@ -80,29 +86,18 @@ def open_run(repo: str | os.PathLike[str], options: PretrainOptions, progress: P
     manifest = read_manifest(folder)
     target = target_named(manifest["target"])
     chosen = settings(options)
-    if target.weights_format.library != "transformers":
-        raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
-    if manifest["family"] in ENCODER_DECODERS:
-        raise UnsupportedError(
-            "effconv pretrain cannot train encoder-decoder models",
-            where=str(folder),
-            hint="train the repo with Seq2SeqTrainer of transformers",
-        )
+    require_trainable(folder, manifest, target, "pretrain")
     require_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     auto = auto_for(folder, manifest, target, chosen.objective)
     length = _length(chosen, manifest)
     _require_data(options)
     if options.offline:
         go_offline()
-    output = Path(os.path.expanduser(options.output or folder.name + "-pretrained")).absolute()
+    output = output_of(folder, options.output, "-pretrained")
     progress("compare every file with the manifest", 0, 0)
     check_hashes(folder, manifest)
-    with output_errors(output):
-        check_apart(folder, output)
-        check_output(output, overwrite=options.overwrite)
-        check_replaceable(output)
-        size = sum((folder / name).stat().st_size for name in manifest["files"])
-        check_room(output.parent, 6 * size + (64 << 20))  # the repo, and two checkpoints with the optimizer's state
+    # the repo, and two checkpoints with the optimizer's state
+    require_place(folder, manifest, output, overwrite=options.overwrite, times=6)
     return Asked(folder, manifest, target, options, chosen, auto, length, output)
 
 
@@ -184,14 +179,8 @@ def _train(asked: Asked, progress: Progress, watch: Any) -> Any:
     if accelerator.is_main_process:
         log = Log(output.with_name(output.name + ".log.jsonl"), checkpoints.place().step if options.resume else 0)
     run = Pretraining(accelerator, model, examples, heldout, collate, chosen, rates, checkpoints, watch, log)
-    try:
+    with stoppable(checkpoints):
         trained = run.train()
-    except KeyboardInterrupt:
-        raise stopped(checkpoints) from None
-    except OutputError:
-        if checkpoints.last() is None:
-            checkpoints.clear()
-        raise
     if not accelerator.is_main_process:
         return None
     progress("measure", 0, 0)
@@ -224,11 +213,14 @@ def _publish(
     progress: Progress,
 ) -> Any:
     from ..adapt.publish import publish_trained
-    from ..adapt.results import Adapted, with_record
-    from .results import write_results
+    from ..adapt.results import Adapted, copy_repo, with_record
+    from .results import add_results
 
-    new = with_record(asked.manifest, record, __version__, state, by="pretrain")
-    measured = publish_trained(asked, new, state, write_results, source=None, progress=progress)
+    def write(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        hashes = copy_repo(asked.folder, folder, asked.manifest, state)
+        return with_record(asked.manifest, record, __version__, state, by="pretrain"), hashes
+
+    measured = publish_trained(asked, write, add_results, source=None, progress=progress)
     checkpoints.clear()
     progress("done", 0, 0)
     return Adapted(asked.output, record, measured, findings)
@@ -291,7 +283,7 @@ def _stated(asked: Asked, steps: int) -> dict[str, Any]:
     names = {known.name for known in fields(PretrainOptions)} - set(CHANGEABLE)
     values = {name: value for name, value in vars(asked.chosen).items() if name in names}
     for name in ("data", "heldout"):
-        values[name] = [Path(item).name if Path(item).exists() else item for item in values[name]]
+        values[name] = by_name(values[name])
     return {**values, "steps": steps, "length": asked.length}
 
 

@@ -315,7 +315,7 @@ class EncoderMixin(AdaptedModel):
             encoder_hidden_states: (b, s, hidden), for a decoder with cross-attention.
             encoder_attention_mask: (b, s), nonzero for real positions.
             head_mask: not supported.
-            past_key_values: not supported, there is no cache; generate with `use_cache=False`.
+            past_key_values: not supported, there is no cache. `generate()` passes none, whatever `use_cache` says.
             output_attentions: has no effect but a warning: no attention weights are formed.
             output_hidden_states: whether to return the state before and after every layer.
             return_dict: False for a plain tuple.
@@ -416,7 +416,10 @@ def refuse_unsupported(head_mask: Any, past_key_values: Any) -> None:
     if head_mask is not None:
         raise ValueError("this attention does not support head_mask: leave it out")
     if past_key_values is not None:
-        raise ValueError("this model has no key and value cache: pass use_cache=False, also to generate()")
+        raise ValueError(
+            "this model has no key and value cache: leave out past_key_values. Its own generate() does so; that of a "
+            "model around it, such as EncoderDecoderModel, needs use_cache=False"
+        )
 
 
 class Group(NamedTuple):

@@ -22,7 +22,7 @@ from ..options import Settings, changed
 from ..target import Target
 from .card_blocks import with_block, with_results
 from .card_yaml import FRONT, carried, loaded
-from .manifest import read_manifest, write_manifest
+from .manifest import CARD, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -40,11 +40,6 @@ PIPELINES = {
 }
 GENERATES = ("summarization", "translation", "text2text-generation")  # what a source's own card may say instead
 CARRIED_FIELDS = ("license", "license_name", "license_link", "language", "datasets")
-
-
-def write_card(folder: Path, target: Target, manifest: Mapping[str, Any], source: Source) -> None:
-    """Writes README.md from the manifest and the source's card."""
-    (folder / "README.md").write_text(render_card(target, manifest, source), encoding="utf-8")
 
 
 def add_to_card(
@@ -72,17 +67,17 @@ def add_to_card(
         BadInputError: no repo, or its card's blocks or front matter are broken.
     """
     folder = Path(repo)
-    manifest, path = read_manifest(folder), folder / "README.md"
+    manifest, path = read_manifest(folder), folder / CARD
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"the card cannot be read ({error})", where="README.md", hint="restore README.md") from None
-    untouched = file_sha256(path) == manifest["files"].get("README.md")
+        raise BadInputError(f"the card cannot be read ({error})", where=CARD, hint="restore README.md") from None
+    untouched = file_sha256(path) == manifest["files"].get(CARD)
     text = with_block(text, name, content, heading=heading)
     text = with_results(text, model or folder.absolute().name, results) if results else text
     path.write_bytes(text.encode())
     if untouched:
-        write_manifest(folder, {**manifest, "files": {**manifest["files"], "README.md": file_sha256(path)}})
+        write_manifest(folder, {**manifest, "files": {**manifest["files"], CARD: file_sha256(path)}})
 
 
 def render_card(target: Target, manifest: Mapping[str, Any], source: Source) -> str:
@@ -160,9 +155,9 @@ def source_front_matter(source: Source) -> dict[str, Any]:
     """The front matter of the source's README.md; {} where it has none that can be read."""
     import yaml
 
-    if "README.md" not in source.files:
+    if CARD not in source.files:
         return {}
-    found = FRONT.match(source.fetch("README.md").read_text(encoding="utf-8", errors="replace"))
+    found = FRONT.match(source.fetch(CARD).read_text(encoding="utf-8", errors="replace"))
     try:
         parsed = loaded(found[1]) if found else {}
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -20,6 +20,7 @@ from ..io.source import resolve
 from ..io.tensorfile import file_sha256
 
 NAME = "effconv.json"
+CARD = "README.md"
 FAILED = "effconv-failed.json"  # what a conversion that failed its checks has instead
 FORMAT = 1
 UNHASHED = (NAME, ".gitattributes")
