@@ -28,7 +28,7 @@ from ..convert.options import Progress
 from ..convert.repo.heads import complete_heads, head_named
 from ..convert.repo.manifest import CARD, FAILED, FORMAT, NAME, belongs, hash_files, read_manifest, write_manifest
 from ..convert.repo.modelcode import class_name
-from ..convert.repo.origin import ELSEWHERE, TOKENIZER, stated_origin
+from ..convert.repo.origin import ELSEWHERE, lasting, stated_origin
 from ..convert.repo.sentence import sentence_class
 from ..convert.target import Target
 from ..convert.text import one_or_several
@@ -221,9 +221,6 @@ def _manifest(
     findings: list[str],
 ) -> dict[str, Any]:
     """The manifest without hashes."""
-    measured = before.get("measurements")
-    measured = measured if isinstance(measured, dict) else {}
-    kept = {name: measured[name] for name in (TOKENIZER, "adapt", "finetune") if name in measured}
     stored = {(name.removeprefix(f"{family.prefix}."), shape) for name, shape in weights.tensors}
     names = {name for name, _ in weights.tensors}
     facts = {name: value for name, value in before.items() if name not in ("files", "code_sha256", "measurements")}
@@ -239,6 +236,6 @@ def _manifest(
         "plan": {"sha256": "", "counts": {}, "bytes": weights.bytes},
         "findings": list(findings),
         "adapted": [*before.get("adapted", ()), {"by": ELSEWHERE}],
-        "measurements": {"checks": "not run", "fidelity": [], **kept},
+        "measurements": {"checks": "not run", "fidelity": [], **lasting(before)},
         "files": {},
     }

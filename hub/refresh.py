@@ -34,7 +34,7 @@ from ..convert.repo.manifest import (
 )
 from ..convert.repo.old_card import OldCard, old_card
 from ..convert.repo.origin import FIELD as ORIGIN
-from ..convert.repo.origin import TOKENIZER, origin_of
+from ..convert.repo.origin import lasting, origin_of
 from ..convert.repo.record import write_hashes
 from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
@@ -282,7 +282,7 @@ def _measured(
     old = old if isinstance(old, dict) else {}
     by = old.get("fidelity_by", fresh.manifest.get("effconv"))
     kept = {"fidelity": old["fidelity"], "fidelity_by": by} if old.get("fidelity") else {}
-    kept |= {TOKENIZER: old[TOKENIZER]} if TOKENIZER in old else {}
+    kept |= lasting(fresh.manifest)
     if not verify:
         fresh.notes.append("the code is new and was not checked (--no-verify)")
         return None, with_measurements({}, None, **kept)["measurements"]
@@ -307,7 +307,8 @@ def _measured(
         else result
         for result in measured
     ]
-    return measured, with_measurements({}, measured, **(others | ({} if source else kept)))["measurements"]
+    found = others | kept if source is None else lasting(fresh.manifest) | others
+    return measured, with_measurements({}, measured, **found)["measurements"]
 
 
 def _entries(measurements: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ FACTS = {  # of the manifest, with their types; all of these are needed
 FURTHER = ("dense_source", "part", "upgraded", "source_config", "sentence_class", "source_code", "calibration")
 ELSEWHERE = "another program"  # who trained, of a repo that came back from another library
 TOKENIZER = "tokenizer"  # a measurement that outlives a training: what the source's tokenizer made of some texts
+LASTING = (TOKENIZER, "pretrain", "adapt", "finetune")
 TRAINING = (
     "effconv",
     "by",
@@ -50,6 +51,12 @@ def origin_of(manifest: Mapping[str, Any], code: Mapping[str, str]) -> dict[str,
         **({TOKENIZER: record} if record else {}),
         "code_sha256": code_sha256(code),
     }
+
+
+def lasting(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The measurements that outlive other code and other weights: the tokenizer's record, those of trainings."""
+    measured = manifest.get("measurements")
+    return {name: measured[name] for name in LASTING if name in measured} if isinstance(measured, dict) else {}
 
 
 def trained_elsewhere(manifest: Mapping[str, Any]) -> bool:

@@ -222,10 +222,14 @@ def test_a_repo_of_today_is_left_alone(made, client):
 
 
 def test_without_checks_the_manifest_and_the_card_say_so(old, client):
+    trainings = {name: [{"steps": 1}] for name in ("pretrain", "adapt", "finetune")}
+    restate(old, measurements=manifest_of(old)["measurements"] | trainings)
     run = client("refresh", old, "--no-verify")
     assert run.code == 0, run.err
     assert "--no-verify" in run.out
-    assert manifest_of(old)["measurements"]["checks"] == "not run"
+    measured = manifest_of(old)["measurements"]
+    assert measured["checks"] == "not run"
+    assert {name: measured.get(name) for name in trainings} == trainings
     assert "not run" in blocks((old / "README.md").read_text())["checks"]
     assert "torch" not in run.modules
 
