@@ -327,16 +327,16 @@ def prepare(
 def bench(
     models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, progress: Progress = _quiet, **options: Any
 ) -> Any:
-    """Compares speed and memory of models or, with `data`, recommends LSG options for these texts.
+    """Compares speed, memory and cost of models or, with `data` and one model, recommends LSG options for these texts.
 
     Args:
-        models: folders or Hub ids. Exactly one with `data`.
+        models: folders or Hub ids. With `data`, several (or `advice=False`) are compared by what these texts cost.
         progress: called with each step.
         options: the command's flags as keyword arguments, with underscores (`lengths=[512, 4096]`, `batch`, `dtype`,
             `train`, `with_`, `threads`, `plot`, `data`, `memory`, ...).
 
     Returns:
-        An `effconv.bench.run.BenchReport` or, with `data`, an `effconv.bench.advice.Advice`. `described()` gives JSON
+        An `effconv.bench.run.BenchReport` or, as advice, an `effconv.bench.advice.Advice`. `described()` gives JSON
         values. `Advice.advised` is None if no conversion is needed. After Ctrl-C the report has the results measured so
         far, and its `interrupted` is True.
 
@@ -349,7 +349,7 @@ def bench(
     _refuse_unknown("bench", options.keys(), known)
     chosen = bench_options(dict(options))
     names = [os.fspath(model) for model in ([models] if isinstance(models, (str, os.PathLike)) else models)]
-    if chosen.data:
+    if chosen.data and chosen.advice and len(names) == 1:
         from .bench.advice import advise
 
         return advise(names, chosen, progress)

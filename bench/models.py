@@ -33,6 +33,7 @@ class Subject:
         lsg: options with which the stock model is turned into LSG, None where it is not.
         reach: tokens that it takes, None where nothing says so.
         converted: whether a conversion made it. dense: whether it has full attention in every layer.
+        had: tokens that it takes without the positions that were added for the measurement; None where none were.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Subject:
     reach: int | None = None
     converted: bool = False
     dense: bool = False
+    had: int | None = None
+
+    @property
+    def takes(self) -> int | None:
+        """Tokens of a user's text that it takes at once."""
+        return self.reach if self.had is None else self.had
 
     def described(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +65,7 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions(config)}
     extended = length > had and family.positions
     what = "dense (SDPA), random weights" + (f", positions extended from {had:,}" if extended else "")
-    return Subject(name, what, fields, reach=max(length, had), dense=True)
+    return Subject(name, what, fields, reach=max(length, had), dense=True, had=had)
 
 
 def as_lsg(name: str, what: str, config: Mapping[str, Any], length: int, options: Mapping[str, Any]) -> Subject:
