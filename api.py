@@ -364,23 +364,32 @@ def bench(
 
 
 @reads_repos
-def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:
+def load(repo: str | os.PathLike[str], *, auto: str | None = None, int8: bool = False, **overrides: Any) -> Any:
     """Loads the model of a converted repo after comparing every file with the manifest.
 
     Args:
         repo: folder of the repo.
         auto: Auto class to load with. By default that of the repo's architecture.
+        int8: make the dense layers 8-bit, for inference on x86-64 CPUs (`effconv.int8`).
         overrides: arguments of `from_pretrained`: config fields (block_size=64), dtype, device_map.
 
     Raises:
         CheckFailedError: a file differs from the manifest. The repo's code is not run.
+        UnsupportedError: 8-bit dense layers cannot run on this machine.
     """
     folder = Path(repo)
+    if int8:
+        from . import eight_bits
+
+        eight_bits.require_int8()
+        overrides.setdefault("dtype", "float32")
     manifest = read_manifest(folder)
     check_hashes(folder, manifest)
     import transformers
 
-    return getattr(transformers, auto or manifest["auto"]).from_pretrained(folder, trust_remote_code=True, **overrides)
+    auto_class = getattr(transformers, auto or manifest["auto"])
+    model = auto_class.from_pretrained(folder, trust_remote_code=True, **overrides)
+    return eight_bits.int8(model) if int8 else model
 
 
 def _sharing(options: dict[str, Any]) -> PushOptions:

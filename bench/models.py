@@ -14,7 +14,7 @@ from typing import Any
 from ..convert.errors import UsageError
 from ..convert.families.grammar import Family
 from ..convert.families.registry import FAMILIES
-from .options import SHAPES
+from .options import INT8, SHAPES
 
 MODERNBERT_PUBLISHED = {768: (22, 12, 1152), 1024: (28, 16, 2624)}  # width: layers, heads, inner width
 FEED_FORWARD_GLU = 1.5  # ModernBERT's inner width over its width, where the published sizes do not say
@@ -122,11 +122,15 @@ def _stock(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(subject: Mapping[str, Any], dtype: str) -> Any:
-    """The encoder of a described `Subject`, on the CPU, in eval mode: no head, for heads differ from model to model."""
+    """The encoder of a described `Subject`, on the CPU, in eval mode: no head, for heads differ from model to model.
+
+    Args:
+        dtype: of the weights; "int8" for float32 with 8-bit dense layers.
+    """
     import torch
     import transformers
 
-    kind = getattr(torch, dtype)
+    kind = torch.float32 if dtype == INT8 else getattr(torch, dtype)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     if subject["folder"]:
@@ -149,4 +153,9 @@ def build(subject: Mapping[str, Any], dtype: str) -> Any:
         tokens = SimpleNamespace(bos_token_id=0, cls_token_id=0, mask_token_id=0, sep_token_id=0, pad_token_id=0)
         model = lsgify(model, tokens, **subject["lsg"])
     model = model.base_model
-    return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+    model = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+    if dtype == INT8:
+        from ..eight_bits import int8
+
+        return int8(model)
+    return model

@@ -14,7 +14,8 @@ from ..convert.options import option, parse_size, require_sound
 RUN, BESIDE, TEXTS, HUB = "Workload", "Comparisons", "Your texts: advice and cost", "Hub"
 DANGER = "Dangerous: only for sources you trust"
 SHAPES = ("longformer", "bigbird", "modernbert")
-DTYPES = ("float32", "bfloat16", "float16")
+ALL, INT8 = "all", "int8"
+DTYPES = ("float32", "bfloat16", "float16", INT8, ALL)
 PLOTS = (".png", ".svg")
 SHORTEST = 8  # tokens
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -29,7 +30,9 @@ class BenchOptions:
         None, "Input lengths in tokens. [default: 512,1024,2048,4096, up to the longest that a model takes]", panel=RUN
     )
     batch: str = option("1", "Batch sizes, such as 1,8.", panel=RUN)
-    dtype: str = option("float32", "Data types, such as float32,bfloat16.", panel=RUN)
+    dtype: str = option(
+        "float32", "Data types, such as float32,bfloat16,int8 (dense layers), or all that run fast here.", panel=RUN
+    )
     train: bool = option(False, "Measure a training step (forward, backward, AdamW) instead of a forward.", panel=RUN)
     mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s excludes padding.", panel=RUN)
     threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured instead of wall time.", panel=RUN)
@@ -81,6 +84,8 @@ class BenchOptions:
             faults.append(f"--device must be cpu, cuda or cuda:N, got {self.device!r}")
         if self.rounds < 1:
             faults.append(f"--rounds must be at least 1, got {self.rounds}")
+        if INT8 in _words(self.dtype) and (self.train or self.device != "cpu"):
+            faults.append("--dtype int8 is for inference on the CPU: leave out --train and --device")
         if self.mixed and min(_numbers(self.batch, 1) or [2]) < 2:
             faults.append("--mixed needs batches of at least 2 texts, such as --batch 8")
         for path in self.plot:
@@ -118,7 +123,21 @@ class BenchOptions:
         return sorted(set(_numbers(self.batch, 1)))
 
     def dtypes(self) -> list[str]:
-        return list(dict.fromkeys(_words(self.dtype)))
+        """What is asked for, each once.
+
+        Raises:
+            UnsupportedError: 8 bits, where torch has no 8-bit layers for the processor.
+        """
+        words = _words(self.dtype)
+        if ALL in words:
+            from .precisions import quick
+
+            words = [word for word in words if word != ALL] + quick(self.device, self.train)
+        elif INT8 in words:
+            from ..eight_bits import require_int8
+
+            require_int8()
+        return list(dict.fromkeys(words))
 
     def shapes(self) -> list[str]:
         return list(dict.fromkeys(_words(self.with_ or "")))

@@ -96,6 +96,7 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
             the report has `interrupted`.
     """
     require_files(options.data)
+    dtypes = options.dtypes()
     found = [opened(model, options) for model in models]
     texts, special = lengths_of_texts(found, options, progress) if options.data else (None, 0)
     lengths = options.token_lengths() or (
@@ -112,10 +113,10 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
         )
     cases = [
         Case(length, batch, dtype, options.train, options.mixed)
-        for dtype, batch, length in itertools.product(options.dtypes(), options.batches(), lengths)
+        for dtype, batch, length in itertools.product(dtypes, options.batches(), lengths)
     ]
     settings = {
-        "lengths": lengths, "batch": options.batches(), "dtype": options.dtypes(),
+        "lengths": lengths, "batch": options.batches(), "dtype": dtypes,
         "run": "training step" if options.train else "forward", "mixed": options.mixed,
         "threads": options.thread_count(), "device": options.device, "rounds": options.rounds,
         "data": [Path(name).name for name in options.data], "price_per_hour": options.price_per_hour,
