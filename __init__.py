@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .convert.errors import EffconvError
     from .convert.repo.card import add_to_card
+    from .eight_bits import int8
     from .hub.refresh import refresh
     from .lsgify.inmemory import lsgify
 
@@ -50,6 +51,7 @@ __all__ = [
     "fidelity",
     "finetune",
     "inspect",
+    "int8",
     "layers",
     "load",
     "lsgify",
@@ -68,6 +70,7 @@ _HOMES = {
     "add_to_card": "convert.repo.card",
     "fidelity": "api",
     "inspect": "api",
+    "int8": "eight_bits",
     "load": "api",
     "plan": "api",
     "prepare": "api",

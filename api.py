@@ -306,16 +306,16 @@ def prepare(
 def bench(
     models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, progress: Progress = _quiet, **options: Any
 ) -> Any:
-    """Compares speed and memory of models or, with `data`, recommends LSG options for these texts.
+    """Compares speed, memory and cost of models or, with `data` and one model, recommends LSG options for these texts.
 
     Args:
-        models: folders or Hub ids. Exactly one with `data`.
+        models: folders or Hub ids. With `data`, several (or `advice=False`) are compared by what these texts cost.
         progress: called with each step.
         options: the command's flags as keyword arguments, with underscores (`lengths=[512, 4096]`, `batch`, `dtype`,
             `train`, `with_`, `threads`, `plot`, `data`, `memory`, ...).
 
     Returns:
-        An `effconv.bench.run.BenchReport` or, with `data`, an `effconv.bench.advice.Advice`. `described()` gives JSON
+        An `effconv.bench.run.BenchReport` or, as advice, an `effconv.bench.advice.Advice`. `described()` gives JSON
         values. `Advice.advised` is None if no conversion is needed. After Ctrl-C the report has the results measured so
         far, and its `interrupted` is True.
 
@@ -328,7 +328,7 @@ def bench(
     _refuse_unknown("bench", options.keys(), known)
     chosen = bench_options(dict(options))
     names = [os.fspath(model) for model in ([models] if isinstance(models, (str, os.PathLike)) else models)]
-    if chosen.data:
+    if chosen.data and chosen.advice and len(names) == 1:
         from .bench.advice import advise
 
         return advise(names, chosen, progress)
@@ -343,23 +343,32 @@ def bench(
 
 
 @reads_repos
-def load(repo: str | os.PathLike[str], *, auto: str | None = None, **overrides: Any) -> Any:
+def load(repo: str | os.PathLike[str], *, auto: str | None = None, int8: bool = False, **overrides: Any) -> Any:
     """Loads the model of a converted repo after comparing every file with the manifest.
 
     Args:
         repo: folder of the repo.
         auto: Auto class to load with. By default that of the repo's architecture.
+        int8: make the dense layers 8-bit, for inference on x86-64 CPUs (`effconv.int8`).
         overrides: arguments of `from_pretrained`: config fields (block_size=64), dtype, device_map.
 
     Raises:
         CheckFailedError: a file differs from the manifest. The repo's code is not run.
+        UnsupportedError: 8-bit dense layers cannot run on this machine.
     """
     folder = Path(repo)
+    if int8:
+        from . import eight_bits
+
+        eight_bits.require_int8()
+        overrides.setdefault("dtype", "float32")
     manifest = read_manifest(folder)
     check_hashes(folder, manifest)
     import transformers
 
-    return getattr(transformers, auto or manifest["auto"]).from_pretrained(folder, trust_remote_code=True, **overrides)
+    auto_class = getattr(transformers, auto or manifest["auto"])
+    model = auto_class.from_pretrained(folder, trust_remote_code=True, **overrides)
+    return eight_bits.int8(model) if int8 else model
 
 
 def _sharing(options: dict[str, Any]) -> PushOptions:

@@ -27,7 +27,7 @@ CONVERTING = {name: row for name, row in ROWS.items() if row.options}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-MEASURING = {"bench": "Compare speed and memory of models, or recommend LSG options for your texts (--data)."}
+MEASURING = {"bench": "Compare speed, memory and cost of models, or recommend LSG options for your texts (--data)."}
 
 
 TRAINING = {
@@ -255,14 +255,14 @@ def measuring_command(name: str) -> Command:
             values["data"], models = (*values["data"], *texts), [name for name in models if name not in texts]
         with Progress(quiet=values.pop("quiet")) as progress:
             found = bench(models, progress=progress, **values)
-        show = show_advice if values["data"] else show_bench
+        show = show_bench if hasattr(found, "rows") else show_advice
         show(found, as_json=as_json)
         if found.interrupted:
             raise StoppedError("interrupted; the results measured so far are above")
 
     model = typer.Argument(
         metavar="MODEL",
-        help="Models to measure: converted repos, other model folders or Hub ids. With --data: one model, then files.",
+        help="Models to measure: converted repos, other model folders or Hub ids. With --data: models, then files.",
         show_default=False,
     )
     parameters = [_keyword("models", Annotated[list[str], model])]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..convert.errors import BadInputError, EffconvError, UnsupportedError, UsageError
-from ..convert.io.tokenizer import tokenizer_of
 from ..convert.options import Progress
 from ..convert.verify.against import named_source
-from ..data.texts import count_tokens, read_texts, require_files
+from ..data.texts import require_files
 from . import choices
 from .choices import Advised, Candidate, Lengths, Probe
+from .cost import Cost, costs_of_texts, read
 from .machine import machine
-from .models import as_lsg
-from .options import BenchOptions
+from .models import as_lsg, stretched
+from .options import SHORTEST, BenchOptions
 from .reasons import none_needed, reasons
 from .sources import Opened, opened
+from .texts import lengths_of_texts
 from .timing import clock_name
 from .whole import Case, Row, measure
 
@@ -34,7 +37,7 @@ class Advice:
     Attributes:
         lengths: of the texts. limit: maximum length of the source in tokens.
         advised: None if the source already takes these texts.
-        reasons: a sentence each.
+        reasons: a sentence each. costs: of these texts, with the source and with the advised conversion.
     """
 
     machine: dict[str, Any]
@@ -43,6 +46,7 @@ class Advice:
     limit: int
     advised: Advised | None
     reasons: list[str] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
     interrupted: bool = False
 
     def described(self) -> dict[str, Any]:
@@ -69,6 +73,7 @@ class Advice:
                 "command": advised.command,
             },
             "check": advised.check,
+            "costs": [cost.described() for cost in self.costs],
         }
 
 
@@ -88,7 +93,7 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
         raise UsageError(
             "--data needs one dtype, and chooses the batch size itself",
             where="--batch, --dtype, --mixed, --with",
-            hint="leave out these options, or give one --dtype",
+            hint="leave out these options, or add --no-advice to compare models as they are",
         )
     memory = options.memory_bytes() or _free(options.device)
     require_files(options.data)
@@ -99,15 +104,11 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
             where=models[0],
             hint="name a model that effconv lsg accepts, such as BERT or RoBERTa",
         )
-    progress("texts", 0, 0)
-    where = ", ".join(options.data)
-    texts = read_texts(options.data, column=options.text_column, lines=options.lines)
-    tokenizer = load_tokenizer(model, options.trust_remote_code)
-    lengths = Lengths(count_tokens(texts, tokenizer, int(model.dense["vocab_size"]), where))
+    lengths, special = lengths_of_texts([model], options, progress)
     settings = {
         "model": model.name, "data": [Path(name).name for name in options.data], "dtype": options.dtypes()[0],
         "run": "training step" if options.train else "forward", "threads": options.thread_count(),
-        "device": options.device, "rounds": options.rounds,
+        "device": options.device, "rounds": options.rounds, "price_per_hour": options.price_per_hour,
         "clock": clock_name(options.thread_count() if options.device == "cpu" else 0),
     }  # fmt: skip
     asked = options.token_lengths()
@@ -117,7 +118,32 @@ def advise(models: Sequence[str], options: BenchOptions, progress: Progress) -> 
         return Advice(machine(), settings, lengths, model.had, None, none_needed(lengths, model.had, source))
     advised = _advised(model, models[0], length, memory, options, progress)
     said = reasons(lengths, model.had, advised)
-    return Advice(machine(), settings, lengths, model.had, advised, said)
+    costs = _costs(model, source, advised, lengths, special, options, progress)
+    return Advice(machine(), settings, lengths, model.had, advised, said, costs)
+
+
+def _costs(
+    model: Opened,
+    source: str,
+    advised: Advised,
+    lengths: Lengths,
+    special: int,
+    options: BenchOptions,
+    progress: Progress,
+) -> list[Cost]:
+    """What the texts cost with the source, measured at its length and half of it, and with the advised conversion."""
+    assert model.dense is not None
+    dense = stretched(f"{source} (source)", model.dense, model.had, model.had)
+    sizes = sorted({max(SHORTEST, model.had // 2), max(SHORTEST, model.had)})
+    cases = [Case(n, 1, options.dtypes()[0], options.train, named="cost of the source") for n in sizes]
+    rows: list[Row] = []
+    measure([dense], cases, rows, **_timing(options, progress))
+    found = costs_of_texts(rows, [dense], lengths, special, options.price_per_hour)
+    probe = advised.chosen
+    case, times = replace(cases[-1], length=probe.lengths[1]), np.vectorize(probe.time, otypes=[float])
+    name = f"LSG, {probe.candidate.says(advised.length)} (advised)".replace("LSG, LSG", "LSG")
+    ours = read(name, case, times, lengths, advised.length, special, options.price_per_hour, probe.lengths)
+    return [*found, *ours]
 
 
 def _advised(model: Opened, named: str, length: int, memory: int, options: BenchOptions, progress: Progress) -> Advised:
@@ -126,11 +152,8 @@ def _advised(model: Opened, named: str, length: int, memory: int, options: Bench
     found, probed, (dtype,) = choices.candidates(length), min(length, PROBE), options.dtypes()
     rows: list[Row] = []
     subject = as_lsg(model.name, "LSG, random weights", model.dense, max(length, CHECK * probed), _options(found[0]))
-    timing: dict[str, Any] = {
-        "rounds": options.rounds, "threads": options.thread_count(), "device": options.device,
-        "progress": lambda step: progress(step, 0, 0),
-        "loaded": lambda subject, answer: require_room(answer, memory, options.device),
-    }  # fmt: skip
+    timing = _timing(options, progress)
+    timing["loaded"] = lambda subject, answer: require_room(answer, memory, options.device)
     names = [f"{candidate.says(length)} ({i} of {len(found)})" for i, candidate in enumerate(found, 1)]
     cases = [
         Case(n, 1, dtype, options.train, set=_options(candidate), named=name)
@@ -160,6 +183,14 @@ def _advised(model: Opened, named: str, length: int, memory: int, options: Bench
     return Advised(length, memory, probes, chosen, batch, check, shlex.join(command))
 
 
+def _timing(options: BenchOptions, progress: Progress) -> dict[str, Any]:
+    """Arguments of `measure` that the options say."""
+    return {
+        "rounds": options.rounds, "threads": options.thread_count(), "device": options.device,
+        "progress": lambda step: progress(step, 0, 0),
+    }  # fmt: skip
+
+
 def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:
     """Raises before anything is run if the loaded model fills the memory, or the system does not report memory.
 
@@ -181,36 +212,6 @@ def require_room(answer: Mapping[str, Any], memory: int, device: str) -> None:
             where="--memory",
             hint=f"give more than {_size(held / (1 - choices.HEADROOM))}, or leave out --memory to use all free memory",
         )
-
-
-def load_tokenizer(model: Opened, trust_remote_code: bool) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        BadInputError: it has none.
-        UsageError: it has code of its own that may not run.
-    """
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    found = tokenizer_of(model.source)
-    if not found.exists:
-        raise BadInputError(
-            "the model has no tokenizer",
-            where=model.name,
-            hint="add the tokenizer's files: text lengths are counted in its tokens",
-        )
-    if found.references and not trust_remote_code:
-        raise UsageError(
-            f"the tokenizer of {model.name} has Python code of its own",
-            where=model.name,
-            hint="if you trust the code, pass --trust-remote-code to run it",
-        )
-    for name in found.files:
-        model.source.path(name)
-    folder = model.source.path("config.json").parent
-    trusted = trust_remote_code or model.manifest is not None  # effconv's own code
-    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
 
 
 def probe_of(candidate: Candidate, rows: Sequence[Row], probed: int) -> Probe | None:

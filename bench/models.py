@@ -14,7 +14,7 @@ from typing import Any
 from ..convert.errors import UsageError
 from ..convert.families.grammar import Family
 from ..convert.families.registry import FAMILIES
-from .options import SHAPES
+from .options import INT8, SHAPES
 
 MODERNBERT_PUBLISHED = {768: (22, 12, 1152), 1024: (28, 16, 2624)}  # width: layers, heads, inner width
 FEED_FORWARD_GLU = 1.5  # ModernBERT's inner width over its width, where the published sizes do not say
@@ -33,6 +33,7 @@ class Subject:
         lsg: options with which the stock model is turned into LSG, None where it is not.
         reach: tokens that it takes, None where nothing says so.
         converted: whether a conversion made it. dense: whether it has full attention in every layer.
+        had: tokens that it takes without the positions that were added for the measurement; None where none were.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Subject:
     reach: int | None = None
     converted: bool = False
     dense: bool = False
+    had: int | None = None
+
+    @property
+    def takes(self) -> int | None:
+        """Tokens of a user's text that it takes at once."""
+        return self.reach if self.had is None else self.had
 
     def described(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +65,7 @@ def stretched(name: str, config: Mapping[str, Any], length: int, had: int) -> Su
     fields = _stock(config) | {"max_position_embeddings": max(length, had) + family.special_positions(config)}
     extended = length > had and family.positions
     what = "dense (SDPA), random weights" + (f", positions extended from {had:,}" if extended else "")
-    return Subject(name, what, fields, reach=max(length, had), dense=True)
+    return Subject(name, what, fields, reach=max(length, had), dense=True, had=had)
 
 
 def as_lsg(name: str, what: str, config: Mapping[str, Any], length: int, options: Mapping[str, Any]) -> Subject:
@@ -115,11 +122,15 @@ def _stock(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(subject: Mapping[str, Any], dtype: str) -> Any:
-    """The encoder of a described `Subject`, on the CPU, in eval mode: no head, for heads differ from model to model."""
+    """The encoder of a described `Subject`, on the CPU, in eval mode: no head, for heads differ from model to model.
+
+    Args:
+        dtype: of the weights; "int8" for float32 with 8-bit dense layers.
+    """
     import torch
     import transformers
 
-    kind = getattr(torch, dtype)
+    kind = torch.float32 if dtype == INT8 else getattr(torch, dtype)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     if subject["folder"]:
@@ -142,4 +153,9 @@ def build(subject: Mapping[str, Any], dtype: str) -> Any:
         tokens = SimpleNamespace(bos_token_id=0, cls_token_id=0, mask_token_id=0, sep_token_id=0, pad_token_id=0)
         model = lsgify(model, tokens, **subject["lsg"])
     model = model.base_model
-    return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+    model = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+    if dtype == INT8:
+        from ..eight_bits import int8
+
+        return int8(model)
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from typing import Any
 
 from ..convert.options import option, parse_size, require_sound
 
-RUN, BESIDE, ADVICE, HUB = "Workload", "Comparisons", "Advice", "Hub"
+RUN, BESIDE, TEXTS, HUB = "Workload", "Comparisons", "Your texts: advice and cost", "Hub"
 DANGER = "Dangerous: only for sources you trust"
 SHAPES = ("longformer", "bigbird", "modernbert")
-DTYPES = ("float32", "bfloat16", "float16")
+ALL, INT8 = "all", "int8"
+DTYPES = ("float32", "bfloat16", "float16", INT8, ALL)
 PLOTS = (".png", ".svg")
 SHORTEST = 8  # tokens
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -28,7 +30,9 @@ class BenchOptions:
         None, "Input lengths in tokens. [default: 512,1024,2048,4096, up to the longest that a model takes]", panel=RUN
     )
     batch: str = option("1", "Batch sizes, such as 1,8.", panel=RUN)
-    dtype: str = option("float32", "Data types, such as float32,bfloat16.", panel=RUN)
+    dtype: str = option(
+        "float32", "Data types, such as float32,bfloat16,int8 (dense layers), or all that run fast here.", panel=RUN
+    )
     train: bool = option(False, "Measure a training step (forward, backward, AdamW) instead of a forward.", panel=RUN)
     mixed: bool = option(False, "Mix text lengths in a batch, with padding. tokens/s excludes padding.", panel=RUN)
     threads: str = option("all", "CPU threads, or all. With 1, CPU time is measured instead of wall time.", panel=RUN)
@@ -48,13 +52,17 @@ class BenchOptions:
         None, "Folder of the source, to measure the conversion. [default: Hub cache, or next to the repo]", panel=BESIDE
     )
     data: tuple[str, ...] = option(
-        (), "Your texts: text, .jsonl, .csv or .parquet files. Prints advice instead of a comparison.", panel=ADVICE
+        (),
+        "Your texts: text, .jsonl, .csv or .parquet files. With one model, prints advice instead of a comparison.",
+        panel=TEXTS,
     )
-    memory: str | None = option(
-        None, "Memory available to the model, such as 16G. [default: free memory]", panel=ADVICE
+    advice: bool = option(True, "With --data and one model: recommend LSG options. Off: compare.", panel=TEXTS)
+    price_per_hour: float | None = option(
+        None, "Price of this machine for an hour, such as 0.20, in any currency. Adds prices to costs.", panel=TEXTS
     )
-    lines: bool = option(False, "Treat each line of a text file as one text.", panel=ADVICE)
-    text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.", panel=ADVICE)
+    memory: str | None = option(None, "Memory available to the model, such as 16G. [default: free memory]", panel=TEXTS)
+    lines: bool = option(False, "Treat each line of a text file as one text.", panel=TEXTS)
+    text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.", panel=TEXTS)
     token: str | None = option(None, "Hub access token. [default: HF_TOKEN, else the stored login]", panel=HUB)
     offline: bool = option(False, "Use no network. Read Hub files from the local cache.", panel=HUB)
     trust_remote_code: bool = option(
@@ -76,6 +84,8 @@ class BenchOptions:
             faults.append(f"--device must be cpu, cuda or cuda:N, got {self.device!r}")
         if self.rounds < 1:
             faults.append(f"--rounds must be at least 1, got {self.rounds}")
+        if INT8 in _words(self.dtype) and (self.train or self.device != "cpu"):
+            faults.append("--dtype int8 is for inference on the CPU: leave out --train and --device")
         if self.mixed and min(_numbers(self.batch, 1) or [2]) < 2:
             faults.append("--mixed needs batches of at least 2 texts, such as --batch 8")
         for path in self.plot:
@@ -88,12 +98,20 @@ class BenchOptions:
                 ("--text-column", self.text_column != "text"),
             )
             faults += [f"{flag} applies only with --data" for flag, there in given if there]
+        if not self.advice and not self.data:
+            faults.append("--no-advice applies only with --data")
+        if not self.advice and self.memory is not None:
+            faults.append("--memory applies only to advice, which --no-advice turns off")
+        if self.data and self.mixed:
+            faults.append("--mixed and --data exclude each other: the texts have lengths of their own")
+        if self.price_per_hour is not None and not 0 < self.price_per_hour < math.inf:
+            faults.append(f"--price-per-hour must be a positive number, got {self.price_per_hour}")
         if self.against is not None and (self.data or not self.conversion):
             faults.append("--against measures the conversion, which --data and --no-conversion turn off")
         if self.against is not None and not Path(self.against).expanduser().is_dir():
             faults.append(f"--against must be the folder of the source, got {self.against!r} (other models: --with)")
-        if self.data and self.plot:
-            faults.append("--plot and --data exclude each other: give only one")
+        if self.data and self.plot and self.advice:
+            faults.append("--plot and advice exclude each other: add --no-advice, or leave out --plot")
         require_sound("bench", faults)
         self.memory_bytes()
 
@@ -105,7 +123,21 @@ class BenchOptions:
         return sorted(set(_numbers(self.batch, 1)))
 
     def dtypes(self) -> list[str]:
-        return list(dict.fromkeys(_words(self.dtype)))
+        """What is asked for, each once.
+
+        Raises:
+            UnsupportedError: 8 bits, where torch has no 8-bit layers for the processor.
+        """
+        words = _words(self.dtype)
+        if ALL in words:
+            from .precisions import quick
+
+            words = [word for word in words if word != ALL] + quick(self.device, self.train)
+        elif INT8 in words:
+            from ..eight_bits import require_int8
+
+            require_int8()
+        return list(dict.fromkeys(words))
 
     def shapes(self) -> list[str]:
         return list(dict.fromkeys(_words(self.with_ or "")))

@@ -21,7 +21,8 @@ def none_needed(lengths: Lengths, limit: int, source: str) -> list[str]:
         f"No conversion is needed: {source} takes {limit:,} tokens, and texts truncated to that length keep "
         f"{lengths.covered(limit):.1%} of their tokens"
         + (f" ({beyond:.1%} of the texts are longer)." if beyond else " (no text is longer)."),
-        f"Nothing was measured. For advice on a longer model, give --lengths above {limit:,}.",
+        f"Nothing was measured. For advice on a longer model, give --lengths above {limit:,}. "
+        "For the cost of these texts, add --no-advice.",
     ]
 
 

@@ -13,12 +13,16 @@ from ..convert.errors import BadInputError, EffconvError, UsageError
 from ..convert.io.source import Source
 from ..convert.options import Progress
 from ..convert.verify.against import named_source
+from ..data.texts import require_files
 from . import conversion
+from .choices import Lengths
+from .cost import Cost, costs_of_texts, lengths_for, measured_costs
 from .findings import Crossover, Fastest, crossovers, fastest
 from .machine import machine
 from .models import Subject, shape
 from .options import BenchOptions
 from .sources import Opened, conversion_of, opened, weights_of
+from .texts import lengths_of_texts
 from .whole import Case, Row, measure
 
 USUAL_LENGTHS = (512, 1024, 2048, 4096)
@@ -32,6 +36,8 @@ class BenchReport:
     Attributes:
         machine, settings: where and how. rows: one a model and case.
         conversion: cost of each model's conversion by name, or {"why": ...} if it was not measured.
+        subjects: what was measured. texts: lengths of the user's texts, if there are any. special: tokens that the
+            tokenizer adds to a text.
         interrupted: whether the run was interrupted.
     """
 
@@ -41,7 +47,18 @@ class BenchReport:
     conversion: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     converted: list[str] = field(default_factory=list)
     dense: list[str] = field(default_factory=list)
+    subjects: list[Subject] = field(default_factory=list)
+    texts: Lengths | None = None
+    special: int = 0
     interrupted: bool = False
+
+    @property
+    def costs(self) -> list[Cost]:
+        """What documents cost: those of the user's lengths, or without texts those of the measured lengths."""
+        price = self.settings["price_per_hour"]
+        if self.texts is None:
+            return measured_costs(self.rows, price)
+        return costs_of_texts(self.rows, self.subjects, self.texts, self.special, price)
 
     @property
     def fastest(self) -> list[Fastest]:
@@ -65,6 +82,8 @@ class BenchReport:
             "fastest": [found.described() for found in self.fastest],
             "crossovers": [found.described() for found in self.crossovers],
             "conversion": self.conversion,
+            "texts": self.texts.described(sorted({s.takes for s in self.subjects if s.takes})) if self.texts else None,
+            "costs": [cost.described() for cost in self.costs],
             "interrupted": self.interrupted,
         }
 
@@ -76,10 +95,15 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
         EffconvError: a model that cannot be found or loaded, options that make no sense. An interrupt raises nothing:
             the report has `interrupted`.
     """
+    require_files(options.data)
+    dtypes = options.dtypes()
     found = [opened(model, options) for model in models]
-    lengths = options.token_lengths() or default_lengths(found)
+    texts, special = lengths_of_texts(found, options, progress) if options.data else (None, 0)
+    lengths = options.token_lengths() or (
+        lengths_for(texts, limits(found, options)) if texts else default_lengths(found)
+    )
     subjects = chosen(found, max(lengths), options)
-    made = [model for model in found if model.manifest is not None and options.conversion]
+    made = [model for model in found if model.manifest is not None and options.conversion and not options.data]
     conversions = {model.name: conversion_planned(model, options) for model in made}
     if options.against is not None and not conversions:
         raise UsageError(
@@ -89,15 +113,16 @@ def bench_models(models: Sequence[str], options: BenchOptions, progress: Progres
         )
     cases = [
         Case(length, batch, dtype, options.train, options.mixed)
-        for dtype, batch, length in itertools.product(options.dtypes(), options.batches(), lengths)
+        for dtype, batch, length in itertools.product(dtypes, options.batches(), lengths)
     ]
     settings = {
-        "lengths": lengths, "batch": options.batches(), "dtype": options.dtypes(),
+        "lengths": lengths, "batch": options.batches(), "dtype": dtypes,
         "run": "training step" if options.train else "forward", "mixed": options.mixed,
         "threads": options.thread_count(), "device": options.device, "rounds": options.rounds,
+        "data": [Path(name).name for name in options.data], "price_per_hour": options.price_per_hour,
     }  # fmt: skip
     named = [subject.name for subject in subjects[: len(found)]]
-    report = BenchReport(machine(), settings)
+    report = BenchReport(machine(), settings, subjects=subjects, texts=texts, special=special)
     report.converted = [subject.name for subject in subjects if subject.converted]
     report.dense = [subject.name for subject in subjects if subject.dense]
     try:
@@ -124,6 +149,13 @@ def default_lengths(models: Sequence[Opened]) -> list[int]:
     reaches = [model.subject.reach for model in models if model.subject and model.subject.reach]
     reach = max(reaches, default=USUAL_LENGTHS[-1])
     return [length for length in USUAL_LENGTHS if length <= reach] or [reach]
+
+
+def limits(models: Sequence[Opened], options: BenchOptions) -> list[int | None]:
+    """Tokens of a text that each model takes, the dense source among them."""
+    found = [model.at(model.had).takes for model in models]
+    sources = [model.had for model in models if model.manifest is not None and model.dense is not None]
+    return found + (sources[:1] if options.source else [])
 
 
 def chosen(models: Sequence[Opened], length: int, options: BenchOptions) -> list[Subject]:

@@ -22,7 +22,7 @@ from effconv.bench.machine import cores, described, machine
 from effconv.convert.errors import EffconvError
 from effconv.convert.repo.card_blocks import with_block
 
-SECTIONS = ("startup", "conversion", "layers", "lsg", "bias", "bigs", "mixed", "models", "export")
+SECTIONS = ("startup", "conversion", "layers", "lsg", "bias", "bigs", "mixed", "models", "int8", "export")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,6 +100,10 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
             from benchmarks import shapes
 
             yield run, partial(shapes.sections, threads, few, 1024 if quick else 4096)
+        if "int8" in asked.only:
+            from benchmarks import int8
+
+            yield run, partial(int8.sections, threads, few, (512, 1024) if quick else int8.LENGTHS)
         if "export" in asked.only:
             from benchmarks import export
 

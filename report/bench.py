@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from .console import bytes_text, new_console, print_json
+from .costs import print_costs
 
 if TYPE_CHECKING:
     from ..bench.advice import Advice
-    from ..bench.choices import Advised
+    from ..bench.choices import Advised, Lengths
     from ..bench.run import BenchReport
     from ..bench.whole import Row as Timed
 
@@ -26,6 +27,8 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
 
     console, settings = new_console(), report.settings
     console.print(escape(described(report.machine)), soft_wrap=True, highlight=False)
+    if report.texts is not None:
+        print_lengths(console, report.texts)
     spread = " (minimum to maximum)" if settings["rounds"] > 1 else ""
     console.print(f"{settings['run']}, {_clock(settings)}, {rounds_in_words(settings['rounds'])}{spread}")
     _timings(console, report.rows)
@@ -41,6 +44,7 @@ def show_bench(report: BenchReport, *, as_json: bool) -> None:
         console.print("One round has no spread. Give --rounds 3 or more.", highlight=False)
     for name, cost in report.conversion.items():
         _conversion_cost(console, name, cost)
+    print_costs(console, report.costs, settings, report.machine["cores"])
     return None
 
 
@@ -100,16 +104,8 @@ def _conversion_cost(console: Console, name: str, cost: Mapping[str, Any]) -> No
 def show_advice(advice: Advice, *, as_json: bool) -> None:
     if as_json:
         return print_json(advice.described())
-    from ..bench.choices import PERCENTILES
-
     console, lengths = new_console(), advice.lengths
-    quantiles = ", ".join(f"{share}% up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
-    console.print(
-        f"{len(lengths.counts):,} {'text' if len(lengths.counts) == 1 else 'texts'}, {lengths.tokens:,} tokens: "
-        f"{quantiles}, the longest {lengths.counts.max():,}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_lengths(console, lengths)
     cut = Table("truncated to", title="tokens lost by truncation", title_justify="left")
     for column in ("tokens lost", "longer texts"):
         cut.add_column(column, justify="right")
@@ -127,7 +123,21 @@ def show_advice(advice: Advice, *, as_json: bool) -> None:
         console.print(f"[bold]{escape(advised.command)}[/bold]", highlight=False, soft_wrap=True)
         texts = "one text" if advised.batch == 1 else f"{advised.batch} texts"
         console.print(f"Then run it with batches of {texts}.", highlight=False)
+        print_costs(console, advice.costs, advice.settings, advice.machine["cores"])
     return None
+
+
+def print_lengths(console: Console, lengths: Lengths) -> None:
+    """How many texts there are, and how long."""
+    from ..bench.choices import PERCENTILES
+
+    quantiles = ", ".join(f"{share}% up to {lengths.percentile(share):,.0f}" for share in PERCENTILES)
+    console.print(
+        f"{len(lengths.counts):,} {'text' if len(lengths.counts) == 1 else 'texts'}, {lengths.tokens:,} tokens: "
+        f"{quantiles}, the longest {lengths.counts.max():,}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _candidates(console: Console, advised: Advised, advice: Advice) -> None:

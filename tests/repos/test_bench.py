@@ -398,6 +398,7 @@ def test_a_model_alone_is_compared_with_nothing_and_has_no_conversion(repo, monk
     app(["bench", str(repo.parent / "source"), "--lengths", "64", "--threads", "1"], standalone_mode=False)
     text = capsys.readouterr().out
     assert "dense" in text or "made up" in text
+    assert "a million documents of the measured lengths" in text
     assert not re.search(r"only|fastest|conversion|cp \+ sync", text)
 
 

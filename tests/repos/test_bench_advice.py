@@ -288,6 +288,43 @@ def test_advice_tells_lengths_measurements_and_reasons(advised):
     assert any("99" in reason or "keep" in reason for reason in advised["reasons"])
 
 
+def test_advice_ends_with_what_the_texts_cost(advised):
+    costs = advised["costs"]
+    said = [(c["model"], c["reading"], c["limit"], c["beyond"]) for c in costs]
+    assert said[:2] == [("source (source)", "truncated", 64, 2), ("source (source)", "in pieces", 64, 2)]
+    assert [(reading, limit, beyond) for _, reading, limit, beyond in said[2:]] == [("whole", 1024, 0)]
+    assert said[2][0].endswith("(advised)")
+    assert all(c["million_hours"] > 0 and c["million_price"] is None for c in costs)
+
+
+def test_models_are_compared_by_what_the_texts_cost(source, tmp_path, monkeypatch, capsys):
+    from effconv.bench import run
+
+    def measure(subjects, cases, rows, **_):
+        rows += [Row(s.name, s.what, case, 1, "cpu", (case.length / 1000,) * 2) for case in cases for s in subjects]
+
+    monkeypatch.setattr(run, "measure", measure)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join([words(38)] * 3 + [words(98)]), encoding="utf-8")
+    asked = ["bench", str(source), "--data", str(text), "--lines", "--no-advice", "--price-per-hour", "3.6"]
+    asked += ["--threads", "1", "--dtype", "float32,bfloat16", "--rounds", "2"]
+    app([*asked, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["lengths"] == [32, 64]
+    assert (found["texts"]["texts"], found["texts"]["cut"]["64"]["texts"], found["conversion"]) == (4, 0.25, {})
+    cut, parts, half, _ = found["costs"]
+    assert (cut["reading"], cut["beyond"], parts["reading"], half["dtype"]) == ("truncated", 1, "in pieces", "bfloat16")
+    assert cut["million_hours"] == pytest.approx(1e6 * (3 * 40 + 64) / 4000 / 3600)
+    assert parts["million_price"] == pytest.approx(1e3 * (3 * 40 + 64 + 38) / 4000)
+    app(asked, standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "4 texts, 220 tokens" in said
+    assert "truncated to 64 (1 text)" in said
+    assert "bfloat16" in said
+    two = effconv.bench([source, source], data=text, lines=True)  # no advice for two
+    assert {cost.model for cost in two.costs} == {"source", "source (2)"}
+
+
 def test_the_advised_command_can_be_run(advised, source, capsys):
     command = shlex.split(advised["advice"]["command"])
     assert command[:5] == ["effconv", "lsg", str(source), "--max-len", "1024"]
@@ -322,6 +359,7 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     assert "2 texts, 94 tokens" in said
     assert command in said.replace("\n", "")
     assert "not quality" in said
+    assert "a million documents as long as the 2 texts" in said
     assert "One round" in said
 
 
@@ -338,10 +376,9 @@ def test_data_without_text_is_bad_input(content, source, tmp_path):
 def test_advice_is_for_one_model_that_has_a_dense_source_and_a_tokenizer(source, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text(words(20))
-    with pytest.raises(UsageError, match="one model"):
-        effconv.bench([source, source], data=path)
-    with pytest.raises(UsageError, match="one dtype"):
+    with pytest.raises(UsageError, match="one dtype") as error:
         effconv.bench(source, data=path, batch="8")
+    assert "--no-advice" in error.value.hint
     bare = save_tiny(tmp_path / "bare", tokenizer=False)
     with pytest.raises(BadInputError, match="no tokenizer"):
         effconv.bench(bare, data=path)
