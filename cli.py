@@ -19,6 +19,7 @@ import typer
 from .commands import (
     CONTEXT,
     CONVERTING,
+    EMBEDDING,
     EXPORTING,
     MEASURING,
     PREPARING,
@@ -28,6 +29,7 @@ from .commands import (
     Quiet,
     Source,
     converting_command,
+    embedding_command,
     exporting_command,
     hub_progress,
     measuring_command,
@@ -64,7 +66,7 @@ class Commands(PlainGroup):
     """All commands. Those that convert, train or measure are built on demand, since a run needs one at most."""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        made_later = [*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *MEASURING]
+        made_later = [*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *MEASURING]
         return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
@@ -72,7 +74,7 @@ class Commands(PlainGroup):
         if found is None:
             # Unknown command: build all of them, so that Typer can suggest one.
             makers = dict.fromkeys(CONVERTING, converting_command) | dict.fromkeys(TRAINING, training_command)
-            makers |= dict.fromkeys(PREPARING, preparing_command)
+            makers |= dict.fromkeys(PREPARING, preparing_command) | dict.fromkeys(EMBEDDING, embedding_command)
             makers |= dict.fromkeys(EXPORTING, exporting_command) | dict.fromkeys(MEASURING, measuring_command)
             for name in (cmd_name,) if cmd_name in makers else makers:
                 self.commands[name] = makers[name](name)
@@ -83,8 +85,8 @@ class Commands(PlainGroup):
         yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in (PREPARING | TRAINING).items())
         yield from (("Inspect and measure", name, help) for name, help in MEASURING.items())
-        yield from (("Serve", name, help) for name, help in EXPORTING.items())
-        made_later = (*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *MEASURING)
+        yield from (("Serve", name, help) for name, help in (EXPORTING | EMBEDDING).items())
+        made_later = (*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *MEASURING)
         yield from (row for row in super().listed() if row[1] not in made_later)
 
 
