@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .adapt.controls import LABELS
 from .commands import (
     CONTEXT,
     CONVERTING,
@@ -105,6 +106,7 @@ new_models = typer.Typer(
 app.add_typer(
     new_models, name="new", help="Make a repo with random weights, to train from scratch.", rich_help_panel="Train"
 )
+WAYS = ", ".join(LABELS)  # of `effconv retrieval`
 REPORT = "internal error in effconv. Please report it with the command and the lines above."
 
 Token = Annotated[
@@ -277,6 +279,28 @@ def retrieval(
         typer.Option(help="Queries per document. [default: 16, or as many as fit]", min=1, show_default=False),
     ] = None,
     query_tokens: Annotated[int, typer.Option(help="Tokens per query.", min=4)] = 32,
+    with_: Annotated[
+        str | None, typer.Option("--with", help=f"Ways to embed documents: {WAYS}. [default: all]", show_default=False)
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Use whole documents (rows, articles, files) instead of windows. Queries are cut out of them.",
+        ),
+    ] = False,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens per chunk. [default: as many as the source takes]", min=1, show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the choice of sentences with --whole.")] = 123,
+    text_column: Annotated[
+        str, typer.Option(help="Column with the text in .jsonl, .csv and .parquet files, with --whole.")
+    ] = "text",
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep embeddings here, to compute them only once.", show_default=False),
+    ] = None,
     token: Token = None,
     offline: Offline = False,
     trust_remote_code: Annotated[
@@ -301,6 +325,12 @@ def retrieval(
             tokens=tokens,
             queries=queries,
             query_tokens=query_tokens,
+            with_=with_,
+            whole=whole,
+            chunk_tokens=chunk_tokens,
+            seed=seed,
+            text_column=text_column,
+            cache=cache,
             token=token,
             offline=offline,
             trust_remote_code=trust_remote_code,

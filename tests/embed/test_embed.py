@@ -145,7 +145,9 @@ def pooled_by(folder: Path, **config: object) -> Path:
 
 
 def test_a_model_that_pools_its_first_token_gets_one_for_every_chunk(tmp_path):
-    folder = pooled_by(save_tiny_sentence_encoder(tmp_path / "a"), pooling_mode_cls_token=True)
+    folder = pooled_by(
+        save_tiny_sentence_encoder(tmp_path / "a"), pooling_mode_cls_token=True, pooling_mode_mean_tokens=False
+    )
     text = documents(1, words=30)[0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
