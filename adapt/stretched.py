@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..convert.families.grammar import Family
-from ..convert.ops import Array, InterpolatePositions, TilePositions
+from ..convert.io.dtypes import Array
+from ..convert.ops import InterpolatePositions, TilePositions
 
 
-def stretched(model: nn.Module, family: Family, length: int, how: str) -> nn.Module:
+def stretched(model: Any, family: Family, length: int, how: str) -> nn.Module:
     """The same model for `length` tokens, its position tables as a conversion makes them.
 
     Args:
@@ -32,7 +34,8 @@ def stretched(model: nn.Module, family: Family, length: int, how: str) -> nn.Mod
         else:
             state[name] = _resized(state[name], length, family.special_rows(own), how)
     longer.load_state_dict(state)
-    return longer.eval()
+    finished: nn.Module = longer.eval()
+    return finished
 
 
 def _resized(table: Tensor, length: int, special: int, how: str) -> Tensor:
