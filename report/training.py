@@ -117,6 +117,12 @@ def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
     console.print(
         f"± is the standard error over {unit}. Vectors, CPU time and memory are per document.", highlight=False
     )
+    if task["kind"] == "whole":
+        left_out, cut = found["data"]["left_out"], found["data"]["cut"]
+        console.print(
+            f"{counted(left_out, 'document')} left out (short, or no fitting sentence), {cut:,} cut at the maximum length.",
+            highlight=False,
+        )
     return None
 
 

@@ -232,6 +232,7 @@ def test_the_command_measures_whole_documents_and_a_second_run_loads_no_model(ma
     shown = CliRunner().invoke(app, list(map(str, words[:-1])))
     assert "± is the standard error over 4 independent documents" in shown.stdout
     assert "4 documents of up to 128 tokens" in shown.stdout
+    assert "0 documents left out" in shown.stdout
 
 
 def test_windows_count_their_articles(made):
