@@ -23,8 +23,8 @@ The files:
     results     the new repo: weights, manifest, card, plot
     verified    the checks of a trained repo, and their results in its manifest
     run         all of it, from options to a published repo
-    retrieval   the ranking task of source and repos, beside the training (controls, ways, whole, retrieval_text, stretched,
-                embedding_cache are its parts)
+    retrieval   the ranking task of source and repos, beside the training; its parts are controls (names of the ways),
+                ways, whole, retrieval_text, stretched and embedding_cache
 
 Two rules make resuming and processes exact. A batch is a function of seed and step alone, so that every process makes
 the whole of it and takes its rows; and a loss is a sum over the process's rows divided by a count over the global

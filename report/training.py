@@ -120,7 +120,7 @@ def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
     if task["kind"] == "whole":
         left_out, cut = found["data"]["left_out"], found["data"]["cut"]
         console.print(
-            f"{counted(left_out, 'document')} left out (short, or no fitting sentence), {cut:,} cut at the maximum length.",
+            f"{counted(left_out, 'document')} left out (short, or without a fitting sentence), {cut:,} cut.",
             highlight=False,
         )
     return None
