@@ -71,8 +71,8 @@ def measure(
     for key, (queries, documents) in found.items():
         vectors, counts = documents.vectors, documents.counts
         if key[1] == "chunk-mean":
-            parts = torch.split(vectors, counts)
-            vectors, counts = torch.stack([F.normalize(part.mean(0), dim=-1) for part in parts]), [1] * len(parts)
+            several = torch.split(vectors, counts)
+            vectors, counts = torch.stack([F.normalize(part.mean(0), dim=-1) for part in several]), [1] * len(several)
             found[key] = (queries, Embedded(vectors, counts, documents.seconds, documents.peak))
         ranks[key] = ranked(best(queries, vectors, counts), task.answers)
     order = [*LABELS, "repo"]
@@ -123,8 +123,8 @@ def _embedded(
             progress(f"{model.name}: documents ({LABELS.get(run, 'whole')})", 0, 0)
             return _measured(_maker(run, encoder(), size, reach), task.documents)
 
-        asked = {"model": model.digest, "ids": documents, "of": run, "chunk_tokens": size, "reach": reach}
-        tensors, cost = cache.get(asked, embed_documents)
+        of = {"model": model.digest, "ids": documents, "of": run, "chunk_tokens": size, "reach": reach}
+        tensors, cost = cache.get(of, embed_documents)
         for way, part in needed.items():
             counts = tensors[f"{part}.counts"].tolist()
             found[way] = Embedded(tensors[part], counts, cost["seconds"], cost["peak"])

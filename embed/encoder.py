@@ -187,7 +187,7 @@ class ChunkEncoder:
                 hint=f"its prompts: {', '.join(prompts) or 'none'}",
             )
         name = name or next((one for one in DOCUMENT_PROMPTS if one in prompts), self.model.default_prompt_name)
-        return str(prompts.get(name) or "")
+        return str(prompts.get(name or "") or "")
 
     def _read(self, text: str, prompt: str) -> _Text:
         """A text's tokens. Like sentence-transformers, without white space around it."""
