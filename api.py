@@ -33,6 +33,7 @@ __all__ = [
     "adopt",
     "bench",
     "convert",
+    "embed",
     "export",
     "fidelity",
     "finetune",
@@ -277,6 +278,33 @@ def export(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **optio
     from .export.run import export_repo
 
     return export_repo(repo, _chosen("export", ExportOptions, options), progress=progress)
+
+
+@reads_repos
+def embed(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **options: Any) -> Any:
+    """Embeds the texts of files: one vector a text, or one a chunk in the context of its text.
+
+    `effconv.embed.ChunkEncoder` is the same for texts in memory.
+
+    Args:
+        repo: folder of the repo, or of another sentence-transformers model.
+        progress: called with the name of each step.
+        options: the command's flags as keyword arguments, with underscores (`data`, `chunks`, `output`, ...).
+
+    Returns:
+        An `effconv.embed.run.Embedded`: the output file, and the counts of texts and vectors.
+
+    Raises:
+        EffconvError: the repo or a text cannot be used. No output was written.
+    """
+    from .embed.options import EmbedOptions
+    from .embed.run import embed_texts
+
+    _refuse_unknown("embed", options.keys(), {field.name for field in dataclasses.fields(EmbedOptions)})
+    options["data"] = tuple(os.fspath(value) for value in one_or_several(options.get("data")))
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    return embed_texts(repo, EmbedOptions(**options), progress=progress)
 
 
 def prepare(

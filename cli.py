@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .adapt.controls import LABELS
 from .commands import (
     CONTEXT,
     CONVERTING,
+    EMBEDDING,
     EXPORTING,
     MEASURING,
     PREPARING,
@@ -28,6 +30,7 @@ from .commands import (
     Quiet,
     Source,
     converting_command,
+    embedding_command,
     exporting_command,
     hub_progress,
     measuring_command,
@@ -64,7 +67,7 @@ class Commands(PlainGroup):
     """All commands. Those that convert, train or measure are built on demand, since a run needs one at most."""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        made_later = [*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *MEASURING]
+        made_later = [*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *MEASURING]
         return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
@@ -72,7 +75,7 @@ class Commands(PlainGroup):
         if found is None:
             # Unknown command: build all of them, so that Typer can suggest one.
             makers = dict.fromkeys(CONVERTING, converting_command) | dict.fromkeys(TRAINING, training_command)
-            makers |= dict.fromkeys(PREPARING, preparing_command)
+            makers |= dict.fromkeys(PREPARING, preparing_command) | dict.fromkeys(EMBEDDING, embedding_command)
             makers |= dict.fromkeys(EXPORTING, exporting_command) | dict.fromkeys(MEASURING, measuring_command)
             for name in (cmd_name,) if cmd_name in makers else makers:
                 self.commands[name] = makers[name](name)
@@ -83,8 +86,8 @@ class Commands(PlainGroup):
         yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in (PREPARING | TRAINING).items())
         yield from (("Inspect and measure", name, help) for name, help in MEASURING.items())
-        yield from (("Serve", name, help) for name, help in EXPORTING.items())
-        made_later = (*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *MEASURING)
+        yield from (("Serve", name, help) for name, help in (EXPORTING | EMBEDDING).items())
+        made_later = (*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *MEASURING)
         yield from (row for row in super().listed() if row[1] not in made_later)
 
 
@@ -103,6 +106,7 @@ new_models = typer.Typer(
 app.add_typer(
     new_models, name="new", help="Make a repo with random weights, to train from scratch.", rich_help_panel="Train"
 )
+WAYS = ", ".join(LABELS)  # of `effconv retrieval`
 REPORT = "internal error in effconv. Please report it with the command and the lines above."
 
 Token = Annotated[
@@ -275,6 +279,28 @@ def retrieval(
         typer.Option(help="Queries per document. [default: 16, or as many as fit]", min=1, show_default=False),
     ] = None,
     query_tokens: Annotated[int, typer.Option(help="Tokens per query.", min=4)] = 32,
+    with_: Annotated[
+        str | None, typer.Option("--with", help=f"Ways to embed documents: {WAYS}. [default: all]", show_default=False)
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Use whole documents (rows, articles, files) instead of windows. Queries are cut out of them.",
+        ),
+    ] = False,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens per chunk. [default: as many as the source takes]", min=1, show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the choice of sentences with --whole.")] = 123,
+    text_column: Annotated[
+        str, typer.Option(help="Column with the text in .jsonl, .csv and .parquet files, with --whole.")
+    ] = "text",
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep embeddings here, to compute them only once.", show_default=False),
+    ] = None,
     token: Token = None,
     offline: Offline = False,
     trust_remote_code: Annotated[
@@ -299,6 +325,12 @@ def retrieval(
             tokens=tokens,
             queries=queries,
             query_tokens=query_tokens,
+            with_=with_,
+            whole=whole,
+            chunk_tokens=chunk_tokens,
+            seed=seed,
+            text_column=text_column,
+            cache=cache,
             token=token,
             offline=offline,
             trust_remote_code=trust_remote_code,

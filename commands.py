@@ -43,6 +43,9 @@ PREPARING = {"prepare": "Make pretraining examples from texts or from shards of 
 EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The result runs without the repo's code."}
 
 
+EMBEDDING = {"embed": "Embed texts with a repo: one vector per text, or one per chunk in the context of its text."}
+
+
 PLAN_HELP = (
     "Print what would happen to every tensor (copy; tile: repeat rows; derive: compute from others; new; drop), "
     "and convert nothing. Equal plans have equal plan hashes."
@@ -236,6 +239,32 @@ def exporting_command(name: str) -> Command:
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
     parameters = [_keyword("repo", repo), *_parameters(ExportOptions)]
     return _command(name, EXPORTING[name], command, parameters)
+
+
+def embedding_command(name: str) -> Command:
+    """`effconv embed REPO`, whose options are the fields of `EmbedOptions`."""
+    from .embed.options import EmbedOptions
+
+    def command(**values: Any) -> None:
+        from .api import embed
+        from .report.console import Progress
+        from .report.exported import show_embedded
+
+        repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
+        values["data"] = together("--data", values["data"], more)
+        with Progress(quiet=values.pop("quiet")) as progress:
+            embedded = embed(repo, progress=progress, **values)
+        show_embedded(embedded, as_json=as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    help = "Folder of a converted repo, or of another sentence-transformers model."
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
+    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
+    parameters += _parameters(EmbedOptions)
+    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    return _command(name, EMBEDDING[name], command, parameters)
 
 
 def measuring_command(name: str) -> Command:

@@ -13,7 +13,7 @@ The files:
     teacher     one run of the teacher, and what is kept of it
     objectives  teacher's run and batch → one loss, normalised over the global batch
     contrastive long texts against the teacher's embeddings of their pieces
-    ranking     which long document does a piece come from: the task and its ranks
+    ranking     which long document does a piece come from: the task, its ranks and their errors
     heldout     fidelity on held-out text, before, during and after
     opening     how every training begins and stops, those of `effconv pretrain` and `finetune` too
     checkpoints saved state of a run, read by `--resume`
@@ -24,7 +24,8 @@ The files:
     results     the new repo: weights, manifest, card, plot
     verified    the checks of a trained repo, and their results in its manifest
     run         all of it, from options to a published repo
-    retrieval   the ranking task of source and repos, beside the training
+    retrieval   the ranking task of source and repos, beside the training; its parts are controls (names of the ways),
+                ways, whole, retrieval_text, stretched and embedding_cache
 
 Two rules make resuming and processes exact. A batch is a function of seed and step alone, so that every process makes
 the whole of it and takes its rows; and a loss is a sum over the process's rows divided by a count over the global

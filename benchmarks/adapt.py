@@ -36,6 +36,7 @@ SHORT, LONG = (128, 512), (512, 1024)
 RETRIEVAL: dict[str, Any] = {
     "documents": 1000,
     "tokens": 2048,
+    "with_": "truncation,chunk-mean,chunk-max",
 }  # as many documents as the text has: fewer tell models apart by luck
 
 

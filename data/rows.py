@@ -75,7 +75,7 @@ def read_tables(names: Sequence[str], wanted: Collection[str], label: str, where
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     for name in names:
         path = Path(name)
-        read = table if _has_datasets() or path.suffix not in PLAIN else _plain_table
+        read = table if _has_datasets() or path.suffix not in PLAIN else plain_table
         for column, values in _columns(read(path), wanted, name).items():
             columns[column] += values
     record = {
@@ -225,7 +225,7 @@ class _Table:
         return self.columns[name]
 
 
-def _plain_table(path: Path) -> _Table:
+def plain_table(path: Path) -> _Table:
     """A JSONL or CSV file, read by the standard library.
 
     Raises:

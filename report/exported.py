@@ -1,4 +1,4 @@
-"""Prints the result of `effconv export`."""
+"""Prints the results of `effconv export` and `effconv embed`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from ..convert.text import counted
 from .console import new_console, print_json
 
 if TYPE_CHECKING:
+    from ..embed.run import Embedded
     from ..export.run import ExportResult
 
 
@@ -36,4 +38,21 @@ def show_exported(result: ExportResult, *, as_json: bool) -> None:
                 cells = (form, f"{cosine:.4f}", f"{seconds[form]:.3f}", f"{seconds['torch']:.3f}")
                 table.add_row(f"{row['tokens']:,}", *cells)
         console.print(table)
+    return None
+
+
+def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(embedded.described())
+    console, record = new_console(), embedded.record
+    console.print(f"[bold]{escape(str(embedded.output))}[/bold]", soft_wrap=True)
+    longer, chunked = record["longer_than_the_model"], record["chunk_tokens"] is not None
+    console.print(
+        f"{counted(record['vectors'], 'vector')} of {record['width']} numbers, "
+        f"{counted(record['texts'], 'text')}, {record['seconds']:,.1f} s",
+        highlight=False,
+    )
+    if longer:
+        what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
+        console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
     return None

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..convert.text import counted
-from .console import new_console, print_checks, print_json
+from .console import new_console, print_checks, print_json, size_text
 
 if TYPE_CHECKING:
     from ..adapt.results import Adapted
@@ -96,13 +96,39 @@ def _print_outcome(console: Console, trained: Adapted | Finetuned) -> None:
 def show_retrieval(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         return print_json(found)
-    task = found["task"]
-    title = "{documents} documents of {tokens} tokens, {queries} queries of {query_tokens} tokens".format(**task)
-    table = Table("document embedding", "R@1", "MRR", "R@1 vs chunk average", title=title, title_justify="left")
+    task, console = found["task"], new_console()
+    about = "up to {tokens} tokens" if task["kind"] == "whole" else "{tokens} tokens"
+    title = ("{documents} documents of " + about + ", {queries} queries of {query_tokens} tokens").format(**task)
+    table = Table(title=title, title_justify="left")
+    for column in ("document embedding", "R@1", "MRR", "R@1 vs chunk average", "R@1 vs chunk maximum"):
+        table.add_column(column)
+    for column in ("vectors", "CPU s", "peak memory"):
+        table.add_column(column, justify="right")
     for row in found["rows"]:
-        over = f"{row['over_chunk_average']:+.3f} ± {row['over_chunk_average_error']:.3f}"
-        known = row["documents"] != "chunk average"
-        table.add_row(escape(row["documents"]), f"{row['r@1']:.3f}", f"{row['mrr']:.3f}", over if known else "–")
-    new_console().print(table)
-    new_console().print("± is the standard error of the difference in R@1.", highlight=False)
+        over = [
+            "–" if row["documents"] == base else _with_error(row, f"over_{base.replace(' ', '_')}", "+.3f")
+            for base in ("chunk average", "chunk maximum")
+        ]
+        peak = "–" if row["peak_bytes"] is None else size_text(row["peak_bytes"])
+        cost = (f"{row['vectors']:.3g}", f"{row['cpu_seconds']:.3f}", peak)
+        table.add_row(escape(row["documents"]), _with_error(row, "r@1"), _with_error(row, "mrr"), *over, *cost)
+    console.print(table)
+    unit = counted(task["units"], f"independent {task['unit']}")
+    console.print(
+        f"± is the standard error over {unit}. Vectors, CPU time and memory are per document.", highlight=False
+    )
+    if task["kind"] == "whole":
+        left_out, cut = found["data"]["left_out"], found["data"]["cut"]
+        console.print(
+            f"{counted(left_out, 'document')} left out (short, or without a fitting sentence), {cut:,} cut.",
+            highlight=False,
+        )
     return None
+
+
+def _with_error(row: Mapping[str, Any], name: str, form: str = ".3f") -> str:
+    """A figure and its standard error; a dash for one that was not measured."""
+    if name not in row:
+        return "–"
+    error = row[f"{name}_error"]
+    return format(row[name], form) + ("" if error is None else f" ± {error:.3f}")

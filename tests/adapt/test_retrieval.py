@@ -12,7 +12,7 @@ from adapt_text import documents
 from typer.testing import CliRunner
 
 import effconv
-from effconv.adapt.ranking import Encoder, chunk_embeddings, difference, make_task, ranked, reciprocal
+from effconv.adapt.ranking import Encoder, difference, make_task, ranked, reciprocal
 from effconv.adapt.retrieval import retrieval
 from effconv.cli import app
 from effconv.convert.errors import BadInputError, UsageError
@@ -72,7 +72,8 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
     text = tmp_path / "a.txt"
     text.write_text(" ".join(documents(6, words=300)))
     found = retrieval([tmp_path / "lsg"], against=tmp_path / "source", data=[text], tokens=144, query_tokens=16)
-    assert [row["documents"] for row in found["rows"]] == ["truncation", "chunk average", "chunk maximum", "lsg"]
+    controls = ["truncation", "chunk average", "chunk maximum", "late chunking", "dense", "dense, interpolated"]
+    assert [row["documents"] for row in found["rows"]] == [*controls, "dense, chunks", "lsg, chunks", "lsg"]
     assert found["task"]["documents"] == 12
     assert found["task"]["queries"] == 12 * ((144 - 2 - 64) // 16)  # as many as fit
     assert found["rows"][1]["over_chunk_average"] == found["rows"][1]["over_chunk_average_error"] == 0
@@ -108,9 +109,9 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
     body = torch.randint(5, 60, (3, 60))
     one, other = (Encoder(model, [2], [3])(body) for model in (stock, emitted))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    chunks = chunk_embeddings(Encoder(stock, [2], [3]), body, 25)
-    assert chunks.shape == (3, 3, 32)
-    torch.testing.assert_close(chunks[:, 1], Encoder(stock, [2], [3])(body[:, 20:40]), rtol=1e-5, atol=1e-5)
+    chunks = Encoder(stock, [2], [3]).alone(body[0], 25)
+    assert chunks.shape == (3, 32)
+    torch.testing.assert_close(chunks[1:2], Encoder(stock, [2], [3])(body[:1, 20:40]), rtol=1e-5, atol=1e-5)
 
 
 def test_the_task_is_written_as_json(capsys):

@@ -1,0 +1,42 @@
+"""The ways to embed a document that `effconv retrieval` compares, by name. Imports nothing heavy.
+
+One vector a document: the first tokens that the source takes (`truncation`), the average of its chunks (`chunk-mean`),
+the source with a longer position table on the whole document (`dense`, `dense-interpolated`), and each repo. One vector
+a chunk, the best of which counts: the source on chunks (`chunk-max`), the source on windows that overlap, pooled per
+chunk (`late-chunking`), and both long models pooled per chunk (`dense-chunks`, `repo-chunks`).
+"""
+
+from __future__ import annotations
+
+from ..convert.errors import UsageError
+
+LABELS = {  # as rows are called; a repo's row has its name before that
+    "truncation": "truncation",
+    "chunk-mean": "chunk average",
+    "chunk-max": "chunk maximum",
+    "late-chunking": "late chunking",
+    "dense": "dense",
+    "dense-interpolated": "dense, interpolated",
+    "dense-chunks": "dense, chunks",
+    "repo-chunks": "chunks",
+}
+STRETCHED = ("dense", "dense-interpolated", "dense-chunks")
+
+
+def chosen(named: str | None) -> tuple[str, ...]:
+    """The ways that `--with` names, in the order of `LABELS`; all of them if it is not given.
+
+    Raises:
+        UsageError: it names another one.
+    """
+    if named is None:
+        return tuple(LABELS)
+    words = [word.strip().lower() for word in named.split(",") if word.strip()]
+    odd = [word for word in words if word not in LABELS]
+    if odd or not words:
+        raise UsageError(
+            f"unknown way to embed a document: {', '.join(odd)}" if odd else "no way to embed a document is named",
+            where="--with",
+            hint="use some of " + ", ".join(LABELS),
+        )
+    return tuple(name for name in LABELS if name in words)

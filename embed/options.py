@@ -1,0 +1,50 @@
+"""Options of `effconv embed`: flags, help and valid values. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..convert.options import option, require_sound
+
+FORMS = (".parquet", ".npy")
+DANGER = "Dangerous: only for sources you trust"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """Options of `effconv embed`."""
+
+    data: tuple[str, ...] = option((), "Text, .jsonl, .csv or .parquet file, can be repeated.")
+    output: Path | None = option(
+        None,
+        "FILE.parquet, or FILE.npy with the rows' ids in FILE.ids.jsonl. [default: REPO.parquet]",
+        short="-o",
+    )
+    chunks: int | None = option(
+        None,
+        "Tokens per chunk, such as 512: one vector per chunk, in the context of its text. [default: one per text]",
+    )
+    text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.")
+    id_column: str | None = option(None, "Column with the id of a text. [default: FILE#ROW]")
+    lines: bool = option(False, "Treat each line of a text file as one text.")
+    batch_size: int = option(8, "Texts per run of the model.")
+    normalize: bool = option(False, "Scale vectors to length 1, also if the model does not.")
+    device: str | None = option(None, "Device, such as cuda. [default: a GPU if there is one]")
+    overwrite: bool = option(False, "Replace an existing output file, after the new one is complete.")
+    trust_remote_code: bool = option(
+        False, "Allow Python code that came with the source (tokenizer, modules) to run.", panel=DANGER
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError with all invalid values."""
+        faults = []
+        if not self.data:
+            faults.append("data is missing: give files with texts")
+        if self.chunks is not None and self.chunks < 1:
+            faults.append(f"chunks must be at least 1, got {self.chunks}")
+        if self.batch_size < 1:
+            faults.append(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.output is not None and Path(self.output).suffix not in FORMS:
+            faults.append(f"output must end in {' or '.join(FORMS)}, got {self.output}")
+        require_sound("embed", faults, self)

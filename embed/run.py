@@ -1,0 +1,143 @@
+"""`effconv embed`: the texts of files → vectors in a parquet file, or in a .npy file with the ids beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..convert.errors import OutputError, UsageError
+from ..convert.io.staging import output_errors
+from ..convert.io.tokenizer import require_tokenizer
+from ..convert.options import Progress
+from ..convert.repo.manifest import NAME, read_manifest, repo_folder
+from ..data.named import NamedText, read_named
+from .files import made_of, vectors_file
+from .options import EmbedOptions
+
+if TYPE_CHECKING:
+    from .encoder import ChunkEncoder
+
+AT_ONCE = 8  # batches of texts that are read, embedded and written together
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Result of `effconv embed`.
+
+    Attributes:
+        output: the file. record: texts, vectors, width, tokens per chunk, texts that were cut, seconds.
+    """
+
+    output: Path
+    record: dict[str, Any]
+
+    def described(self) -> dict[str, Any]:
+        return {"output": str(self.output), **self.record}
+
+
+def embed_texts(
+    repo: str | os.PathLike[str],
+    options: EmbedOptions,
+    *,
+    progress: Progress = lambda step, done, total: None,
+) -> Embedded:
+    """Embeds the texts of files with a repo.
+
+    Returns:
+        The output file, complete, and what is in it.
+
+    Raises:
+        EffconvError: the repo or a text cannot be used. No output was written.
+    """
+    folder = repo_folder(repo)
+    if not (folder / "modules.json").is_file() and not (folder / NAME).is_file():
+        read_manifest(folder)  # raises: neither a repo of effconv nor one of sentence-transformers
+    output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
+    _require_writable(output, options)
+    if (folder / NAME).is_file():
+        require_tokenizer(folder, trust_remote_code=options.trust_remote_code)
+    texts = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
+    first = next(texts)  # raises before a model is loaded if there is none
+
+    import transformers
+
+    from .encoder import ChunkEncoder
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    progress("models", 0, 0)
+    encoder = ChunkEncoder(folder, device=options.device, trust_remote_code=options.trust_remote_code)
+    begun = time.perf_counter()
+    counts = {"texts": 0, "vectors": 0, "width": 0, "longer_than_the_model": 0}
+    with output_errors(output), vectors_file(output) as write:
+        for part in _parts(first, texts, AT_ONCE * options.batch_size):
+            progress("embedding", 0, 0)
+            rows, vectors = _embedded(encoder, part, options, counts)
+            write(rows, vectors)
+    record: dict[str, Any] = {"model": folder.absolute().name, "chunk_tokens": options.chunks, **counts}
+    record["seconds"] = round(time.perf_counter() - begun, 3)
+    return Embedded(output, record)
+
+
+def _require_writable(output: Path, options: EmbedOptions) -> None:
+    for path in made_of(output):
+        if path.is_dir() or (path.exists() and not options.overwrite):
+            raise OutputError(
+                "this is a folder" if path.is_dir() else "the output file exists",
+                where=str(path),
+                hint="choose another file with --output" + ("" if path.is_dir() else ", or pass --overwrite"),
+            )
+    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            "the package pyarrow, which writes parquet files, is not installed",
+            where="--output",
+            hint="pip install pyarrow, or write a .npy file with --output FILE.npy",
+        )
+
+
+def _parts(first: NamedText, others: Iterator[NamedText], size: int) -> Iterator[list[NamedText]]:
+    stream = itertools.chain([first], others)
+    while part := list(itertools.islice(stream, size)):
+        yield part
+
+
+def _embedded(
+    encoder: ChunkEncoder, part: list[NamedText], options: EmbedOptions, counts: dict[str, int]
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """The rows (id, chunk, start, end, tokens) of some texts, and their vectors (rows, w); counts what was done."""
+    texts = [text.text for text in part]
+    rows: list[dict[str, Any]] = []
+    if options.chunks is None:
+        vectors = encoder.model.encode_document(
+            texts,
+            batch_size=options.batch_size,
+            show_progress_bar=False,
+            normalize_embeddings=options.normalize,
+            convert_to_numpy=True,
+        )
+    else:
+        found = encoder.encode(
+            texts, chunk_tokens=options.chunks, batch_size=options.batch_size, normalize_embeddings=options.normalize
+        )
+        vectors = np.concatenate(found)
+    longest = encoder.max_seq_length - encoder.tokenizer.num_special_tokens_to_add()
+    if options.chunks is None:
+        cut = [[chunk] for chunk in encoder.whole(texts)]
+    else:
+        cut = encoder.chunks(texts, options.chunks)
+    for text, chunks in zip(part, cut, strict=True):
+        counts["longer_than_the_model"] += sum(chunk.tokens for chunk in chunks) > longest
+        for i, chunk in enumerate(chunks):
+            rows.append({"id": text.id, "chunk": i, "start": chunk.start, "end": chunk.end, "tokens": chunk.tokens})
+    counts["texts"] += len(part)
+    counts["vectors"] += len(vectors)
+    counts["width"] = vectors.shape[1]
+    return rows, np.asarray(vectors, dtype=np.float32)
