@@ -256,14 +256,9 @@ def embedding_command(name: str) -> Command:
             embedded = embed(repo, progress=progress, **values)
         show_embedded(embedded, as_json=as_json)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     help = "Folder of a converted repo, or of another sentence-transformers model."
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
-    parameters = [inspect.Parameter("repo", keyword, annotation=repo)]
-    parameters.append(inspect.Parameter("more", keyword, default=None, annotation=MoreData))
-    parameters += _parameters(EmbedOptions)
-    parameters.append(inspect.Parameter("json", keyword, default=False, annotation=Json))
-    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(EmbedOptions)]
     return _command(name, EMBEDDING[name], command, parameters)
 
 
