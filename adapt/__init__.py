@@ -10,6 +10,7 @@ The files:
     documents   files and datasets → documents, those that are held out, and proof that they stay out
     batches     a step number → the same global batch on any number of processes
     models      student, teacher, and which parameters are trained
+    positions   training the positions beyond the source's alone
     teacher     one run of the teacher, and what is kept of it
     objectives  teacher's run and batch → one loss, normalised over the global batch
     contrastive long texts against the teacher's embeddings of their pieces

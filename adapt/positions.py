@@ -1,6 +1,6 @@
 """Training the new positions alone: up to the source's length, a repo then gives what it gave before.
 
-Zhu et al., LongEmbed, arXiv 2404.12096, section 3.3, train an encoder's added position embeddings and freeze the rest.
+Zhu et al., LongEmbed, arXiv 2404.12096, train an encoder's added position embeddings and freeze the rest.
 """
 
 from __future__ import annotations
