@@ -1,4 +1,4 @@
-"""Fixtures of several files: processes that begin with torch and transformers imported."""
+"""Settings of all tests, and the fixtures of several files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import preforked as forks
 import pytest
-from environments import stranger
+from environments import warm
 
 from effconv.convert.verify import run as verify
 
@@ -73,34 +72,13 @@ def _threads() -> int:
 
 
 @pytest.fixture(scope="session")
-def preforked(tmp_path_factory) -> Iterator[list[str]]:
-    """The command that stands for this Python where its processes may begin with torch and transformers imported.
-
-    They know nothing of effconv and of this process. What is said of a fresh process itself needs one of its own.
-    """
-    if not hasattr(os, "pidfd_open"):
-        yield [sys.executable]
-        return
-    folder = tmp_path_factory.mktemp("forks")
-    path = str(folder / "socket")
-    with subprocess.Popen(
-        [sys.executable, forks.__file__, "serve", path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=stranger(folder),
-    ) as server:  # leaving closes its stdin, and so ends it
-        assert server.stdout.readline() == b"ready\n"
-        yield [sys.executable, "-I", "-S", forks.__file__, "run", path]
-
-
-@pytest.fixture(scope="session")
-def verified_in_forks(preforked) -> Callable[[], AbstractContextManager[None]]:
-    """Gives a context in which conversions are verified in processes of `preforked`."""
+def verified_in_forks() -> Callable[[], AbstractContextManager[None]]:
+    """Gives a context in which conversions are verified in processes of `environments.warm`."""
 
     @contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verify, "PYTHON", preforked)
+            patch.setattr(verify, "PYTHON", warm())
             yield
 
     return context

@@ -18,7 +18,7 @@ import pytest
 import torch
 from adapt_text import write_wiki
 from bigs_goldens import ROOT
-from environments import FOUR, stranger
+from environments import FOUR, strangers_output
 from places import SUPPORT
 from safetensors.numpy import load_file
 from tiers import daily
@@ -395,9 +395,7 @@ def test_a_trained_repo_loads_on_transformers_4(python, repos, source, text, tmp
 model = transformers.AutoModelForMaskedLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True).eval()
 with torch.no_grad():
     print(transformers.__version__[0], json.dumps(model(torch.arange(5, 55)[None]).logits.tolist()))"""
-    run = subprocess.run([python, "-c", loads], capture_output=True, text=True, check=False, env=stranger(tmp_path))
-    assert run.returncode == 0, run.stderr
-    version, found = run.stdout.split(maxsplit=1)
+    version, found = strangers_output("-c", loads, folder=tmp_path, python=python).split(maxsplit=1)
     assert version == "4"
     with torch.no_grad():
         wanted = effconv.load(tmp_path / "out", auto="AutoModelForMaskedLM").eval()(torch.arange(5, 55)[None]).logits

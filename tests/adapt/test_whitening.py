@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from adapt_text import documents
+from environments import strangers_output
 from safetensors.numpy import load_file
 
 import effconv
@@ -84,10 +83,8 @@ def test_sentence_transformers_gives_whitened_embeddings_and_the_model_is_as_wit
     assert "whitened" not in (tmp_path / "plain" / "README.md").read_text()
 
     texts = ["the of and to in", " ".join(documents(1, words=150, seed=9))]
-    command = [sys.executable, "-c", STRANGER, tmp_path / "white", json.dumps(texts)]
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = {name: np.array(rows) for name, rows in json.loads(run.stdout.splitlines()[-1]).items()}
+    said = strangers_output("-c", STRANGER, tmp_path / "white", json.dumps(texts), folder=tmp_path)
+    found = {name: np.array(rows) for name, rows in json.loads(said.splitlines()[-1]).items()}
     matrix = load_file(tmp_path / "white" / "2_Dense" / "model.safetensors")["linear.weight"]
     wanted = found["pooled"] @ matrix.T
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from environments import stranger
+from environments import stranger, strangers_output
 from finetune_data import rows_for, write_rows
 from places import SUPPORT
 from safetensors.numpy import load_file
@@ -50,10 +50,8 @@ def data(place):
 def worker(name, place, task, tmp_path):
     files = [place / f"{task}.jsonl", place / f"{task}-dev.jsonl"]
     repo = place / ("bart" if task == "summarize" else "bert")
-    command = [sys.executable, SUPPORT / "finetune_worker.py", name, repo, *files, tmp_path]
-    run = subprocess.run(command, capture_output=True, text=True, env=stranger(tmp_path))
-    assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    said = strangers_output(SUPPORT / "finetune_worker.py", name, repo, *files, tmp_path, folder=tmp_path)
+    return json.loads(said.splitlines()[-1])
 
 
 def test_a_killed_run_goes_on_and_two_processes_give_the_weights_of_one(place, tmp_path):

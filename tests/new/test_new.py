@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
-import subprocess
 
 import pytest
 import torch
-from environments import FIVE, FOUR, stranger
+from environments import FIVE, FOUR, strangers_output
 from places import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -291,12 +290,8 @@ print(*AutoModel.from_pretrained(bigs, trust_remote_code=True)(ids).last_hidden_
 @pytest.mark.parametrize("python", [FIVE, FOUR])
 def test_new_repos_load_without_effconv(python, make, tmp_path):
     repos = [make(name) for name in ("lsg-causal", "lambda-published", "lambda", "lra", "bigs")]
-    run = subprocess.run(
-        [python, "-c", LOAD, *map(str, repos)],
-        capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    lines = [line for line in run.stdout.splitlines() if "reserved" not in line]
+    said = strangers_output("-c", LOAD, *repos, folder=tmp_path, python=python)
+    lines = [line for line in said.splitlines() if "reserved" not in line]
     assert lines == ["35", "2 2 8 4", "2 2 4 5 8", "2 10", "2 30 32"]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import torch
 import transformers
 from adapt_text import documents
-from environments import stranger
+from environments import strangers_output
 from places import SUPPORT
 from safetensors.torch import load_file
 from tiers import daily
@@ -274,10 +272,9 @@ def test_a_killed_run_and_two_processes_give_the_weights_of_an_unbroken_one(made
 
     def found(what):
         (tmp_path / what).mkdir()
-        command = [sys.executable, SUPPORT / "pretrain_worker.py", what, repo, text, tmp_path / what]
-        run = subprocess.run(command, capture_output=True, text=True, env=stranger(tmp_path), check=False)
-        assert run.returncode == 0, run.stderr[-3000:]
-        return json.loads(run.stdout.splitlines()[-1])
+        worker = SUPPORT / "pretrain_worker.py"
+        said = strangers_output(worker, what, repo, text, tmp_path / what, folder=tmp_path)
+        return json.loads(said.splitlines()[-1])
 
     assert found("kill") == {"left": ["step-000004"], "same": True, "lines": [6]}
     together = found("processes")

@@ -17,7 +17,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from environments import stranger
+from environments import stranger, strangers_output
 from places import ROOT
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -140,10 +140,7 @@ def test_the_program_of_torch_gives_the_same(folder, encoder):
 def test_the_page_runs(name, folder):
     script = folder / "script.py"
     script.write_text(dict(BLOCKS)[name], encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, script], cwd=folder, env=stranger(folder), capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    strangers_output(script, folder=folder)
 
 
 def test_the_page_has_a_block_for_each_way():

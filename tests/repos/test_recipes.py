@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from environments import stranger
+from environments import strangers_output
 from places import ROOT, SUPPORT
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -47,9 +45,7 @@ def folder(tmp_path_factory):
             assert run.exit_code == 0, f"effconv {line}\n{run.output}\n{run.exception!r}"
     for name, code in RECIPES.items():
         script_of(folder, name).write_text(code, encoding="utf-8")
-    command = [sys.executable, WORKER, *(script_of(folder, name) for name in RECIPES)]
-    run = subprocess.run(command, cwd=folder, env=stranger(folder), capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    strangers_output(WORKER, *(script_of(folder, name) for name in RECIPES), folder=folder)
     return folder
 
 

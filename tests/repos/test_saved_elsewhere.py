@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bigs_goldens import COPY as GOLDENS
 from checkpoints import edit_config, read_json, snapshot
-from environments import FOUR_NIGHTLY, stranger
+from environments import FOUR_NIGHTLY, strangers_output
 from hub_runs import Client
 from places import ROOT
 from tiers import daily
@@ -46,10 +45,8 @@ pytestmark = pytest.mark.xdist_group("saved-elsewhere")
 
 
 def save(folder: Path, python: str = sys.executable, **repos: Path) -> None:
-    """Saves the model of a repo in each of these ways, in one fresh process."""
-    command = [python, str(WORKER), str(folder), *(f"{way}={repo}" for way, repo in repos.items())]
-    done = subprocess.run(command, env=stranger(folder), capture_output=True, text=True, check=False, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    """Saves the model of a repo in each of these ways, in one process."""
+    strangers_output(WORKER, folder, *(f"{way}={repo}" for way, repo in repos.items()), folder=folder, python=python)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import preforked
 import pytest
 from places import ROOT
 
@@ -33,18 +39,52 @@ def stranger(folder: Path) -> dict[str, str]:
     return variables
 
 
-def run_checks(worker: Path, jobs: dict[str, dict], checks: list[str], folder: Path, python: str) -> dict[str, dict]:
-    """The faults that the worker's checks find, by job and check, from a fresh process."""
-    path, results = folder / "jobs.json", folder / "results.json"
-    path.write_text(json.dumps({"jobs": jobs, "checks": checks, "results": str(results)}))
+@functools.cache
+def warm(python: str = sys.executable) -> tuple[str, ...]:
+    """The command that stands for a Python whose processes begin with torch and transformers imported.
+
+    They know nothing of effconv and of this process. What is said of a fresh process itself needs one of its own.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return (python,)
+    folder = Path(tempfile.mkdtemp(prefix="forks-"))
+    path = str(folder / "socket")
+    server = subprocess.Popen(
+        [python, preforked.__file__, "serve", path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=stranger(folder),
+    )
+
+    def end() -> None:
+        server.communicate()  # its stdin is closed, by which it ends
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    assert server.stdout.readline() == b"ready\n"
+    return (sys.executable, "-I", "-S", preforked.__file__, "run", path)
+
+
+def strangers_output(
+    *arguments: object, folder: Path, python: str = sys.executable, env: Mapping[str, str] | None = None
+) -> str:
+    """What `python ARGUMENT...` prints as a stranger in a folder, in a process of `warm`; it must succeed."""
     run = subprocess.run(
-        [python, str(worker), str(path)],
+        [*warm(python), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         cwd=folder,
-        env=stranger(folder),
+        env={**stranger(folder), **(env or {})},
         check=False,
     )
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout
+
+
+def run_checks(worker: Path, jobs: dict[str, dict], checks: list[str], folder: Path, python: str) -> dict[str, dict]:
+    """The faults that the worker's checks find, by job and check, from a process of its own."""
+    path, results = folder / "jobs.json", folder / "results.json"
+    path.write_text(json.dumps({"jobs": jobs, "checks": checks, "results": str(results)}))
+    strangers_output(worker, path, folder=folder, python=python)
     return json.loads(results.read_text())

@@ -6,10 +6,9 @@ Everything recorded comes from the published implementation; see the README besi
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
-from environments import stranger
+from environments import strangers_output
 from places import SHARED, SUPPORT, TESTS
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -117,20 +116,10 @@ def with_recorded_globals(repo: Path, expected: Path) -> None:
 
 
 def run_worker(jobs: list[dict], folder: Path, python: str) -> dict[str, dict]:
-    """The worker's results by case, from a fresh process in which effconv cannot be imported."""
+    """The worker's results by case, from a process in which effconv cannot be imported."""
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run = subprocess.run(
-        [python, str(WORKER), str(path)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=stranger(folder),
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(strangers_output(WORKER, path, folder=folder, python=python).splitlines()[-1])
 
 
 def faults(results: dict[str, dict], tolerance: float = TOLERANCE) -> list[str]:

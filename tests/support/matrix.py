@@ -10,7 +10,6 @@ the same cells. The page's table of families and targets is written too: it foll
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from places import ROOT, SUPPORT
 if __name__ == "__main__":  # as a script it has only its own folder on the path, and there may be an effconv elsewhere
     sys.path.insert(0, str(Path(__file__).parent))
 
-from environments import stranger
+from environments import strangers_output
 from lsg_goldens import convert
 
 from effconv.convert.families.registry import ENCODER_DECODERS, FAMILIES
@@ -62,12 +61,9 @@ def make_job(folder: Path, family: str, head: str, variant: str = "plain", **con
 
 
 def run_jobs(jobs: list[dict], folder: Path) -> dict[str, dict[str, str]]:
-    """What is wrong with each job, by what was tried ("" where nothing is), from a fresh process."""
+    """What is wrong with each job, by what was tried ("" where nothing is), from a process of its own."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(WORKER), str(folder / "jobs.json")]
-    run = subprocess.run(command, capture_output=True, text=True, env=stranger(folder), check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(strangers_output(WORKER, folder / "jobs.json", folder=folder).splitlines()[-1])
 
 
 def table(rows: dict[str, str]) -> str:

@@ -1,11 +1,12 @@
 """Processes that begin with torch and transformers imported, and nothing of effconv: forks of one that imported them.
 
     python preforked.py serve SOCKET              until its stdin ends
-    python preforked.py run SOCKET ARGUMENT...    as `python ARGUMENT...`, a script or `-m` and a module, in a fork
+    python preforked.py run SOCKET ARGUMENT...    as `python ARGUMENT...` in a fork: a script, `-m` or `-c`
 
-A fresh process spends some five CPU seconds on these imports; a fork begins after them, with its own arguments,
+A fresh process spends five to eight CPU seconds on these imports; a fork begins after them, with its own arguments,
 variables, working folder and standard streams. `run` ends as the fork ends, and takes the fork with it where it is
-killed.
+killed. Both versions of transformers are served, each by the Python that has it. Variables that are read at an import
+(OMP_NUM_THREADS, HF_HUB_OFFLINE) are those of the server.
 """
 
 from __future__ import annotations
@@ -32,14 +33,21 @@ def run(path: str, arguments: list[str]) -> int:
 
 def serve(path: str) -> dict:
     """Serves until stdin ends; returns in each fork, with its job."""
+    import gc
     import selectors
 
     import torch  # noqa: F401
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel, conversion_mapping
+    import transformers
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
 
     assert all((AutoConfig, AutoModel, AutoTokenizer, BertModel))  # imported when they are named
-    conversion_mapping.get_checkpoint_conversion_mapping("bert")  # built, for all families, when it is first asked for
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        from transformers import conversion_mapping
+
+        conversion_mapping.get_checkpoint_conversion_mapping("bert")  # for all families, built when it is first needed
     assert not any(name.split(".")[0] == "effconv" for name in sys.modules)
+    gc.collect()
+    gc.freeze()  # what is imported here need not be looked through, and copied by that, in every fork
     watched = selectors.DefaultSelector()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
@@ -93,7 +101,8 @@ def become(job: dict) -> None:
     os.environ.clear()
     os.environ.update(job["variables"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
-    modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(os.environ["HF_HOME"], "modules")
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(home, "modules")
     for name, module in list(sys.modules.items()):  # read from the environment at import
         if name.startswith("transformers") and "HF_MODULES_CACHE" in vars(module):
             module.HF_MODULES_CACHE = modules
@@ -103,6 +112,10 @@ def become(job: dict) -> None:
         sys.path.insert(0, os.getcwd())
         name = sys.argv.pop(1)
         runpy.run_module(name, run_name="__main__", alter_sys=True)
+    elif sys.argv[0] == "-c":
+        sys.path.insert(0, "")
+        code = compile(sys.argv.pop(1), "<string>", "exec")
+        exec(code, vars(sys.modules["__main__"]))
     else:
         sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
         runpy.run_path(sys.argv[0], run_name="__main__")

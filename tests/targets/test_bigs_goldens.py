@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from bigs_goldens import (
     to_torch,
     worst,
 )
-from environments import FIVE, FOUR_NIGHTLY, stranger
+from environments import FIVE, FOUR_NIGHTLY, strangers_output
 from safetensors.numpy import load_file
 from same_models import TOLERANCE as SAME
 
@@ -292,9 +291,7 @@ def test_strangers_on_both_versions_get_the_published_outputs(python, torch_repo
     ]
     (tmp_path / "job.json").write_text(json.dumps(job))
     (tmp_path / "worker.py").write_text(WORKER)
-    command = [python, str(tmp_path / "worker.py"), str(tmp_path / "job.json")]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    strangers_output(tmp_path / "worker.py", tmp_path / "job.json", folder=tmp_path, python=python)
     for entry, case in zip(job, STRANGERS, strict=True):
         assert worst(load_file(entry["outputs"]), runs_of(case)[0][1]) <= TOLERANCE, case
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from importlib import resources
 
 import pytest
-from environments import stranger
+from environments import strangers_output
 from places import SUPPORT
 from typer.testing import CliRunner
 
@@ -38,7 +37,7 @@ def row(monkeypatch):
     registry.TARGETS.pop("uniform", None)
 
 
-def test_a_folder_and_a_row_are_a_target(row, verified_in_forks, preforked, tmp_path):
+def test_a_folder_and_a_row_are_a_target(row, verified_in_forks, tmp_path):
     source = save_tiny(tmp_path / "source", "bert", "ForMaskedLM", 64)
     with verified_in_forks():
         result = effconv.convert(source, "uniform", output=tmp_path / "repo", max_length=128)
@@ -50,9 +49,7 @@ def test_a_folder_and_a_row_are_a_target(row, verified_in_forks, preforked, tmp_
     assert emitted == (resources.files("toy_target") / "uniform_attention.py").read_text(encoding="utf-8")
     assert "already converted to uniform" in effconv.inspect(tmp_path / "repo").why_not
     (tmp_path / "load.py").write_text(LOAD)
-    command = [*preforked, str(tmp_path / "load.py"), str(tmp_path / "repo")]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False)
-    assert run.returncode == 0, run.stderr
+    strangers_output(tmp_path / "load.py", tmp_path / "repo", folder=tmp_path)
 
 
 def test_it_takes_every_family_that_needs_no_more(row):

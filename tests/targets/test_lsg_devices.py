@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
-from environments import FOUR_NIGHTLY, stranger
+from environments import FOUR_NIGHTLY, strangers_output
 from places import ROOT, SUPPORT
 
 import effconv
@@ -32,16 +31,7 @@ def repo(source):
 
 def test_off_the_cpu_the_plain_form_runs_and_makes_no_tensor_of_the_cpu(repo):
     paths = os.pathsep.join(path for path in sys.path if path)
-    run = subprocess.run(
-        [sys.executable, str(WORKER), str(repo)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    results = json.loads(run.stdout.splitlines()[-1])
+    results = json.loads(strangers_output(WORKER, repo, folder=repo.parent, env={"PYTHONPATH": paths}).splitlines()[-1])
     assert len(results) == 24
     assert {name: found for name, found in results.items() if found != "as wanted"} == {}
 
@@ -79,19 +69,9 @@ print(json.dumps({"forms": forms, "far": far}))
 @pytest.mark.parametrize("python", [pytest.param(sys.executable, id="transformers5"), FOUR_NIGHTLY])
 def test_the_form_is_set_at_loading_and_saved_with_the_model(python, source, tmp_path):
     repo = effconv.convert(source, "lsg", output=tmp_path / "repo", **OPTIONS).output
-    command = [python, "-c", LOADED, str(repo), str(tmp_path / "saved")]
-    run = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=stranger(tmp_path),
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "attention_form must be one of auto, plain, flex, triton, got 'cuda'" in run.stdout
-    found = json.loads(run.stdout.splitlines()[-1])
+    said = strangers_output("-c", LOADED, repo, tmp_path / "saved", folder=tmp_path, python=python)
+    assert "attention_form must be one of auto, plain, flex, triton, got 'cuda'" in said
+    found = json.loads(said.splitlines()[-1])
     assert found["forms"] == ["auto"] * 2 + ["plain"] * 2 + ["flex"] * 2 + ["triton"] * 2 + ["auto"]
     assert found["far"] <= 1e-5  # on a CPU all of them compute the same
 

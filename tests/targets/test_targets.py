@@ -7,12 +7,11 @@ beside is in test_lsg_model and test_lsg_parity.
 from __future__ import annotations
 
 import json
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
-from environments import FIVE, FOUR_NIGHTLY, stranger
+from environments import FIVE, FOUR_NIGHTLY, strangers_output
 from places import SUPPORT
 from typer.testing import CliRunner
 
@@ -195,9 +194,7 @@ def test_repos_do_what_a_model_does(target, python, convert, chosen, tmp_path, s
         "results": str(tmp_path / "results"),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [python, str(WORKER), str(tmp_path / "job.json")]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=stranger(tmp_path), check=False)
-    assert run.returncode == 0, run.stderr
+    strangers_output(WORKER, tmp_path / "job.json", folder=tmp_path, python=python)
     for repo, faults in json.loads((tmp_path / "results").read_text()).items():
         for check, fault in faults.items():
             with subtests.test(f"{repo}: {check}"):
