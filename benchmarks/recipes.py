@@ -67,17 +67,20 @@ class Recipe:
 PAIRS = ("--architecture", "ForPreTraining")
 ORDER = ("--architecture", "ForPreTrainingSOP")
 LAMBDABERT = ("lambda", "--groups", "1")
+UNIT = ("--position-std", "1")
 LOCAL = ("--local-context", "15")  # without it, as published, the position lambda of a token sees that token alone
 SCHEDULE = ("--schedule", "cosine", "--beta2", ".98", "--weight-decay", ".05")
 LINFORMER = ("linformer", "--proj-dim", "32")
 RECIPES = {
     "lambdabert-nsp": Recipe(
-        {"LambdaBERT": LAMBDABERT, "LambdaBERT, local context": (*LAMBDABERT, *LOCAL), "BERT": ("dense", *PAIRS)},
+        {
+            "LambdaBERT, published start": (*LAMBDABERT, *UNIT),
+            "LambdaBERT, published start, local context": (*LAMBDABERT, *UNIT, *LOCAL),
+            "LambdaBERT": LAMBDABERT,
+            "LambdaBERT, local context": (*LAMBDABERT, *LOCAL),
+            "BERT": ("dense", *PAIRS),
+        },
         (Stage(64, 1000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
-    ),
-    "lambdabert-nsp-long": Recipe(
-        {"LambdaBERT, local context": (*LAMBDABERT, *LOCAL), "BERT": ("dense", *PAIRS)},
-        (Stage(64, 3000, "mlm+nsp", ("--batch-size", "32", "--schedule", "linear")),),
     ),
     "lambdabert-sop": Recipe(
         {"LambdaBERT, local context": (*LAMBDABERT, *LOCAL, *ORDER), "BERT": ("dense", *PAIRS)},

@@ -113,7 +113,7 @@ class New:
     Args:
         name: the canonical name. Name and `seed` alone decide the values.
         size: the shape.
-        init: normal (N(0, std)), unit (N(0, 1)), fan-in (U(±1/√n), n the second axis: torch's default), zeros or ones.
+        init: normal (N(0, std)), fan-in (U(±1/√n), n the second axis: torch's default), zeros or ones.
     """
 
     name: str
@@ -131,9 +131,8 @@ class New:
         if self.dtype not in FLOATS:
             return Array(np.full(self.size, self.init == "ones", dtype=f"<i{SIZES[self.dtype]}"), self.dtype)
         random = generator(self.seed, self.name)
-        if self.init in ("normal", "unit"):
-            spread = self.std if self.init == "normal" else 1.0
-            values = random.standard_normal(self.size, dtype=np.float32) * np.float32(spread)
+        if self.init == "normal":
+            values = random.standard_normal(self.size, dtype=np.float32) * np.float32(self.std)
         elif self.init == "fan-in":
             values = random.uniform(-1.0, 1.0, self.size).astype(np.float32) / np.float32(np.sqrt(self.size[1]))
         else:

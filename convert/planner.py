@@ -239,7 +239,7 @@ class _Planner:
             weight.name,
             self._laid_out(weight.name, expected),
             weight.init,
-            self._initializer_range(),
+            float(self.context.emitted[weight.std]) if weight.std else self._initializer_range(),
             self.context.seed,
             weight.dtype or self.dtype or self._main_dtype(),
         )

@@ -116,7 +116,10 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
     "lambda": {
         "published": Preset(
-            LAMBDABERT, Sizes(12, 768, 12, 3072), tokenizer="bert-base-uncased", options={"groups": "1"}
+            LAMBDABERT,
+            Sizes(12, 768, 12, 3072),
+            tokenizer="bert-base-uncased",
+            options={"groups": "1", "position_std": 1.0},
         ),
     },
     "transnormer": {

@@ -38,6 +38,7 @@ class LambdaBertConfig(PretrainedConfig):
     `local_context_size`: odd window r, or None for global positions, which come in three forms (`global_positions`):
     "diagonal" stores (n, u, k), "published" stores the published (n, n, u, k) of which only the diagonal is used,
     "paper" uses all of it: Σ_m P[t,m] V[m], quadratic in the length.
+    `position_std`: standard deviation of a new position table. 1 is published; .02 leaves the content term its weight.
     `batch_norm`: False leaves norm_q and norm_v out. `mask_mode`: "masked" or "published" (padding takes part).
     """
 
@@ -65,6 +66,7 @@ class LambdaBertConfig(PretrainedConfig):
         global_positions: str = "diagonal",
         mask_mode: str = "masked",
         tie_word_embeddings: bool = True,
+        position_std: float = 1.0,
         **kwargs: object,
     ) -> None:
         # The published configuration spells it layer_norm_epsilon.
@@ -90,6 +92,7 @@ class LambdaBertConfig(PretrainedConfig):
         self.batch_norm = batch_norm
         self.global_positions = global_positions
         self.mask_mode = mask_mode
+        self.position_std = position_std
         faults = list(_config_faults(self))
         if faults:
             raise ValueError("LambdaBertConfig: " + "; ".join(faults))
@@ -371,7 +374,7 @@ class LambdaBertPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]  # noqa: RUF012 - transformers 4 adds a list to it
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Convolutions keep torch's default, position tables N(0, 1): as published. Both must be drawn here again,
+        # Convolutions keep torch's default, as published. They and position tables must be drawn here again,
         # since from_pretrained builds on the meta device and asks this method for what a checkpoint lacks.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -385,7 +388,7 @@ class LambdaBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LambdaLayer):
             for name in ("rel_pos_embed", "pos_diagonal", "pos_embed"):
                 if hasattr(module, name):
-                    nn.init.normal_(getattr(module, name), 0.0, 1.0)
+                    nn.init.normal_(getattr(module, name), 0.0, self.config.position_std)
         elif isinstance(module, LambdaLMHead):
             nn.init.zeros_(module.bias)
 

@@ -40,7 +40,8 @@ class Weight:
     `init` is one of those of `ops.New`; `dtype` is set where it is not the other tensors'. `when` says of which
     configs a model has the tensor. One that is `computed` is never trained: where the source lacks it, or has it in
     another length, it is what `init` says (one of those of `ops.Computed`). `uncast` is why it keeps its type where the
-    others are cast; "" for one that is cast with them.
+    others are cast; "" for one that is cast with them. `std` names the emitted config's field with the deviation of a
+    normal start, where that is not `initializer_range`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Weight:
     when: Condition = always
     computed: bool = False
     uncast: str = ""
+    std: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,10 @@ from typing import Literal
 
 from ...convert.options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
 from ...convert.text import one_or_several
+
+# With the published 1, the position term of a layer is some thirty times its content term, so that nothing is learned
+# from words outside the local context in thousands of steps: docs/reference/published-recipes.md.
+POSITION_STD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,11 @@ class LambdaOptions:
     num_lambda_queries: int | None = option(
         None, "Queries per token that share the λ (--groups 1): a divisor of the hidden size. [default: the heads]"
     )
+    position_std: float | None = option(
+        None,
+        "Standard deviation of new position tables (--groups 1). The published layer starts with 1, which drowns what "
+        f"the rest of the text says. [default: {POSITION_STD}]",
+    )
     calibrate: tuple[Path, ...] = option((), CALIBRATE_HELP)
 
     def __post_init__(self) -> None:
@@ -50,6 +60,10 @@ class LambdaOptions:
             faults.append("num_lambda_queries applies only with --groups 1: else a head has one query")
         if self.num_lambda_queries is not None and self.num_lambda_queries < 1:
             faults.append(f"num_lambda_queries must be a positive integer, got {self.num_lambda_queries}")
+        if self.position_std is not None and self.groups != "1":
+            faults.append("--position-std applies only with --groups 1")
+        if self.position_std is not None and not 0 <= self.position_std < math.inf:
+            faults.append(f"position_std must be a number of at least 0, got {self.position_std}")
         if self.max_length < 1:
             faults.append(f"max_length must be a positive integer, got {self.max_length}")
         require_sound("lambda", faults, self, {"local_context_size": "local_context"})

@@ -18,7 +18,7 @@ from ...convert.positions import position_rules
 from ...convert.recipe import Recipe
 from ...convert.repo.modelcode import StandaloneCode
 from ...convert.target import Check, Context, Rule, Scratch, Target, common_checks
-from .options import LambdaOptions
+from .options import POSITION_STD, LambdaOptions
 
 # Fields of the emitted config, in which the shapes of the layer are written.
 QUERY, KEY, VALUE, WIDTH = "query_channels", "key_channels", "value_channels", "hidden_size"
@@ -49,10 +49,16 @@ LAYER = (
     *_norm_1d("lambdalayer.self.norm_q", QUERY),
     *_norm_1d("lambdalayer.self.norm_v", VALUE),
     Weight(
-        "lambdalayer.self.rel_pos_embed", ("key_depth", "intra_depth", 1, "local_context_size"), "unit", when=_local
+        "lambdalayer.self.rel_pos_embed",
+        ("key_depth", "intra_depth", 1, "local_context_size"),
+        when=_local,
+        std="position_std",
     ),
     Weight(
-        "lambdalayer.self.pos_diagonal", ("max_position_embeddings", "intra_depth", "key_depth"), "unit", when=_global
+        "lambdalayer.self.pos_diagonal",
+        ("max_position_embeddings", "intra_depth", "key_depth"),
+        when=_global,
+        std="position_std",
     ),
     *linear("lambdalayer.output.dense", WIDTH, WIDTH),
     *norm("lambdalayer.output.LayerNorm", WIDTH),
@@ -113,6 +119,7 @@ def _config(context: Context) -> dict[str, Any]:
         "key_depth": options.key_depth,
         "intra_depth": options.intra_depth,
         "local_context_size": options.local_context or None,
+        "position_std": POSITION_STD if options.position_std is None else options.position_std,
         QUERY: heads * options.key_depth,
         KEY: options.key_depth * options.intra_depth,
         VALUE: width * options.intra_depth,

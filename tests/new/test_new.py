@@ -8,6 +8,7 @@ import shlex
 
 import pytest
 import torch
+import transformers
 from environments import FIVE, FOUR, strangers_output
 from places import ROOT
 from safetensors import safe_open
@@ -180,6 +181,20 @@ def test_kernels_of_bigs_begin_as_the_published_code(make):
         assert frequencies(scaling, 8) == pytest.approx(initial_frequencies(scaling, 8))
 
 
+@pytest.mark.parametrize("local", [0, 15])
+@pytest.mark.parametrize(("options", "std"), [({}, 0.02), ({"position_std": 0.5}, 0.5), ({"like": "published"}, 1.0)])
+def test_position_tables_of_lambdabert_have_the_deviation_that_is_asked_for(options, std, local, tmp_path):
+    asked = {**SMALL, "groups": "1", "vocab": 50, "local_context": local, "verify": False, **options}
+    repo = effconv.new("lambda", output=tmp_path / "repo", **asked).output
+    name = "rel_pos_embed" if local else "pos_diagonal"
+    table = load_file(repo / "model.safetensors")[f"lambdabert.encoder.layer.0.lambdalayer.self.{name}"]
+    assert table.std().item() == pytest.approx(std, rel=0.1)
+    config = transformers.AutoConfig.from_pretrained(repo, trust_remote_code=True)
+    again = transformers.AutoModelForPreTraining.from_config(config, trust_remote_code=True)
+    table = again.get_parameter(f"lambdabert.encoder.layer.0.lambdalayer.self.{name}")
+    assert table.std().item() == pytest.approx(std, rel=0.1)
+
+
 def test_t5_is_drawn_by_width(tmp_path):
     made = effconv.new("lsg", family="t5", vocab=60, output=tmp_path / "t5", verify=False, **BLOCKS, **SMALL)
     stored = load_file(made.output / "model.safetensors")
@@ -231,6 +246,8 @@ def test_sizes_override_the_preset_and_the_feed_forward_keeps_its_ratio(tmp_path
         ("transnormer", {"vocab": 50, "layer_order": "both", "family": "distilbert"}, UnsupportedError, "distilbert"),
         ("lambda", {"vocab": 50, "num_lambda_queries": 8}, UsageError, "only with --groups 1"),
         ("lambda", {"vocab": 50, "groups": "1", "num_lambda_queries": 7}, UsageError, "must divide"),
+        ("lambda", {"vocab": 50, "position_std": 1.0}, UsageError, "--position-std applies only with --groups 1"),
+        ("lambda", {"vocab": 50, "groups": "1", "position_std": -1.0}, UsageError, "at least 0, got -1.0"),
         ("bigs", {"vocab": 50, "heads": 4}, UsageError, "no attention heads"),
         ("jax2torch", {}, UsageError, "makes no 'jax2torch'"),
     ],

@@ -127,6 +127,7 @@ TABLE = {
         "intra_depth": tries(2),
         "groups": [Try("1", {"calibrate": ()}, alone="refused")],
         "num_lambda_queries": [Try(2, {"groups": "1", "calibrate": ()}, alone="refused")],
+        "position_std": [Try(1.0, {"groups": "1", "calibrate": ()}, alone="refused")],
         "calibrate": tries("other"),
     },
     "lambda-published": {
@@ -136,6 +137,7 @@ TABLE = {
         "intra_depth": tries(2),
         "groups": tries("heads"),
         "num_lambda_queries": tries(2),
+        "position_std": tries(1.0),
         "calibrate": [Refused("one", "published layer is not fitted")],
     },
     "transnormer": {
