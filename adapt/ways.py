@@ -165,7 +165,6 @@ def _measured(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Vectors of all documents with their counts, and the cost of a document."""
     make(documents[0][:WARMUP])
-    memory.resident()  # gives freed memory back, so that it counts again
     base = memory.begin()
     begun = time.process_time()
     found = [make(body) for body in documents]

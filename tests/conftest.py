@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 
 import pytest
 from environments import warm
@@ -18,6 +18,9 @@ from effconv.convert.verify import run as verify
 # workers on two cores wait for each other in busy loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test asks for more, they sleep while they wait
+
+# A full collection looks through all that torch, transformers and some thousand tests have left, for half a second.
+gc.set_threshold(100_000, 50, 100)
 
 # What runs in the background is often started with these ignored, and hands that on to every process that a test starts
 # and interrupts; effconv leaves ignored signals alone.
@@ -71,14 +74,22 @@ def _threads() -> int:
     return torch.get_num_threads() if torch else 0
 
 
-@pytest.fixture(scope="session")
-def verified_in_forks() -> Callable[[], AbstractContextManager[None]]:
-    """Gives a context in which conversions are verified in processes of `environments.warm`."""
+class _Warm:
+    """The command of `environments.warm`, whose server starts when it is first needed."""
 
-    @contextmanager
-    def context():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verify, "PYTHON", warm())
-            yield
+    def __iter__(self) -> Iterator[str]:
+        return iter(warm())
 
-    return context
+
+@pytest.fixture(scope="session", autouse=True)
+def _verified_in_forks() -> Iterator[None]:
+    """What a test converts is verified in processes of `environments.warm`. Typed commands verify as users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "PYTHON", _Warm())
+        yield
+
+
+@pytest.fixture
+def fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of the verifying process itself: it begins with nothing imported."""
+    monkeypatch.setattr(verify, "PYTHON", (sys.executable,))

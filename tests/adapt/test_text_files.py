@@ -87,11 +87,11 @@ def test_a_corpus_is_decoded_once(tmp_path, monkeypatch):
     assert opened == [path]
 
 
-def test_a_fidelity_on_what_is_no_text_further_on_is_bad_input(late, tmp_path, verified_in_forks):
+def test_a_fidelity_on_what_is_no_text_further_on_is_bad_input(late, tmp_path):
     source = save_tiny(tmp_path / "source")
     options = {"max_length": 128, "block_size": 16, "sparse_block_size": 16, "verify": False}
     repo = effconv.convert(source, "lsg", output=tmp_path / "repo", **options).output
-    with verified_in_forks(), pytest.raises(BadInputError) as caught:
+    with pytest.raises(BadInputError) as caught:
         effconv.fidelity(repo, against=source, data=late, lengths=[16])
     check(caught.value, late, "--data")
 

@@ -57,11 +57,10 @@ def rows(place):
 
 
 @pytest.fixture(scope="module")
-def classifier(place, lsg, rows, verified_in_forks):
+def classifier(place, lsg, rows):
     """A fine-tuned repo, verified, that has learned its task."""
     options = {"epochs": 12, "batch": 8, "learning_rate": 3e-3, "dropout": 0.0, "patience": 8}
-    with verified_in_forks():
-        return effconv.finetune(lsg, output=place / "classifier", **options, **rows["classification"])
+    return effconv.finetune(lsg, output=place / "classifier", **options, **rows["classification"])
 
 
 def manifest_of(repo):
@@ -121,11 +120,10 @@ def test_the_run_is_in_manifest_and_card(classifier):
     assert "| accuracy |" in blocks(card)["finetune"]
 
 
-def test_other_commands_take_the_result(classifier, place, tmp_path, verified_in_forks):
+def test_other_commands_take_the_result(classifier, place, tmp_path):
     assert effconv.refresh(classifier.output).changed == ()
     shutil.copytree(classifier.output, tmp_path / "copy")
-    with verified_in_forks():
-        effconv.verify(tmp_path / "copy", against=place / "source")
+    effconv.verify(tmp_path / "copy", against=place / "source")
 
 
 def test_a_trained_head_keeps_its_meaning_and_is_trained_on(classifier, rows, tmp_path):
@@ -205,13 +203,12 @@ SMALL = {
 
 
 @pytest.mark.parametrize("target", daily([], of=SMALL))
-def test_repos_of_every_target_are_trained_and_pass_their_checks(target, place, rows, tmp_path, verified_in_forks):
+def test_repos_of_every_target_are_trained_and_pass_their_checks(target, place, rows, tmp_path):
     save_tiny(tmp_path / "source", "roberta", "ForMaskedLM")
     effconv.convert(tmp_path / "source", target, output=tmp_path / "repo", verify=False, **SMALL[target])
-    with verified_in_forks():
-        result = effconv.finetune(
-            tmp_path / "repo", output=tmp_path / "out", **{**FAST, "verify": True}, **rows["classification"]
-        )
+    result = effconv.finetune(
+        tmp_path / "repo", output=tmp_path / "out", **{**FAST, "verify": True}, **rows["classification"]
+    )
     assert sum(check.passed is True for check in result.measured) >= 3
     assert not any(check.passed is False for check in result.measured)
 
@@ -225,15 +222,14 @@ LABELLED = [
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", LABELLED)
-def test_repos_of_every_family_get_a_head_and_pass_their_checks(family, rows, tmp_path, verified_in_forks):
+def test_repos_of_every_family_get_a_head_and_pass_their_checks(family, rows, tmp_path):
     """From a base model, whose names have no prefix and which may have no pooler."""
     save_tiny(tmp_path / "source", family, "Model")
     effconv.convert(tmp_path / "source", "lsg", output=tmp_path / "repo", verify=False, **LSG)
     options = {**FAST, "steps": 4, "evaluate_every": 2, "verify": True}
-    with verified_in_forks():
-        result = effconv.finetune(tmp_path / "repo", output=tmp_path / "out", **options, **rows["classification"])
-        assert not any(check.passed is False for check in result.measured)
-        effconv.verify(result.output)
+    result = effconv.finetune(tmp_path / "repo", output=tmp_path / "out", **options, **rows["classification"])
+    assert not any(check.passed is False for check in result.measured)
+    effconv.verify(result.output)
     assert manifest_of(result.output)["new"] == []
 
 

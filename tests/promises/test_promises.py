@@ -77,7 +77,10 @@ def test_a_run_killed_at_any_change_to_the_disk_leaves_all_or_nothing(overwrite,
     assert all(any(part in moment for moment in moments) for part in expected), moments
 
 
-@pytest.mark.parametrize(("overwrite", "journal"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("overwrite", "journal"),
+    [(False, False), pytest.param(True, False, marks=pytest.mark.nightly), (True, True)],
+)
 def test_a_disk_that_is_full_from_any_moment_on_leaves_everything_as_it_was(overwrite, journal, source, tmp_path):
     moments = drive(source, tmp_path, "disk", "full", overwrite=overwrite, journal=journal)
     assert "os.fsync" in moments

@@ -176,10 +176,9 @@ def test_a_causal_transnormer_is_fitted_to_the_source_as_a_decoder(source, tmp_p
     torch.testing.assert_close(logits(model, ids)[:, :60], logits(model, changed)[:, :60], atol=2e-5, rtol=1e-5)
 
 
-def test_checks_and_teachers_run_the_source_of_a_causal_repo_as_a_decoder(source, tmp_path, verified_in_forks):
+def test_checks_and_teachers_run_the_source_of_a_causal_repo_as_a_decoder(source, tmp_path):
     made = source()
-    with verified_in_forks():
-        result = effconv.convert(made, "lsg", architecture="LMHeadModel", output=tmp_path / "out", **BLOCKS)
+    result = effconv.convert(made, "lsg", architecture="LMHeadModel", output=tmp_path / "out", **BLOCKS)
     measured = {check.name: check for check in result.measured}
     assert measured["equal_to_source"].passed
     assert result.manifest["source_config"] == {"is_decoder": True}
@@ -280,17 +279,16 @@ OTHER = STOCK.replace("    pass\n", "") + (
 
 
 @pytest.mark.parametrize(("code", "passes"), [(STOCK, True), (OTHER, False)])
-def test_trusted_code_is_what_the_repo_is_compared_with(code, passes, source, tmp_path, verified_in_forks, monkeypatch):
+def test_trusted_code_is_what_the_repo_is_compared_with(code, passes, source, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     own = edited(source(), tmp_path / "own", auto_map={"AutoModelForMaskedLM": "modeling_own.OwnForMaskedLM"})
     (own / "modeling_own.py").write_text(code)
     options = {**BLOCKS, "trust_remote_code": True, "output": tmp_path / "out"}
-    with verified_in_forks():
-        if passes:
-            assert effconv.convert(own, "lsg", **options).measured
-            return
-        with pytest.raises(EffconvError, match="equal_to_source") as failed:
-            effconv.convert(own, "lsg", **options)
+    if passes:
+        assert effconv.convert(own, "lsg", **options).measured
+        return
+    with pytest.raises(EffconvError, match="equal_to_source") as failed:
+        effconv.convert(own, "lsg", **options)
     assert failed.value.exit_code == 5
 
 

@@ -258,7 +258,7 @@ def test_a_dense_source_is_stretched_and_peers_have_its_size():
 
 
 @pytest.fixture(scope="module")
-def report(repo, verified_in_forks, tmp_path_factory):
+def report(repo, tmp_path_factory):
     """The JSON of one run, and the folder of its plots."""
     import contextlib
     import io
@@ -266,7 +266,7 @@ def report(repo, verified_in_forks, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("plots"), io.StringIO()
     words = ["bench", str(repo), "--lengths", "64,128,512", "--rounds", "2", "--threads", "1", "--json"]
     words += ["--with", "longformer,bigbird,modernbert", "--plot", folder / "r.png", "--plot", folder / "r.svg"]
-    with verified_in_forks(), contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said):
         app([str(word) for word in words], standalone_mode=False)
     return json.loads(said.getvalue()), folder
 
@@ -353,7 +353,7 @@ def test_the_pictures_stand_alone(report):
     assert any("B beyond the loaded model" in text for text in words)
 
 
-def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, verified_in_forks, capsys):
+def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, capsys):
     words = [
         "bench",
         repo,
@@ -365,8 +365,7 @@ def test_the_table_says_which_is_fastest_and_where_the_repo_starts_to_win(repo, 
         "--no-conversion",
         "--train",
     ]
-    with verified_in_forks():
-        app([str(word) for word in words], standalone_mode=False)
+    app([str(word) for word in words], standalone_mode=False)
     text = capsys.readouterr().out
     assert "training step" in text
     assert "median of 2 rounds in turn (minimum to maximum)" in text
@@ -441,9 +440,9 @@ def test_an_interrupted_command_shows_its_rows_and_says_so(repo, monkeypatch, ca
     assert [r["length"] for r in found["rows"]] == [64]
 
 
-def test_a_model_that_cannot_be_loaded_is_a_clear_error(tmp_path, verified_in_forks):
+def test_a_model_that_cannot_be_loaded_is_a_clear_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with verified_in_forks(), pytest.raises(BadInputError, match="cannot load the model"):
+    with pytest.raises(BadInputError, match="cannot load the model"):
         effconv.bench(tmp_path, lengths=[64], rounds=1, conversion=False)
 
 

@@ -256,7 +256,7 @@ def test_data_that_is_not_there_is_said_before_any_is_read(source, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def advised(source, verified_in_forks, tmp_path_factory):
+def advised(source, tmp_path_factory):
     import contextlib
     import io
 
@@ -265,7 +265,7 @@ def advised(source, verified_in_forks, tmp_path_factory):
         (folder / f"{i}.txt").write_text(words(count), encoding="utf-8")
     files = sorted(map(str, folder.glob("*.txt")))
     asked = ["bench", str(source), "--memory", "8G", "--rounds", "1", "--threads", "1", "--json", "--data", *files]
-    with verified_in_forks(), contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said):
         app(asked, standalone_mode=False)  # the files after the first stand alone, as a shell hands them over
     return json.loads(said.getvalue())
 
@@ -332,7 +332,7 @@ def test_the_advised_command_can_be_run(advised, source, capsys):
     assert "rows" in json.loads(capsys.readouterr().out)
 
 
-def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, verified_in_forks, tmp_path, capsys):
+def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, tmp_path, capsys):
     effconv.convert(
         source, "lsg", output=tmp_path / "lsg", max_length=256, block_size=16, sparse_block_size=16, verify=False
     )
@@ -340,12 +340,9 @@ def test_advice_for_a_repo_names_it_and_says_when_memory_is_too_little(source, v
     text.write_text("\n".join([words(30), words(60)]))
     asked = {"data": text, "lines": True, "lengths": [128], "rounds": 1, "threads": 1}
     steps = []
-    with verified_in_forks():
-        found = effconv.bench(tmp_path / "lsg", memory="8G", progress=lambda step, *_: steps.append(step), **asked)
-        with pytest.raises(
-            UsageError, match=r"1 MB is not enough memory: the loaded model alone needs \d+ MB"
-        ) as error:
-            effconv.bench(source, memory="1MB", **asked)
+    found = effconv.bench(tmp_path / "lsg", memory="8G", progress=lambda step, *_: steps.append(step), **asked)
+    with pytest.raises(UsageError, match=r"1 MB is not enough memory: the loaded model alone needs \d+ MB") as error:
+        effconv.bench(source, memory="1MB", **asked)
     assert error.value.where == "--memory"
     assert "full attention (1 of 1), 64 tokens, float32: round 1 of 1" in steps
     assert "check of full attention, 128 tokens × 2, float32: round 1 of 1" in steps

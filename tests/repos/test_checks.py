@@ -31,13 +31,12 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, verified_in_forks):
+def made(tmp_path_factory):
     """A sentence encoder, and the LSG repo that it became."""
     folder = tmp_path_factory.mktemp("checks")
     source = save_tiny_sentence_encoder(folder / "source")
     write_json(source / "config_sentence_transformers.json", {"prompts": {"query": "the query: ", "document": ""}})
-    with verified_in_forks():
-        result = effconv.convert(source, output=folder / "repo", **LSG)
+    result = effconv.convert(source, output=folder / "repo", **LSG)
     return source, folder / "repo", result
 
 
@@ -48,13 +47,12 @@ def repo(made, tmp_path):
 
 
 @pytest.fixture
-def checked(made, verified_in_forks):
+def checked(made):
     """Runs the checks of a repo as they run in a conversion, whatever its hashes: the results by name."""
 
     def run(repo, source=None):
         manifest = read_json(repo / "effconv.json")
-        with verified_in_forks():
-            measured, _ = verify.run_checks(repo, TARGETS[manifest["target"]], manifest, source=source)
+        measured, _ = verify.run_checks(repo, TARGETS[manifest["target"]], manifest, source=source)
         return {result.name: result for result in measured}
 
     return run
@@ -210,9 +208,7 @@ def test_an_encoder_that_is_not_the_sources_is_found(made, repo, checked):
 
 
 @pytest.mark.parametrize("target", ["lsg", "linformer"])
-def test_a_position_table_that_is_too_short_for_the_promised_length_is_found(
-    target, tmp_path, monkeypatch, verified_in_forks
-):
+def test_a_position_table_that_is_too_short_for_the_promised_length_is_found(target, tmp_path, monkeypatch):
     """RoBERTa counts positions from pad_token_id + 1, but the entry says 2: with 3, two tokens fewer fit than that."""
     roberta = families.FAMILIES["roberta"]
     overlooked = replace(roberta, code=replace(roberta.code, after_padding=False, special_positions=2))
@@ -220,7 +216,7 @@ def test_a_position_table_that_is_too_short_for_the_promised_length_is_found(
     source = save_tiny(tmp_path / "source", "roberta", "Model", pad_token_id=3)
     edit_json(source / "special_tokens_map.json", pad_token="<unk>")
     options = SMALL[target]
-    with verified_in_forks(), pytest.raises(CheckFailedError, match="runs_at_full_length: an input of 128 tokens"):
+    with pytest.raises(CheckFailedError, match="runs_at_full_length: an input of 128 tokens"):
         effconv.convert(source, output=tmp_path / "repo", **options)
 
 
@@ -297,7 +293,7 @@ MPNET = Family(  # written as docs/how-to/extending.md says, but for the bias, w
 
 
 @pytest.mark.parametrize("target", SMALL)
-def test_a_family_whose_attention_has_a_bias_is_found(target, tmp_path, monkeypatch, verified_in_forks):
+def test_a_family_whose_attention_has_a_bias_is_found(target, tmp_path, monkeypatch):
     """Every formula holds, padding too; but nothing reads the bias, and the encoder is not the source's."""
     import torch
     import transformers

@@ -91,7 +91,7 @@ def loaded(checked, tmp_path_factory):
     ("saver", "loader"),
     [
         pytest.param(sys.executable, COMPAT_PYTHON, id="5 then 4", marks=needs_compat),
-        pytest.param(COMPAT_PYTHON, sys.executable, id="4 then 5", marks=needs_compat),
+        pytest.param(COMPAT_PYTHON, sys.executable, id="4 then 5", marks=[*needs_compat, pytest.mark.nightly]),
     ],
 )
 def test_a_model_that_one_version_saved_loads_in_the_other(family, saver, loader, loaded):

@@ -10,6 +10,7 @@ import pytest
 import seq2seq_worker
 from environments import COMPAT_PYTHON, FIVE, FOUR_NIGHTLY, needs_compat, run_checks
 from lsg_goldens import convert
+from tiers import daily
 
 import effconv
 from effconv.convert.errors import EffconvError
@@ -20,15 +21,18 @@ from tiny import save_tiny
 WORKER = Path(seq2seq_worker.__file__)
 CHECKS = [name for name in vars(seq2seq_worker) if name.startswith("check_")]
 LATER = "check_a_saved_model_loads_again"  # in a process of its own: the one that saved a class has registered it
-each_family = pytest.mark.parametrize("family", ENCODER_DECODERS)
+DAILY = ("bart", "t5")
+each_family = pytest.mark.parametrize("family", daily(DAILY, of=ENCODER_DECODERS))
 together = pytest.mark.xdist_group("seq2seq")  # they share the repos and the processes
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory):
+def jobs(request, tmp_path_factory):
+    """A job for each family; for all of them where a nightly test of this file is selected."""
     folder = tmp_path_factory.mktemp("seq2seq")
+    ours = [item for item in request.session.items if item.path == Path(__file__)]
     found = {}
-    for family in ENCODER_DECODERS:
+    for family in ENCODER_DECODERS if any(item.get_closest_marker("nightly") for item in ours) else DAILY:
         source = save_tiny(folder / f"{family}-source", family, "ForConditionalGeneration")
         repo = convert(source, folder / family, 256, {"block_size": 8, "sparse_block_size": 8})
         heads = {head.suffix: head.auto for head in FAMILIES[family].heads}

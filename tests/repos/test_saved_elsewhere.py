@@ -50,16 +50,15 @@ def save(folder: Path, python: str = sys.executable, **repos: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, verified_in_forks) -> Path:
+def made(tmp_path_factory) -> Path:
     """Sources, LSG repos of them, and the LSG models saved in all ways, in `saved`."""
     folder = tmp_path_factory.mktemp("made")
     lines = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(150)) for i in range(24)]
     (folder / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
     save_tiny(folder / "source").joinpath("README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     save_tiny_sentence_encoder(folder / "sentences")
-    with verified_in_forks():
-        for name in ("source", "sentences"):
-            effconv.convert(folder / name, "lsg", output=folder / f"lsg-{name}", **SMALL, **BLOCKS)
+    for name in ("source", "sentences"):
+        effconv.convert(folder / name, "lsg", output=folder / f"lsg-{name}", **SMALL, **BLOCKS)
     (folder / "saved").mkdir()
     save(folder / "saved", **{way: folder / f"lsg-{source_of(folder, way).name}" for way in WAYS})
     return folder
@@ -70,17 +69,16 @@ def source_of(made: Path, way: str) -> Path:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_commands_that_read_take_what_a_library_saved(way, made, verified_in_forks):
+def test_commands_that_read_take_what_a_library_saved(way, made):
     saved = made / "saved" / way
     before = snapshot(saved)
-    with verified_in_forks():
-        checks = {check.name: check.passed for check in effconv.verify(saved)}
-        if way == "vocabulary":
-            with pytest.raises(EffconvError, match="the vocabulary was changed after the conversion: 108 tokens"):
-                effconv.fidelity(saved, against=made / "source", lengths=(32,))
-        elif way != "accelerate":  # which has no tokenizer
-            (row,) = effconv.fidelity(saved, against=source_of(made, way), lengths=(32,), texts=2)
-            assert row["token_cosine"] > 0
+    checks = {check.name: check.passed for check in effconv.verify(saved)}
+    if way == "vocabulary":
+        with pytest.raises(EffconvError, match="the vocabulary was changed after the conversion: 108 tokens"):
+            effconv.fidelity(saved, against=made / "source", lengths=(32,))
+    elif way != "accelerate":  # which has no tokenizer
+        (row,) = effconv.fidelity(saved, against=source_of(made, way), lengths=(32,), texts=2)
+        assert row["token_cosine"] > 0
     assert checks["equal_to_formula"]
     assert checks["padding_changes_nothing"]
     assert checks["saved_again_equal"]
@@ -93,13 +91,12 @@ def test_commands_that_read_take_what_a_library_saved(way, made, verified_in_for
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_commands_that_write_take_what_a_library_saved(way, made, tmp_path, verified_in_forks):
+def test_commands_that_write_take_what_a_library_saved(way, made, tmp_path):
     saved = made / "saved" / way
     before = snapshot(saved)
-    with verified_in_forks():
-        effconv.refresh(saved, output=tmp_path / "refreshed", verify=False)
-        adopted = effconv.adopt(saved, output=tmp_path / "adopted", **origin_for(way, made))
-        assert all(check.passed is not False for check in effconv.verify(tmp_path / "adopted"))
+    effconv.refresh(saved, output=tmp_path / "refreshed", verify=False)
+    adopted = effconv.adopt(saved, output=tmp_path / "adopted", **origin_for(way, made))
+    assert all(check.passed is not False for check in effconv.verify(tmp_path / "adopted"))
     assert snapshot(saved) == before
     assert (tmp_path / "adopted" / "model.safetensors").exists() or way == "dtype"
     assert not [name for name in snapshot(tmp_path / "adopted") if name.startswith(LEFT_OUT)]
@@ -176,7 +173,7 @@ def test_code_of_a_hub_repo_is_found_beside_the_model(made, tmp_path):
     assert "config.json" in view.new
 
 
-def test_a_repo_that_was_trained_in_place_is_adopted(made, tmp_path, verified_in_forks):
+def test_a_repo_that_was_trained_in_place_is_adopted(made, tmp_path):
     """Its manifest knows more than its config: the plan goes, all else stays; what a person wrote stays too."""
     repo = Path(shutil.copytree(made / "lsg-source", tmp_path / "repo"))
     (repo / "README.md").write_text("# Ours\n\nTrained on letters.\n", encoding="utf-8")
@@ -185,9 +182,8 @@ def test_a_repo_that_was_trained_in_place_is_adopted(made, tmp_path, verified_in
     (repo / "notes.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(CheckFailedError, match="effconv adopt"):
         effconv.verify(repo)
-    with verified_in_forks():
-        adopted = effconv.adopt(repo)
-        assert effconv.verify(repo)
+    adopted = effconv.adopt(repo)
+    assert effconv.verify(repo)
     assert set(adopted.written) == {"README.md", "config.json", "effconv.json", "tokenizer.json"}
     assert (repo / "notes.txt").read_text() == "kept"
     card = (repo / "README.md").read_text(encoding="utf-8")
@@ -256,24 +252,22 @@ def repo_of(target: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("python", [FOUR_NIGHTLY])
-def test_what_transformers_4_saves(python, made, tmp_path, verified_in_forks):
+def test_what_transformers_4_saves(python, made, tmp_path):
     ways = ("trainer", "vocabulary", "dtype", "sentence")
     save(tmp_path, python, **{way: made / f"lsg-{source_of(made, way).name}" for way in ways})
-    with verified_in_forks():
-        for way in ways:
-            assert all(check.passed is not False for check in effconv.verify(tmp_path / way))
+    for way in ways:
+        assert all(check.passed is not False for check in effconv.verify(tmp_path / way))
 
 
 @pytest.mark.parametrize(
     ("target", "way"),
     daily([*((target, "trainer") for target in TARGETS), (PUBLISHED, "dtype")], of=EVERY),
 )
-def test_every_target_stays_a_repo(target, way, tmp_path, verified_in_forks):
-    with verified_in_forks():
-        repo = repo_of(target, tmp_path)
-        save(tmp_path, **{way: repo})
-        checks = effconv.verify(tmp_path / way)
-        adopted = effconv.adopt(tmp_path / way, **({"origin": repo} if way == "accelerate" else {}))
+def test_every_target_stays_a_repo(target, way, tmp_path):
+    repo = repo_of(target, tmp_path)
+    save(tmp_path, **{way: repo})
+    checks = effconv.verify(tmp_path / way)
+    adopted = effconv.adopt(tmp_path / way, **({"origin": repo} if way == "accelerate" else {}))
     assert "saved_again_equal" in {check.name for check in checks if check.passed}
     assert adopted.manifest["target"] == read_json(repo / "effconv.json")["target"]
     with LoopbackHub() as hub:

@@ -160,9 +160,8 @@ def test_a_repo_is_verified_again_against_its_source(made):
     assert snapshot(repo) == before  # not even a __pycache__
 
 
-def test_without_a_source_what_needs_one_is_left_out(made, verified_in_forks):
-    with verified_in_forks():
-        measured = {check.name: check for check in effconv.verify(made[1])}
+def test_without_a_source_what_needs_one_is_left_out(made):
+    measured = {check.name: check for check in effconv.verify(made[1])}
     needing = {check.name for check in LSG.checks if check.needs_source}
     assert needing == {"equal_to_source", "stock_attention_equals_source", "same_embedding"}
     assert all("no source was given" in measured[name].why for name in needing)
@@ -318,7 +317,7 @@ def test_other_weights_of_the_same_size_are_told_from_the_sources(repo, made, tm
     assert "if --against is not me/tiny" in recheck._advice(Against(other), manifest)
 
 
-def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monkeypatch, verified_in_forks):
+def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monkeypatch):
     source = save_tiny(tmp_path / "source")
     emit = run.emit
 
@@ -330,18 +329,17 @@ def test_a_conversion_that_differs_from_its_source_never_appears(tmp_path, monke
         return found
 
     monkeypatch.setattr(run, "emit", spoil)
-    with verified_in_forks(), pytest.raises(CheckFailedError, match="2 of 9 checks failed") as caught:
+    with pytest.raises(CheckFailedError, match="2 of 9 checks failed") as caught:
         effconv.convert(source, "lsg", output=tmp_path / "new" / "out", **VERIFIED)
     assert "\n    equal_to_source: differs by" in str(caught.value)
     assert "\n    stock_attention_equals_source: differs by" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_source_without_a_tokenizer_can_be_verified(tmp_path, verified_in_forks):
+def test_a_source_without_a_tokenizer_can_be_verified(tmp_path):
     source = save_tiny(tmp_path / "source", "roberta", "ForQuestionAnswering", tokenizer=False)
     options = {**VERIFIED, "global_init": "random", "architecture": "ForSequenceClassification"}
-    with verified_in_forks():
-        result = effconv.convert(source, "lsg", output=tmp_path / "out", **options)
+    result = effconv.convert(source, "lsg", output=tmp_path / "out", **options)
     left_out = {check.name: check.why for check in result.measured if check.passed is None}
     assert left_out["same_tokens"] == "does not apply: the repo has no tokenizer"
     assert left_out.keys() == {"same_tokens", "same_embedding"}
