@@ -52,6 +52,7 @@ def test_a_model_is_converted_checked_and_asked_for_its_words(hub, tmp_path):
     assert "| jax2torch JunxiongWang/BiGS_512 | converts | FAILED |" in done.stdout
 
 
+@pytest.mark.nightly
 def test_an_lsg_model_passes_and_reports_its_fidelity(hub, tmp_path):
     done, rows = run(
         hub, tmp_path, "--only", "bert-base-uncased", "--max-len", "512", "--folder", str(tmp_path / "kept")

@@ -65,6 +65,7 @@ def commits(hub, name="me/long", revision="main") -> list[str]:
 
 
 class TestWhatIsSent:
+    @pytest.mark.nightly
     @pytest.mark.xdist_group("push-large")
     def test_a_repo_of_20_mb_is_one_commit_and_loads_by_its_name(self, client, hub, large, tmp_path):
         before = files_of(large)

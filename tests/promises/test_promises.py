@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from checkpoints import bits, convert, edit_json, read, read_json, snapshot, write_json
 from places import SUPPORT
+from tiers import daily
 
 from effconv.convert.errors import BadInputError, OutputError, UsageError
 from effconv.convert.families.grammar import shape_of
@@ -79,7 +80,7 @@ def test_a_run_killed_at_any_change_to_the_disk_leaves_all_or_nothing(overwrite,
 
 @pytest.mark.parametrize(
     ("overwrite", "journal"),
-    [(False, False), pytest.param(True, False, marks=pytest.mark.nightly), (True, True)],
+    daily([(False, False)], of=[(False, False), (True, False), (True, True)]),
 )
 def test_a_disk_that_is_full_from_any_moment_on_leaves_everything_as_it_was(overwrite, journal, source, tmp_path):
     moments = drive(source, tmp_path, "disk", "full", overwrite=overwrite, journal=journal)

@@ -16,8 +16,8 @@ from tiny import save_tiny, save_tiny_sentence_encoder
 
 pytestmark = [*needs_compat, pytest.mark.xdist_group("compat-commands")]
 VERSIONS = """
-import huggingface_hub, sentence_transformers, transformers
-print(transformers.__version__, huggingface_hub.__version__, sentence_transformers.__version__)
+from importlib.metadata import version
+print(version("transformers"), version("huggingface_hub"), version("sentence-transformers"))
 """
 LOAD = """
 import sys

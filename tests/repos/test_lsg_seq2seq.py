@@ -21,7 +21,7 @@ from tiny import save_tiny
 WORKER = Path(seq2seq_worker.__file__)
 CHECKS = [name for name in vars(seq2seq_worker) if name.startswith("check_")]
 LATER = "check_a_saved_model_loads_again"  # in a process of its own: the one that saved a class has registered it
-DAILY = ("bart", "t5")
+DAILY = ("bart", "pegasus")
 each_family = pytest.mark.parametrize("family", daily(DAILY, of=ENCODER_DECODERS))
 together = pytest.mark.xdist_group("seq2seq")  # they share the repos and the processes
 

@@ -93,6 +93,26 @@ def serve(path: str) -> dict:
                 client.close()
 
 
+def end(job: dict) -> None:
+    """Runs a fork's job, and ends as Python would, but for taking down what the server had imported."""
+    import atexit
+
+    try:
+        become(job)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def become(job: dict) -> None:
     """Runs a fork's job as the main program."""
     import runpy
@@ -125,4 +145,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "run":
         sys.exit(run(sys.argv[2], sys.argv[3:]))
     sys.path.pop(0)  # this folder
-    become(serve(sys.argv[2]))
+    end(serve(sys.argv[2]))
