@@ -67,11 +67,14 @@ def _runs(asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterato
     if "startup" in asked.only:
         from benchmarks import startup
 
-        yield "whole process", lambda: startup.sections(asked.rounds or (5 if quick else 20))
+        yield "whole process", partial(startup.sections, asked.rounds or (5 if quick else 20))
     if "conversion" in asked.only:
-        from effconv.bench import conversion
+        from benchmarks import conversion
 
-        yield "whole process", lambda: conversion.sections(asked.rounds or 5, ("base",) if quick else ("base", "large"))
+        yield (
+            "whole process",
+            partial(conversion.sections, asked.rounds or 5, ("base",) if quick else ("base", "large")),
+        )
     for threads in dict.fromkeys(cores() if number == "all" else int(number) for number in asked.threads):
         run = f"{threads} thread{'s' if threads > 1 else ''}"
         if "layers" in asked.only:

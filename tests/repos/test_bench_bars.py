@@ -99,3 +99,10 @@ def test_what_cannot_be_meant_is_refused(words):
     with pytest.raises(SystemExit) as ended:
         command.main(words)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+def test_every_section_that_can_be_asked_for_is_there(quick):
+    found = [run for _, run in command._runs(command._arguments(["--threads", "1", *quick]))]
+    assert len(found) == len(command.SECTIONS)
+    assert all(run.func.__module__.startswith("benchmarks.") for run in found)
