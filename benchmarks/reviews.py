@@ -161,7 +161,12 @@ def repo_of(name: str, source: Path, folder: Path) -> Path:
 def choose(
     name: str, path: Path, train: list[dict[str, Any]], results: Results, asked: argparse.Namespace
 ) -> tuple[float, float]:
-    """The rate and the epochs with the best accuracy on one fold; of equal ones, that with the lower loss."""
+    """The rate and the epochs with the best accuracy on one fold; of equal ones, that with the lower loss.
+
+    Where only one of each is asked for, there is nothing to choose.
+    """
+    if len(asked.rates) == len(asked.epochs) == 1:
+        return asked.rates[0], asked.epochs[0]
     rest = [row for row in train if row["fold"] != asked.fold]
     fold = [row for row in train if row["fold"] == asked.fold]
     tried = {}
