@@ -11,8 +11,8 @@ from typing import Literal
 from ...convert.options import CALIBRATE_HELP, MAX_LENGTH_HELP, option, require_sound
 from ...convert.text import one_or_several
 
-# With the published 1, the position term of a new layer is 28 times its content term (local context 15), so that nothing
-# is learned from words outside the local context in thousands of steps: docs/reference/published-recipes.md.
+# With the published 1, the position term of a new layer is 28 times its content term (local context 15), so that for
+# thousands of steps nothing is learned from words outside the local context: docs/reference/published-recipes.md.
 POSITION_STD = 0.02
 
 
