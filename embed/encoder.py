@@ -57,7 +57,8 @@ class ChunkEncoder:
         model: folder of a repo that effconv made (compared with its manifest before its code runs), any other folder or
             Hub id that sentence-transformers loads, or a loaded SentenceTransformer.
         trust_remote_code: let Python code run that came with another model than effconv's, or with its source.
-        device, others: arguments of SentenceTransformer.
+        device: where it runs, as SentenceTransformer takes it.
+        **others: further arguments of SentenceTransformer.
 
     Attributes:
         model: the SentenceTransformer.
@@ -122,8 +123,8 @@ class ChunkEncoder:
             sentences: a text, or several.
             chunk_tokens: tokens of a chunk, special tokens not counted. None: one chunk a text.
             batch_size: runs of the model at once.
-            prompt, prompt_name: put before every text, as in SentenceTransformer.encode. By default the model's prompt
-                for documents.
+            prompt: put before every text, as SentenceTransformer does. By default the model's prompt for documents.
+            prompt_name: one of the model's prompts, in its place.
             normalize_embeddings: vectors of length 1, whether or not the model normalises.
             convert_to_tensor: tensors in place of arrays.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 
 import pytest
+from places import ROOT
 
 import effconv
 from effconv import api, cli
@@ -43,6 +45,21 @@ def test_every_command_that_measures_or_looks_is_a_function():
     converting = set(cli.CONVERTING)
     commands = set(group.list_commands(None)) - listing - converting
     assert {name.replace("-", "_") for name in commands} <= set(effconv.__all__)
+
+
+PAGE = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+REFERENCE = re.findall(r"^::: (\S+)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_names_every_argument_by_itself(name):
+    """`make docs` shows them in a table, and stops at one that the signature lacks."""
+    found = pydoc.locate(name)
+    members = vars(found).values() if inspect.isclass(found) or inspect.ismodule(found) else []
+    for function in (value for value in [found, *members] if inspect.isfunction(value) or inspect.isclass(value)):
+        section = re.search(r"^Args:\n((?: {4}.*\n|\n)+)", f"{inspect.getdoc(function)}\n", re.MULTILINE)
+        named = re.findall(r"^ {4}\*{0,2}(\S.*?):", section[1], re.MULTILINE) if section else []
+        assert not named or set(named) <= set(inspect.signature(function).parameters)
 
 
 @pytest.mark.slow
