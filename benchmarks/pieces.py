@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(task.documents)} documents, {len(task.queries)} queries of {len(task.units.unique())} units")
     queries = encoder.several(list(task.queries))
     chunks, chunk_seconds = _timed(lambda: [encoder.alone(body, encoder.room) for body in task.documents])
-    if asked.repo:  # chunks stay those of the source
+    if asked.repo:  # chunks and queries stay those of the source
         long = transformers.AutoModel.from_pretrained(asked.repo, trust_remote_code=True, dtype=torch.float32).eval()
         encoder = replace(encoder, model=long, longest=asked.tokens)
 
