@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from checkpoints import bits, convert, edit_json, read, read_json, snapshot, write_json
 from places import SUPPORT
@@ -149,8 +150,9 @@ def test_ctrl_c_and_signals_that_end_a_run_leave_nothing_not_even_a_process(step
         said = []
         for line in run.stderr:
             said.append(line)
-            if line.startswith("verify"):
-                time.sleep(1)  # the process that loads the repo is busy importing
+            if line.startswith(step):
+                while run.poll() is None and not psutil.Process(run.pid).children():
+                    time.sleep(0.01)  # until the process that loads the repo is there
                 run.send_signal(number)
                 break
         said += run.stderr.readlines()
