@@ -130,13 +130,21 @@ def cpu_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         causal,
         dropout,
-        2 if threads() == 1 else q.shape[1],  # the weights of two stay in the cache; several threads need more work
+        heads_at_once(q),
     )
 
 
 @torch.compiler.assume_constant_result  # else a graph would have to be broken in every layer, to ask
 def threads() -> int:
     return torch.get_num_threads()
+
+
+def heads_at_once(q: Tensor) -> int:
+    """How many heads' weights are made at once: of float32 two stay in the cache; several threads need more work.
+
+    Of bfloat16 all: the products are so short that a call costs more than the cache gains.
+    """
+    return 2 if threads() == 1 and compute_dtype(q.dtype) != torch.bfloat16 else q.shape[1]
 
 
 def sparse_starts(size: int, step: int, causal: bool) -> list[int]:
@@ -173,6 +181,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+@torch.compiler.assume_constant_result
 def multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -354,9 +363,9 @@ def forward(
 ) -> Tensor:
     """The context (b, h, g + t, d); arguments as of `attention`."""
     context = rows_first(torch.empty, q)
-    # Of fewer than 192 rows torch's fused attention gets no faster by threads (2.13), while products and softmax do. In
-    # bfloat16 they would round the scores, which it does not.
-    fused = dropout == 0 and (torch.get_num_threads() == 1 or layout.dtype == torch.bfloat16)
+    # Of fewer than 192 rows torch's fused attention (2.13) gets no faster by threads, nor by instructions for bfloat16,
+    # while products and softmax do. In bfloat16 they round the scores, as attention in plain torch does.
+    fused = dropout == 0 and torch.get_num_threads() == 1 and layout.dtype != torch.bfloat16
     weights = None if fused else Weights(layout, at_once, dropout, seed)
     scratch = layout.scratches(2)
 

@@ -23,7 +23,7 @@ from .lsg_kernel_cpu import (
     fake_attention,
     fake_attention_backward,
     forward,
-    threads,
+    heads_at_once,
 )
 
 PHASES = 3  # blocks after which a local key stands where it stood: it is seen from its own block and from two others
@@ -178,7 +178,7 @@ def cpu_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         False,
         dropout,
-        2 if threads() == 1 else q.shape[1],
+        heads_at_once(q),
     )
 
 

@@ -81,6 +81,22 @@ def test_gradients_follow_float64_in_every_dtype(dtype, native, monkeypatch):
         assert (got - wanted).abs().max() <= tolerance * max(1.0, float(wanted.detach().abs().max()))
 
 
+@pytest.mark.parametrize("scale", [1, 4])
+def test_bfloat16_products_round_about_as_attention_in_plain_torch_does(scale, monkeypatch):
+    monkeypatch.setattr(kernel, "multiplies_bfloat16", lambda: True)
+    config = options(block_size=160, sparse_block_size=0, sparsity_type="none")  # one block sees all
+    q, k, v = qkv(config, 160, size=32, dtype=torch.float32)
+    q, k, v = ((scale * q).bfloat16(), k.bfloat16(), v.bfloat16())
+    scores = q @ k.transpose(2, 3) / 32**0.5
+    plain = scores.float().softmax(-1).bfloat16() @ v
+    exact = (q.double() @ k.double().transpose(2, 3) / 32**0.5).softmax(-1) @ v.double()
+    ours, theirs = (
+        float((context.double() - exact).norm() / exact.norm()) for context in (attend([q, k, v], config), plain)
+    )
+    assert ours <= 1.5 * theirs
+    assert ours < (1e-2 if scale == 1 else 2e-2)
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_heads_at_once_threads_and_strides_of_the_inputs_change_nothing(at_once, threads):
