@@ -34,6 +34,7 @@ __all__ = [
     "bench",
     "convert",
     "embed",
+    "eval",
     "export",
     "fidelity",
     "finetune",
@@ -307,6 +308,27 @@ def embed(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **option
     return embed_texts(repo, EmbedOptions(**options), progress=progress)
 
 
+def eval(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **options: Any) -> Any:
+    """Measures a repo on tasks of mteb, or on a retrieval task of your own, and writes the scores into its model card.
+
+    Args:
+        repo: folder of the repo, or of another sentence-transformers model, which gets no card.
+        progress: called with the name of each step.
+        options: the command's flags as keyword arguments, with underscores (`tasks`, `against`, `split`, `card`,
+            `results`, ...).
+
+    Returns:
+        An `effconv.eval.run.Evaluated`: the scores, and the card that has them.
+
+    Raises:
+        EffconvError: the repo, a task or its data cannot be used. Nothing was written.
+    """
+    from .eval.options import EvalOptions
+    from .eval.run import evaluate_repo
+
+    return evaluate_repo(repo, _chosen("eval", EvalOptions, options), progress=progress)
+
+
 def prepare(
     texts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, progress: Progress = _quiet, **options: Any
 ) -> Any:
@@ -413,7 +435,7 @@ def _chosen(function: str, options_class: type[Options], given: Mapping[str, Any
     for name, value in given.items():
         if fields[name].default == ():
             options[name] = tuple(os.fspath(item) for item in one_or_several(value))
-        elif name == "output" and value is not None:
+        elif name in ("output", "results") and value is not None:
             options[name] = Path(value)
         elif isinstance(value, os.PathLike):
             options[name] = os.fspath(value)

@@ -46,6 +46,9 @@ EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The res
 EMBEDDING = {"embed": "Embed texts with a repo: one vector per text, or one per chunk in the context of its text."}
 
 
+EVALUATING = {"eval": "Measure a repo on tasks of mteb or on your own retrieval task. Scores go into its model card."}
+
+
 PLAN_HELP = (
     "Print what would happen to every tensor (copy; tile: repeat rows; derive: compute from others; new; drop), "
     "and convert nothing. Equal plans have equal plan hashes."
@@ -260,6 +263,28 @@ def embedding_command(name: str) -> Command:
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
     parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(EmbedOptions)]
     return _command(name, EMBEDDING[name], command, parameters)
+
+
+def evaluating_command(name: str) -> Command:
+    """`effconv eval REPO`, whose options are the fields of `EvalOptions`."""
+    from .eval.options import EvalOptions
+
+    def command(**values: Any) -> None:
+        from .api import eval as evaluate
+        from .report.console import Progress
+        from .report.evaluated import show_evaluated
+
+        repo, as_json, quiet = values.pop("repo"), values.pop("json"), values.pop("quiet")
+        values["tasks"] = tuple(values["tasks"] or ())
+        quiet_hub(bars=not quiet)
+        with Progress(quiet=quiet) as progress:
+            evaluated = evaluate(repo, progress=progress, **values)
+        show_evaluated(evaluated, as_json=as_json)
+
+    help = "Folder of a converted repo, or of another sentence-transformers model."
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    parameters = [_keyword("repo", repo), *_parameters(EvalOptions)]
+    return _command(name, EVALUATING[name], command, parameters)
 
 
 def measuring_command(name: str) -> Command:

@@ -76,7 +76,7 @@ class ChunkEncoder:
         **others: Any,
     ) -> None:
         if isinstance(model, (str, os.PathLike)):
-            self.model = _loaded(model, trust_remote_code, device=device, **others)
+            self.model = load_model(model, trust_remote_code, device=device, **others)
         else:
             self.model = model
         kinds = [type(module).__name__ for module in self.model]
@@ -279,13 +279,26 @@ class ChunkEncoder:
         return vectors
 
 
-def _loaded(model: str | os.PathLike[str], trusted: bool, **others: Any) -> SentenceTransformer:
+def load_model(
+    model: str | os.PathLike[str], trusted: bool, *, where: str = "effconv embed", **others: Any
+) -> SentenceTransformer:
+    """Loads a model of sentence-transformers; a repo that effconv made is compared with its manifest first.
+
+    Args:
+        trusted: let Python code run that came with another model than effconv's, or with its source.
+        where: the command, for errors.
+        **others: further arguments of SentenceTransformer.
+
+    Raises:
+        EffconvError: sentence-transformers is not installed, there is no such folder, files differ from the manifest,
+            or the model has code that must not run.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UsageError(
             "the package sentence-transformers is not installed",
-            where="effconv embed",
+            where=where,
             hint="pip install 'effconv[sentence]'",
         ) from None
     folder = Path(os.path.expanduser(model))
@@ -295,9 +308,17 @@ def _loaded(model: str | os.PathLike[str], trusted: bool, **others: Any) -> Sent
         trusted = True  # its code is what the manifest says
     elif not folder.is_dir() and (folder.exists() or folder.is_absolute()):
         raise BadInputError("no such folder", where=str(model), hint="give a folder with a model")
-    return SentenceTransformer(
-        str(folder if folder.is_dir() else model), trust_remote_code=trusted, **{k: v for k, v in others.items() if v}
-    )
+    given = {name: value for name, value in others.items() if value}
+    try:
+        return SentenceTransformer(str(folder if folder.is_dir() else model), trust_remote_code=trusted, **given)
+    except ValueError as error:
+        if trusted or "trust_remote_code" not in str(error):
+            raise
+        raise UsageError(
+            "the model has Python code of its own",
+            where=str(model),
+            hint="read the code; if you trust it, pass --trust-remote-code to run it",
+        ) from None
 
 
 def _modes(pooling: Any) -> tuple[str, ...]:
