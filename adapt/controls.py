@@ -1,9 +1,10 @@
 """The ways to embed a document that `effconv retrieval` compares, by name. Imports nothing heavy.
 
 One vector a document: the first tokens that the source takes (`truncation`), the average of its chunks (`chunk-mean`),
-the source with a longer position table on the whole document (`dense`, `dense-interpolated`), and each repo. One vector
-a chunk, the best of which counts: the source on chunks (`chunk-max`), the source on windows that overlap, pooled per
-chunk (`late-chunking`), and both long models pooled per chunk (`dense-chunks`, `repo-chunks`).
+the source with a longer position table on the whole document (`dense`, `dense-interpolated`), the average of its
+whitened pieces (`pieces`), and each repo. One vector a chunk, the best of which counts: the source on chunks
+(`chunk-max`), the source on windows that overlap, pooled per chunk (`late-chunking`), both long models pooled per chunk
+(`dense-chunks`, `repo-chunks`), and the average of each chunk's whitened pieces (`pieces-chunks`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ LABELS = {  # as rows are called; a repo's row has its name before that
     "chunk-mean": "chunk average",
     "chunk-max": "chunk maximum",
     "late-chunking": "late chunking",
+    "pieces": "whitened pieces",
+    "pieces-chunks": "whitened pieces, chunks",
     "dense": "dense",
     "dense-interpolated": "dense, interpolated",
     "dense-chunks": "dense, chunks",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..convert.errors import BadInputError, UnsupportedError
 from ..convert.windows import windows
 from ..data.documents import Corpus
+from ..embed.whitening import root
 from .models import Pair
 from .sentence import MODULES, kind_of, modules_of
 from .teacher import pooled
@@ -106,9 +107,7 @@ def fitted(pair: Pair, pieces: Tensor, device: torch.device) -> Tensor:
 def whitening(embeddings: Tensor) -> Tensor:
     """W (w, w) float32 of embeddings (n, w), as above: symmetric, computed in float64."""
     unit = F.normalize(embeddings.double(), dim=-1)
-    values, vectors = torch.linalg.eigh(torch.cov(unit.T, correction=0))
-    values = values.clamp_min(0)
-    matrix: Tensor = vectors * (values + values.mean()).rsqrt() @ vectors.T
+    matrix = root(torch.cov(unit.T, correction=0), floor=1.0)
     scale = (unit.square().sum() / (unit @ matrix).square().sum()).sqrt()
     return (matrix * scale).float()
 

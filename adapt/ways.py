@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from ..bench import memory
 from ..convert.options import Progress
+from ..embed.chunks import PIECE, cut_twice
+from ..embed.whitening import Moments
 from .controls import LABELS
 from .embedding_cache import Cache, digest_of
 from .ranking import Encoder, Task, best, difference, mean_error, ranked
 
 WARMUP = 64  # tokens of a run before what is measured
+PIECES = ("pieces", "pieces-chunks")
 Parts = Mapping[str, Tensor]  # vectors (k, w) of a document, by what they are
 
 
@@ -69,16 +72,30 @@ def measure(
             found[model.name, way] = (queries, parts[way])
     ranks: dict[tuple[str, str], Tensor] = {}
     for key, (queries, documents) in found.items():
-        vectors, counts = documents.vectors, documents.counts
         if key[1] == "chunk-mean":
-            several = torch.split(vectors, counts)
-            vectors, counts = torch.stack([F.normalize(part.mean(0), dim=-1) for part in several]), [1] * len(several)
-            found[key] = (queries, Embedded(vectors, counts, documents.seconds, documents.peak))
-        ranks[key] = ranked(best(queries, vectors, counts), task.answers)
+            several = torch.split(documents.vectors, documents.counts)
+            means = torch.stack([F.normalize(part.mean(0), dim=-1) for part in several])
+            found[key] = queries, replace(documents, vectors=means, counts=[1] * len(several))
+        elif key[1] in PIECES:
+            found[key] = _averaged(queries, documents, task, size, of_chunks=key[1] == "pieces-chunks")
+        queries, documents = found[key]
+        ranks[key] = ranked(best(queries, documents.vectors, documents.counts), task.answers)
     order = [*LABELS, "repo"]
     keys = sorted(found, key=lambda key: order.index(key[1]))  # stable: repos in the order in which they were given
     bases = {name: next((ranks[key] for key in keys if key[1] == name), None) for name in ("chunk-mean", "chunk-max")}
     return [_row(key, ranks[key], found[key][1], bases, task) for key in keys]
+
+
+def _averaged(queries: Tensor, pieces: Embedded, task: Task, size: int, *, of_chunks: bool) -> tuple[Tensor, Embedded]:
+    """Whitened queries, and the whitened averages of the pieces of each document, or of each chunk."""
+    seen = Moments()
+    seen.add(pieces.vectors)
+    whitening = seen.whitening()
+    inner = [[len(chunk) for chunk in cut_twice(len(body), size, PIECE)] for body in task.documents]
+    counts = [len(chunks) if of_chunks else 1 for chunks in inner]
+    parts = [count for chunks in inner for count in (chunks if of_chunks else [sum(chunks)])]
+    means = torch.stack([part.mean(0) for part in torch.split(pieces.vectors, parts)])
+    return whitening(queries), replace(pieces, vectors=whitening(means), counts=counts)
 
 
 def _row(
@@ -135,8 +152,14 @@ def _runs(ways: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """What is run for these ways: a name each, and which of its outputs a way takes. Long models run once for both."""
     runs: dict[str, dict[str, str]] = {}
     for way in ways:
-        run = {"chunk-mean": "chunk-max"}.get(way, way)
-        part = "one" if way in ("truncation", "dense", "dense-interpolated", "repo") else "chunks"
+        run = {"chunk-mean": "chunk-max", "pieces-chunks": "pieces"}.get(way, way)
+        part = (
+            "pieces"
+            if way in PIECES
+            else "one"
+            if way in ("truncation", "dense", "dense-interpolated", "repo")
+            else "chunks"
+        )
         if way in ("dense", "dense-interpolated", "dense-chunks", "repo", "repo-chunks"):
             run = "whole"
         runs.setdefault(run, {})[way] = part
@@ -151,10 +174,15 @@ def _maker(run: str, encoder: Encoder, size: int, reach: int) -> Callable[[Tenso
         chunks, one = encoder.in_context(body, size)
         return {"chunks": chunks, "one": encoder(body[None]) if one is None else one}
 
+    def pieces(body: Tensor) -> Parts:
+        bounds = [piece for chunk in cut_twice(len(body), size, PIECE) for piece in chunk]
+        return {"pieces": encoder.several([body[begin:end] for begin, end in bounds])}
+
     makers: dict[str, Callable[[Tensor], Parts]] = {
         "truncation": lambda body: {"one": encoder(body[None, :room])},
         "chunk-max": lambda body: {"chunks": encoder.alone(body, size)},
         "late-chunking": lambda body: {"chunks": encoder.in_context(body, size)[0]},
+        "pieces": pieces,
         "whole": whole,
     }
     return makers[run]

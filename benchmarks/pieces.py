@@ -3,19 +3,20 @@
 `python -m benchmarks.pieces DATA... --fit TEXT... [--source MODEL] [--repo REPO] [--whole] [--tokens 2042]
 [--documents 1000] [--queries N] [--piece 30] [--floor 0.01] [--vectors 1 4]`
 
-A chunk's own embedding says what the chunk is about; the average of the embeddings of its pieces keeps more of each of
-them, once what all pieces have in common is taken out. The whitening (mean, and covariance with `--floor` times the
-mean variance added) is fitted on pieces of other text (`--fit`), or of the documents themselves, without any label. It
-applies to pieces and to queries. A document of `--vectors` vectors is cut into as many parts. The task is that of
-`effconv retrieval`, and so are the standard errors; the chunk average and maximum stand beside.
+`effconv retrieval --with chunk-mean,chunk-max,pieces,pieces-chunks` measures the product. This command changes its
+settings: the tokens of a piece, the floor of the variances, how many vectors a document has (it is cut into as many
+parts), and what the whitening is fitted on: pieces of other text (`--fit`), of the documents themselves, or of both.
+With `--repo`, the pieces are pooled from one pass of a long model, which embeds the queries, too. The task is that of
+`effconv retrieval`, and so are the standard errors; the chunk average and maximum of the source stand beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from effconv.adapt.whole import whole_task
 from effconv.bench.machine import described, machine
 from effconv.convert.text import special_ends
 from effconv.data.named import read_named
+from effconv.embed.whitening import Moments
 
 FIT = 4000  # pieces of other text on which a whitening is fitted, at most
+Way = tuple[str, Tensor, list[list[Tensor]], float]  # its name, queries (m, w), each document's vectors, seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,44 +49,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(task.documents)} documents, {len(task.queries)} queries of {len(task.units.unique())} units")
     queries = encoder.several(list(task.queries))
     chunks, chunk_seconds = _timed(lambda: [encoder.alone(body, encoder.room) for body in task.documents])
-    if asked.repo:  # chunks and queries stay those of the source
+    ways: list[Way] = [
+        ("chunk average", queries, [[part.mean(0)] for part in chunks], chunk_seconds),
+        ("chunk maximum", queries, [list(part) for part in chunks], chunk_seconds),
+    ]
+    if asked.repo:
         long = transformers.AutoModel.from_pretrained(asked.repo, trust_remote_code=True, dtype=torch.float32).eval()
         encoder = replace(encoder, model=long, longest=asked.tokens)
+        queries = encoder.several(list(task.queries))
 
     def cut(body: Tensor) -> Tensor:
         return encoder.in_context(body, asked.piece)[0] if asked.repo else encoder.alone(body, asked.piece)
 
     pieces, piece_seconds = _timed(lambda: [cut(body) for body in task.documents])
-    ways: list[tuple[str, Tensor, list[list[Tensor]], float]] = [
-        ("chunk average", queries, [[part.mean(0)] for part in chunks], chunk_seconds),
-        ("chunk maximum", queries, [list(part) for part in chunks], chunk_seconds),
-    ]
-    other = read_units(asked.fit, tokenizer, len(tokenizer)).tokens
-    if asked.repo:  # in windows as long as the documents
-        rows = list(zip(*[iter(other[: FIT * asked.piece])] * (asked.tokens - 2), strict=False)) or [other]
-        fitted_on = torch.cat([cut(torch.tensor(row)) for row in rows])
-    else:
-        starts = torch.linspace(0, len(other) - asked.piece, min(FIT, len(other) // asked.piece)).long().tolist()
-        fitted_on = encoder(torch.stack([torch.tensor(other[start : start + asked.piece]) for start in starts]))
-    for name, sample in (("not whitened", None), ("other text", fitted_on), ("the documents", torch.cat(pieces))):
-        change = whitening(sample, asked.floor) if sample is not None else lambda x: x
-        changed = [change(part) for part in pieces]
-        for count in asked.vectors:
-            parts = [[half.mean(0) for half in part.tensor_split(min(count, len(part)))] for part in changed]
-            what = name if sample is None else f"whitened on {name}"
+    other = read_units(asked.fit, tokenizer, len(tokenizer)).tokens[: FIT * asked.piece]
+    length = min(asked.tokens - 2, len(other))
+    others = torch.cat([cut(torch.tensor(other[i : i + length])) for i in range(0, len(other) - length + 1, length)])
+    own = torch.cat(pieces)
+    samples = {"other text": [others], "other text and the documents": [others, own], "the documents": [own]}
+    for name, sample in {"": [], **samples}.items():
+        change = _whitening(sample, asked.floor)
+        for count in dict.fromkeys(asked.vectors):
+            parts = [[change(part.mean(0)) for part in rows.tensor_split(min(count, len(rows)))] for rows in pieces]
+            what = f"whitened on {name}" if name else "not whitened"
             ways.append((f"pieces, {what}", change(queries), parts, piece_seconds))
     _print(ways, task)
 
 
-def whitening(sample: Tensor, floor: float) -> Any:
-    """A function that takes the mean of a sample (n, w) off, makes its covariance even, and scales to length 1."""
-    mean = sample.double().mean(0)
-    values, axes = torch.linalg.eigh((sample.double() - mean).T.cov())
-    matrix = (axes * (values.clamp_min(0) + floor * values.mean()).rsqrt()) @ axes.T
-    return lambda vectors: F.normalize((vectors.double() - mean) @ matrix, dim=-1).float()
+def _whitening(sample: Sequence[Tensor], floor: float) -> Callable[[Tensor], Tensor]:
+    """The whitening of embeddings that come in parts; of none, what scales vectors to length 1."""
+    if not sample:
+        return partial(F.normalize, dim=-1)
+    seen = Moments()
+    for part in sample:
+        seen.add(part)
+    return seen.whitening(floor)
 
 
-def _print(ways: list[tuple[str, Tensor, list[list[Tensor]], float]], task: Task) -> None:
+def _print(ways: list[Way], task: Task) -> None:
     ranks = {}
     for name, queries, parts, _ in ways:
         vectors = F.normalize(torch.stack([vector for part in parts for vector in part]), dim=-1)

@@ -5,10 +5,12 @@ The files:
     options   flags and their values                                      (no torch)
     chunks    which ids are run, and which states belong to which chunk   (no torch)
     encoder   `ChunkEncoder`, over sentence-transformers
-    texts     the texts of files, each with an id                         (no torch)
+    whitening what all vectors of a collection have in common, taken out
+    pieces    `PieceEncoder`: averages of whitened pieces
+    files     vectors in parquet or .npy files                            (no torch)
     run       `effconv embed`: texts → vectors in a file
 
-`effconv.embed(...)`, the function, is `effconv.api.embed`. `effconv.embed.ChunkEncoder` is imported on first use.
+`effconv.embed(...)`, the function, is `effconv.api.embed`. The encoders are imported on first use.
 """
 
 from typing import Any
@@ -24,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from . import encoder
 
         return getattr(encoder, name)
+    if name in ("PieceEncoder", "Whitening"):
+        from . import pieces
+
+        return getattr(pieces, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

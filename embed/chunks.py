@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PIECE = 30  # tokens of a piece, unless asked for others
 Bounds = tuple[int, int]  # of a chunk in its text: the first token, and the one behind the last
 
 
@@ -36,6 +37,14 @@ def cut(length: int, size: int) -> list[Bounds]:
     least, longer = divmod(length, count)  # the first `longer` chunks have a token more, as in torch.tensor_split
     edges = [i * least + min(i, longer) for i in range(count + 1)]
     return list(itertools.pairwise(edges))
+
+
+def cut_twice(length: int, size: int, piece: int) -> list[list[Bounds]]:
+    """For each chunk of `cut(length, size)` its pieces of at most `piece` tokens, as bounds in the text."""
+    return [
+        [(begin + first, begin + behind) for first, behind in cut(end - begin, piece)]
+        for begin, end in cut(length, size)
+    ]
 
 
 def passes(

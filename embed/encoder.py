@@ -43,7 +43,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
+class Text:
+    """A text as tokens.
+
+    Attributes:
+        ids: of the text. prompt: of what is put before it. offsets: characters of each token, if known. chunks: as cut.
+    """
+
     ids: list[int]
     prompt: list[int]
     offsets: list[Bounds] | None
@@ -190,7 +196,7 @@ class ChunkEncoder:
         name = name or next((one for one in DOCUMENT_PROMPTS if one in prompts), self.model.default_prompt_name)
         return str(prompts.get(name or "") or "")
 
-    def _read(self, text: str, prompt: str) -> _Text:
+    def _read(self, text: str, prompt: str) -> Text:
         """A text's tokens. Like sentence-transformers, without white space around it."""
         whole = (prompt + text).strip()
         lead = len(prompt) - (len(prompt + text) - len((prompt + text).lstrip()))  # characters before the text in it
@@ -213,9 +219,9 @@ class ChunkEncoder:
                 first = sum(end <= len(ends) for _, end in offsets)
         if offsets is not None:
             offsets = [(max(begin - lead, 0), end - lead) for begin, end in offsets[first:]]
-        return _Text(ids[first:], ids[:first], offsets)
+        return Text(ids[first:], ids[:first], offsets)
 
-    def _cut(self, text: _Text, size: int | None) -> _Text:
+    def _cut(self, text: Text, size: int | None) -> Text:
         """The text with its chunks."""
         room = self.max_seq_length - len(self._prefix) - len(self._suffix) - len(text.prompt)
         if size is not None and not 1 <= size <= (room if self._own_ends else size):
@@ -231,7 +237,7 @@ class ChunkEncoder:
             size = room  # a longer text has more chunks
         return replace(text, chunks=cut(len(text.ids), size or max(len(text.ids), 1)))
 
-    def _embed(self, texts: list[_Text], batch_size: int) -> list[Tensor]:
+    def _embed(self, texts: list[Text], batch_size: int) -> list[Tensor]:
         """The vectors (chunks, w) of each text."""
         planned = [(i, run) for i, text in enumerate(texts) for run in self._passes(text)]
         parts: dict[tuple[int, int], list[Tensor]] = {}
@@ -246,7 +252,7 @@ class ChunkEncoder:
             for i, text in enumerate(texts)
         ]
 
-    def _passes(self, text: _Text) -> list[Pass]:
+    def _passes(self, text: Text) -> list[Pass]:
         prefix = [*self._prefix, *text.prompt]
         skipped = 0 if getattr(self.model[1], "include_prompt", True) or not text.prompt else len(prefix)
         return passes(
@@ -329,7 +335,7 @@ def _modes(pooling: Any) -> tuple[str, ...]:
     return (modes,) if isinstance(modes, str) else tuple(modes)
 
 
-def _chunk(text: _Text, begin: int, end: int) -> Chunk:
+def _chunk(text: Text, begin: int, end: int) -> Chunk:
     """Tokens `begin` to `end` of a text, and where they stand in it."""
     if text.offsets is None:
         return Chunk(None, None, end - begin)

@@ -25,6 +25,17 @@ class EmbedOptions:
         None,
         "Tokens per chunk, such as 512: one vector per chunk, in the context of its text. [default: one per text]",
     )
+    pieces: int | None = option(
+        None,
+        "Tokens per piece, such as 30: a vector is the average of short pieces, each embedded by itself.",
+    )
+    whiten: bool = option(
+        False,
+        "With --pieces: take out what all pieces have in common. Also writes NAME.whitening.safetensors, for queries.",
+    )
+    whitening: Path | None = option(
+        None, "With --pieces: the .whitening.safetensors file of an earlier run, for more texts or for queries."
+    )
     text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.")
     id_column: str | None = option(None, "Column with the id of a text. [default: FILE#ROW]")
     lines: bool = option(False, "Treat each line of a text file as one text.")
@@ -43,6 +54,14 @@ class EmbedOptions:
             faults.append("data is missing: give files with texts")
         if self.chunks is not None and self.chunks < 1:
             faults.append(f"chunks must be at least 1, got {self.chunks}")
+        if self.pieces is not None and self.pieces < 1:
+            faults.append(f"pieces must be at least 1, got {self.pieces}")
+        if self.pieces is None and (self.whiten or self.whitening is not None):
+            faults.append(
+                f"{'whiten' if self.whiten else 'whitening'} needs pieces: give a number of tokens, such as 30"
+            )
+        if self.whiten and self.whitening is not None:
+            faults.append("whiten fits a new whitening and whitening takes a given one: leave out one of them")
         if self.batch_size < 1:
             faults.append(f"batch_size must be at least 1, got {self.batch_size}")
         if self.output is not None and Path(self.output).suffix not in FORMS:

@@ -19,12 +19,13 @@ from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import NAME, read_manifest, repo_folder
 from ..data.named import NamedText, read_named
-from .files import made_of, vectors_file
+from .files import PARTIAL, Write, made_of, vectors_file
 from .options import EmbedOptions
 
 if TYPE_CHECKING:
     from .encoder import ChunkEncoder
 
+WHITENING = ".whitening.safetensors"
 AT_ONCE = 8  # batches of texts that are read, embedded and written together
 
 
@@ -33,7 +34,8 @@ class Embedded:
     """Result of `effconv embed`.
 
     Attributes:
-        output: the file. record: texts, vectors, width, tokens per chunk, texts that were cut, seconds.
+        output: the file. record: texts, vectors, width, tokens per chunk and per piece, texts that were cut, the file
+            of the whitening, seconds.
     """
 
     output: Path
@@ -61,7 +63,8 @@ def embed_texts(
     if not (folder / "modules.json").is_file() and not (folder / NAME).is_file():
         read_manifest(folder)  # raises: neither a repo of effconv nor one of sentence-transformers
     output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
-    _require_writable(output, options)
+    whitening = output.with_suffix(WHITENING)
+    _require_writable(output, [*made_of(output), *([whitening] if options.whiten else [])], options)
     if (folder / NAME).is_file():
         require_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     texts = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
@@ -69,26 +72,64 @@ def embed_texts(
 
     import transformers
 
-    from .encoder import ChunkEncoder
-
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     progress("models", 0, 0)
-    encoder = ChunkEncoder(folder, device=options.device, trust_remote_code=options.trust_remote_code)
+    encoder = _encoder(folder, options)
     begun = time.perf_counter()
     counts = {"texts": 0, "vectors": 0, "width": 0, "longer_than_the_model": 0}
+    held: list[tuple[list[dict[str, Any]], np.ndarray]] = []  # until the whitening is known
     with output_errors(output), vectors_file(output) as write:
         for part in _parts(first, texts, AT_ONCE * options.batch_size):
             progress("embedding", 0, 0)
             rows, vectors = _embedded(encoder, part, options, counts)
-            write(rows, vectors)
+            if options.whiten:
+                held.append((rows, vectors))
+            else:
+                write(rows, vectors)
+        if options.whiten:
+            _write_whitened(encoder, held, write, whitening)
     record: dict[str, Any] = {"model": folder.absolute().name, "chunk_tokens": options.chunks, **counts}
+    if options.pieces is not None:
+        record["piece_tokens"] = options.pieces
+    if options.whiten or options.whitening is not None:
+        record["whitening"] = str(whitening if options.whiten else options.whitening)
     record["seconds"] = round(time.perf_counter() - begun, 3)
     return Embedded(output, record)
 
 
-def _require_writable(output: Path, options: EmbedOptions) -> None:
-    for path in made_of(output):
+def _encoder(folder: Path, options: EmbedOptions) -> ChunkEncoder:
+    loading: dict[str, Any] = {"device": options.device, "trust_remote_code": options.trust_remote_code}
+    if options.pieces is None:
+        from .encoder import ChunkEncoder
+
+        return ChunkEncoder(folder, **loading)
+    from .pieces import PieceEncoder
+
+    return PieceEncoder(folder, piece_tokens=options.pieces, whitening=options.whitening, **loading)
+
+
+def _write_whitened(
+    encoder: Any, held: list[tuple[list[dict[str, Any]], np.ndarray]], write: Write, path: Path
+) -> None:
+    """Fits the whitening to all pieces that were embedded, writes it, and the whitened vectors."""
+    import torch
+
+    from .pieces import fitted
+
+    whitening = fitted(encoder.seen)
+    for rows, vectors in held:
+        write(rows, whitening(torch.from_numpy(vectors)).numpy())
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        whitening.save(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _require_writable(output: Path, made: list[Path], options: EmbedOptions) -> None:
+    for path in made:
         if path.is_dir() or (path.exists() and not options.overwrite):
             raise OutputError(
                 "this is a folder" if path.is_dir() else "the output file exists",
@@ -115,7 +156,7 @@ def _embedded(
     """The rows (id, chunk, start, end, tokens) of some texts, and their vectors (rows, w); counts what was done."""
     texts = [text.text for text in part]
     rows: list[dict[str, Any]] = []
-    if options.chunks is None:
+    if options.chunks is None and options.pieces is None:
         vectors = encoder.model.encode_document(
             texts,
             batch_size=options.batch_size,
@@ -125,7 +166,10 @@ def _embedded(
         )
     else:
         found = encoder.encode(
-            texts, chunk_tokens=options.chunks, batch_size=options.batch_size, normalize_embeddings=options.normalize
+            texts,
+            chunk_tokens=options.chunks,
+            batch_size=options.batch_size,
+            normalize_embeddings=options.normalize and not options.whiten,  # the plain averages are whitened
         )
         vectors = np.concatenate(found)
     longest = encoder.max_seq_length - encoder.tokenizer.num_special_tokens_to_add()

@@ -52,7 +52,9 @@ def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
         f"{counted(record['texts'], 'text')}, {record['seconds']:,.1f} s",
         highlight=False,
     )
-    if longer:
+    if whitening := record.get("whitening"):
+        console.print(f"whitened by {escape(str(whitening))}", soft_wrap=True)
+    if longer and "piece_tokens" not in record:
         what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
         console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
     return None

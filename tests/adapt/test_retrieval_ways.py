@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import transformers
 from adapt_text import documents, write_wiki
@@ -15,7 +17,7 @@ import effconv
 from effconv.adapt import ways
 from effconv.adapt.controls import LABELS, chosen
 from effconv.adapt.embedding_cache import Cache, digest_of
-from effconv.adapt.ranking import Encoder, best, make_task, mean_error
+from effconv.adapt.ranking import Encoder, Task, best, make_task, mean_error
 from effconv.adapt.retrieval import retrieval
 from effconv.adapt.retrieval_text import read_units, text_units
 from effconv.adapt.stretched import stretched
@@ -160,6 +162,24 @@ def test_too_few_long_documents_are_refused(tokenizer):
     assert caught.value.hint
     with pytest.raises(BadInputError, match="with a sentence of 50 to 200 tokens"):
         whole_of(tokenizer, [prose(120, 1), prose(120, 2)], size=100)
+
+
+@pytest.mark.parametrize("of_chunks", [False, True])
+def test_averages_of_pieces_are_whitened_by_the_formula(of_chunks):
+    lengths, size = [100, 70], 50  # two chunks each, of 50 and 35 tokens: two pieces of at most 30 each
+    pieces = np.random.default_rng(0).normal(size=(8, 3)) + 2
+    queries = np.random.default_rng(1).normal(size=(4, 3)) + 2
+    task = Task([torch.zeros(length) for length in lengths], torch.zeros(4, 1), torch.zeros(4), torch.zeros(4))
+    embedded = ways.Embedded(torch.tensor(pieces), [4, 4], 1.0, None)
+    changed, found = ways._averaged(torch.tensor(queries), embedded, task, size, of_chunks=of_chunks)
+    covariance = np.cov(pieces.T)
+    root = scipy.linalg.sqrtm(np.linalg.inv(covariance + 0.01 * np.trace(covariance) / 3 * np.eye(3)))
+    means = pieces.reshape((4, 2, 3) if of_chunks else (2, 4, 3)).mean(1)
+    for got, rows in ((changed, queries), (found.vectors, means)):
+        expected = (rows - pieces.mean(0)) @ root
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+    assert found.counts == ([2, 2] if of_chunks else [1, 1])
 
 
 def test_ways_are_named():

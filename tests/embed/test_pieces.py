@@ -1,0 +1,145 @@
+"""`PieceEncoder` and `effconv embed --pieces`: against plain loops over sentence-transformers, numpy and scipy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from adapt_text import documents
+from safetensors.numpy import load_file
+
+import effconv
+from effconv.convert.errors import BadInputError, OutputError, UsageError
+from effconv.embed import PieceEncoder, Whitening
+from effconv.embed.whitening import Moments
+from tiny import save_tiny_sentence_encoder
+
+torch.set_num_threads(1)
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return save_tiny_sentence_encoder(tmp_path_factory.mktemp("pieces") / "source")
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return documents(12, words=60)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def pieces_of(model, text, size):
+    """Embeddings of the pieces of a text, each run alone by sentence-transformers from its own ids."""
+    tokenizer = model.tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = np.array_split(ids, -(-len(ids) // size))
+    rows = []
+    for part in parts:
+        whole = torch.tensor([[tokenizer.cls_token_id, *part.tolist(), tokenizer.sep_token_id]])
+        with torch.no_grad():
+            features = model({"input_ids": whole, "attention_mask": torch.ones_like(whole)})
+        rows.append(features["sentence_embedding"][0].numpy())
+    return unit(np.array(rows))
+
+
+def whitened(sample, rows, floor=0.01):
+    """Rows by the formula, in float64."""
+    covariance = np.cov(sample.T.astype(np.float64))
+    width = len(covariance)
+    root = np.real(scipy.linalg.sqrtm(np.linalg.inv(covariance + floor * np.trace(covariance) / width * np.eye(width))))
+    return unit((rows - sample.mean(0)) @ root)
+
+
+def test_moments_in_parts_are_those_of_the_whole():
+    sample = np.random.default_rng(0).normal(size=(57, 8)) @ np.random.default_rng(1).normal(size=(8, 8)) + 1e3
+    seen = Moments()
+    for part in np.array_split(sample, 5):
+        seen.add(torch.from_numpy(part))
+    found = seen.whitening(0.1)
+    np.testing.assert_allclose(found.mean, sample.mean(0), rtol=1e-6)
+    rows = torch.from_numpy(sample - sample.mean(0))
+    expected = whitened(rows.numpy(), rows.numpy(), 0.1)
+    centred = Whitening(torch.zeros(8), found.matrix)
+    np.testing.assert_allclose(centred(rows).numpy(), expected, atol=1e-4)
+
+
+def test_a_text_is_the_average_of_its_pieces(source, texts):
+    encoder = PieceEncoder(source, piece_tokens=9)
+    found = encoder.encode(texts)
+    for text, rows in zip(texts, found, strict=True):
+        expected = pieces_of(encoder.model, text, 9).mean(0, keepdims=True)
+        np.testing.assert_allclose(rows, expected, **CLOSE)
+    chunks = encoder.encode(texts[0], chunk_tokens=25)
+    assert len(chunks) == len(encoder.chunks(texts[0], 25)) > 1
+    assert encoder.encode("").shape == (1, chunks.shape[1])
+
+
+def test_the_whitening_of_a_collection_is_that_of_the_formula(source, texts):
+    encoder = PieceEncoder(source, piece_tokens=9)
+    found = encoder.fit_encode(texts)
+    pieces = [pieces_of(encoder.model, text, 9) for text in texts]
+    sample = np.concatenate(pieces)
+    assert encoder.seen.count == len(sample) > sample.shape[1]
+    expected = whitened(sample, np.array([rows.mean(0) for rows in pieces]))
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3)
+    query = unit(encoder.model.encode(["a short query"]))
+    np.testing.assert_allclose(encoder.encode_query(["a short query"]), whitened(sample, query), atol=1e-3)
+    assert encoder.encode_query("a short query").shape == (sample.shape[1],)
+    again = PieceEncoder(source, piece_tokens=9, whitening=encoder.whitening).encode(texts)
+    np.testing.assert_allclose(np.concatenate(again), np.concatenate(found), **CLOSE)
+
+
+def test_the_command_writes_whitened_vectors_and_what_queries_need(source, texts, tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    embedded = effconv.embed(source, data=data, pieces=9, whiten=True, output=tmp_path / "out.npy", batch_size=1)
+    encoder = PieceEncoder(source, piece_tokens=9)
+    expected = np.concatenate(encoder.fit_encode(texts))
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4)
+    stored = tmp_path / "out.whitening.safetensors"
+    assert embedded.record["whitening"] == str(stored)
+    assert sorted(load_file(stored)) == ["matrix", "mean"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.ids.jsonl", "out.npy", "out.whitening.safetensors", "texts.jsonl",
+    ]  # fmt: skip
+    effconv.embed(source, data=data, pieces=9, whitening=stored, output=tmp_path / "more.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "more.npy"), expected, atol=1e-4)
+    with pytest.raises(OutputError, match="exists"):
+        effconv.embed(source, data=data, pieces=9, whiten=True, output=tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"pieces": 0}, "pieces must be at least 1"),
+        ({"pieces": 500}, "pieces must have 1 to"),
+        ({"whiten": True}, "whiten needs pieces"),
+        ({"pieces": 9, "whiten": True, "whitening": "x"}, "leave out one of them"),
+    ],
+)
+def test_options_that_do_not_go_together(options, says, source, tmp_path):
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    with pytest.raises(UsageError, match=says):
+        effconv.embed(source, data=tmp_path / "text.txt", output=tmp_path / "out.npy", **options)
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_what_is_no_whitening_is_refused(source, tmp_path):
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    run = {"data": tmp_path / "text.txt", "output": tmp_path / "out.npy", "pieces": 9}
+    with pytest.raises(BadInputError, match="as many pieces"):
+        effconv.embed(source, **run, whiten=True)
+    with pytest.raises(BadInputError, match="no whitening"):
+        effconv.embed(source, **run, whitening=tmp_path / "text.txt")
+    Whitening(torch.zeros(3), torch.eye(3)).save(tmp_path / "narrow")
+    with pytest.raises(BadInputError, match="vectors of 3 numbers"):
+        effconv.embed(source, **run, whitening=tmp_path / "narrow")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["narrow", "text.txt"]
