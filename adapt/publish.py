@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..convert.io.staging import Staging, output_errors
 from ..convert.options import Progress
 from ..convert.repo.card import card_text
+from ..convert.repo.card_blocks import without_scores
 from ..convert.repo.manifest import Measured
 from ..convert.repo.old_card import old_card, overwritten_card
 from ..convert.repo.record import write_record
@@ -81,7 +82,7 @@ def publish_trained(
         )
         progress("publish", 0, 0)
         generated = card_text(asked.target, new, {}, sentence=(folder / MODULES).is_file())
-        card = add_results(folder, new, before.renewed(generated))
+        card = add_results(folder, new, without_scores(before.renewed(generated)))
         write_record(folder, new, card, before=before, known=hashes)
         staging.publish()
     return measured

@@ -15,7 +15,7 @@ from ..convert.io.source import resolve
 from ..convert.io.staging import Staging, check_apart, check_output, output_errors
 from ..convert.options import Progress
 from ..convert.repo.card import card_text
-from ..convert.repo.card_blocks import joined
+from ..convert.repo.card_blocks import joined, without_scores
 from ..convert.repo.manifest import (
     CARD,
     NAME,
@@ -141,7 +141,7 @@ def finish(
     progress("manifest", 0, 0)
     before = old_card(view.folder, view.manifest)
     ours = card_text(view.target, manifest, {}, sentence=(view.folder / MODULES).is_file())
-    card = joined(before.text, ours) if before.text.strip() else ours
+    card = joined(without_scores(before.text), ours) if before.text.strip() else ours
     config = view.folder / "config.json"
     text = config.read_bytes()
     config.unlink()  # maybe a link into the user's folder

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import BadInputError, OutputError
 from ..convert.repo.card import add_to_card
-from ..convert.repo.card_blocks import blocks, with_block, with_results
+from ..convert.repo.card_blocks import OWN, blocks, with_block, with_results
 from ..convert.repo.manifest import CARD
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def _entry(row: Mapping[str, Any]) -> EvalResult:
         metric_type=row["metric"],
         metric_name=row["metric"],
         metric_value=round(row["score"], 6),
+        **OWN,
     )
 
 

@@ -18,7 +18,7 @@ from ..convert.io.reader import open_checkpoint
 from ..convert.io.source import resolve
 from ..convert.io.tensorfile import TensorFile
 from ..convert.repo.card import PIPELINES
-from ..convert.repo.card_blocks import with_block, with_field, with_results
+from ..convert.repo.card_blocks import OWN, with_block, with_field, with_results
 from ..convert.repo.emit import code_fields, code_files
 from ..convert.repo.manifest import Measured
 from ..convert.repo.modelcode import class_name
@@ -200,6 +200,7 @@ def with_results_of(
             metric_type=metric,
             metric_name=metric,
             metric_value=round(record["after"][metric], 6),
+            **OWN,
         )
         for metric in record["metrics"]
     ]

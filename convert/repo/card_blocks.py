@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 MARKER = re.compile(r"<!-- (/?)effconv:([a-z][a-z0-9_-]*) -->")
+OWN: dict[str, Any] = {
+    "source_name": "effconv",
+    "source_url": "https://pypi.org/project/effconv/",
+}  # of results that effconv measured
+OUTDATED = "The weights were trained since they were measured. `effconv eval` measures them again."
 VARIABLES = {"repo_id": "repo", "revision": "revision"}  # in the block that loads the model
 
 
@@ -116,14 +121,17 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def with_field(text: str, key: str, value: object) -> str:
-    """The card with one field of its front matter set, and every other line of it as it was."""
+    """The card with one field of its front matter set (None: taken out), and every other line of it as it was."""
     import yaml
 
     stated, line = front_matter(text), _line_end(text)
     wanted = {**stated, key: value}
+    if value is None:
+        del wanted[key]
     if wanted == stated:
         return text
-    written = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True).replace("\n", line)
+    written = "" if value is None else yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True)
+    written = written.replace("\n", line)
     found = FRONT.match(text)
     if not found:
         return f"---{line}{written}---{line}{line}{text.removeprefix(BOM).lstrip()}"
@@ -163,10 +171,33 @@ def with_results(text: str, model: str, results: Sequence[EvalResult]) -> str:
         new = [(metric["type"], metric.get("name")) for metric in entry["metrics"]]
         if same:
             others = [m for m in same[0].get("metrics") or () if (m.get("type"), m.get("name")) not in new]
-            same[0]["metrics"] = [*others, *entry["metrics"]]
+            same[0].update({**entry, "metrics": [*others, *entry["metrics"]]})
         else:
             entries.append(entry)
     return with_field(text, "model-index", [{**index[0], "results": entries}, *index[1:]])
+
+
+def without_scores(text: str) -> str:
+    """The card of weights that were trained since: without the scores that effconv measured of those before.
+
+    What a person or another program wrote in `model-index` stays.
+    """
+    if "eval" in blocks(text):
+        text = with_block(text, "eval", OUTDATED)
+    index = front_matter(text).get("model-index")
+    if not isinstance(index, list) or not all(isinstance(entry, dict) for entry in index):
+        return text
+    kept = [
+        {**entry, "results": [result for result in entry.get("results") or () if not _is_own(result)]}
+        for entry in index
+    ]
+    left = [entry for entry in kept if entry["results"]]
+    return text if kept == index else with_field(text, "model-index", left or None)
+
+
+def _is_own(result: object) -> bool:
+    source = result.get("source") if isinstance(result, dict) else None
+    return isinstance(source, dict) and source.get("name") == OWN["source_name"]
 
 
 def _spans(text: str) -> dict[str, tuple[int, int]]:

@@ -17,6 +17,7 @@ import effconv
 from effconv.convert.errors import BadInputError
 from effconv.convert.repo.card import add_to_card
 from effconv.convert.repo.card_blocks import (
+    OWN,
     blocks,
     front_matter,
     merged,
@@ -24,6 +25,7 @@ from effconv.convert.repo.card_blocks import (
     with_block,
     with_field,
     with_results,
+    without_scores,
 )
 from effconv.convert.repo.manifest import changed_files, read_manifest
 from tiny import save_tiny, save_tiny_sentence_encoder
@@ -195,6 +197,18 @@ class TestResults:
         (result,) = card.data.eval_results
         assert (card.data.model_name, result.metric_type, result.metric_value) == ("long", "accuracy", 0.5)
         assert (result.dataset_type, result.dataset_split, result.task_type) == ("wikitext", "test", "fill-mask")
+
+    def test_scores_of_weights_that_were_trained_since_are_taken_out_and_others_stay(self):
+        own = EvalResult("fill-mask", "own", "own", "accuracy", 0.5, **OWN)
+        card = with_block(with_results(CARD, "long", [own]), "eval", "a table", heading="Scores on tasks")
+        plain = without_scores(card)
+        assert "model-index" not in front_matter(plain)
+        assert "effconv eval" in blocks(plain)["eval"]
+        assert without_scores(plain) == plain
+        card = with_results(card, "long", [self.ACCURACY])
+        (index,) = front_matter(without_scores(card))["model-index"]
+        assert [result["dataset"]["type"] for result in index["results"]] == ["wikitext"]
+        assert without_scores(CARD) == CARD
 
     def test_a_model_index_that_is_none_is_an_error(self):
         with pytest.raises(BadInputError, match="model-index"):
