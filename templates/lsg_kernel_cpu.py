@@ -28,6 +28,7 @@ from torch import Tensor
 # its operators under its own module name, and never takes the place of another's. A folder may have any name (modèle),
 # and torch takes only ASCII.
 NAMESPACE = re.sub(r"\W", lambda odd: f"_{ord(odd[0]):x}_", __name__.replace(".", "_"), flags=re.ASCII)
+CACHED_WEIGHTS = 200_000  # attention weights in float32 that stay in a core's cache, beside what is multiplied
 Pair = tuple[Tensor | None, Tensor | None]  # the sparse list: keys and values (b, h, l, d), or None
 
 
@@ -130,7 +131,7 @@ def cpu_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         causal,
         dropout,
-        heads_at_once(q),
+        heads_at_once(q, config),
     )
 
 
@@ -139,12 +140,16 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def heads_at_once(q: Tensor) -> int:
-    """How many heads' weights are made at once: of float32 two stay in the cache; several threads need more work.
+def heads_at_once(q: Tensor, config: Any) -> int:
+    """How many heads' weights are made at once: as many as the cache holds, two at least.
 
-    Of bfloat16 all: the products are so short that a call costs more than the cache gains.
+    All of them on several threads, which need more work, and in bfloat16, whose products are so short that a call costs
+    more than the cache gains.
     """
-    return 2 if threads() == 1 and compute_dtype(q.dtype) != torch.bfloat16 else q.shape[1]
+    if threads() > 1 or compute_dtype(q.dtype) == torch.bfloat16:
+        return q.shape[1]
+    window = 3 * config.block_size + 2 * config.sparse_block_size + config.num_global_tokens
+    return min(q.shape[1], max(2, CACHED_WEIGHTS // (config.block_size * window)))
 
 
 def sparse_starts(size: int, step: int, causal: bool) -> list[int]:

@@ -178,7 +178,7 @@ def cpu_attention(
         config.block_size // config.sparsity_factor if sparse else 0,
         False,
         dropout,
-        heads_at_once(q),
+        heads_at_once(q, config),
     )
 
 
