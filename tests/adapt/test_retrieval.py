@@ -72,8 +72,16 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
     text = tmp_path / "a.txt"
     text.write_text(" ".join(documents(6, words=300)))
     found = retrieval([tmp_path / "lsg"], against=tmp_path / "source", data=[text], tokens=144, query_tokens=16)
-    controls = ["truncation", "chunk average", "chunk maximum", "late chunking", "dense", "dense, interpolated"]
-    assert [row["documents"] for row in found["rows"]] == [*controls, "dense, chunks", "lsg, chunks", "lsg"]
+    own = [
+        "truncation",
+        "chunk average",
+        "chunk maximum",
+        "late chunking",
+        "whitened pieces",
+        "whitened pieces, chunks",
+    ]
+    dense = ["dense", "dense, interpolated", "dense, chunks"]
+    assert [row["documents"] for row in found["rows"]] == [*own, *dense, "lsg, chunks", "lsg"]
     assert found["task"]["documents"] == 12
     assert found["task"]["queries"] == 12 * ((144 - 2 - 64) // 16)  # as many as fit
     assert found["rows"][1]["over_chunk_average"] == found["rows"][1]["over_chunk_average_error"] == 0
