@@ -49,9 +49,10 @@ class Whitening:
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file with `mean` and `matrix`."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file({"mean": self.mean.contiguous(), "matrix": self.matrix.contiguous()}, path)
+        # As bytes: `save_file` makes a file that nobody else may read.
+        path.write_bytes(save({"mean": self.mean.contiguous(), "matrix": self.matrix.contiguous()}))
 
     @classmethod
     def load(cls, path: Path) -> Whitening:

@@ -107,6 +107,7 @@ def test_the_command_writes_whitened_vectors_and_what_queries_need(source, texts
     stored = tmp_path / "out.whitening.safetensors"
     assert embedded.record["whitening"] == str(stored)
     assert sorted(load_file(stored)) == ["matrix", "mean"]
+    assert stored.stat().st_mode == (tmp_path / "out.npy").stat().st_mode  # who may read one may read the other
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "out.ids.jsonl", "out.npy", "out.whitening.safetensors", "texts.jsonl",
     ]  # fmt: skip
