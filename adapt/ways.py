@@ -153,13 +153,9 @@ def _runs(ways: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     runs: dict[str, dict[str, str]] = {}
     for way in ways:
         run = {"chunk-mean": "chunk-max", "pieces-chunks": "pieces"}.get(way, way)
-        part = (
-            "pieces"
-            if way in PIECES
-            else "one"
-            if way in ("truncation", "dense", "dense-interpolated", "repo")
-            else "chunks"
-        )
+        part = "one" if way in ("truncation", "dense", "dense-interpolated", "repo") else "chunks"
+        if way in PIECES:
+            part = "pieces"
         if way in ("dense", "dense-interpolated", "dense-chunks", "repo", "repo-chunks"):
             run = "whole"
         runs.setdefault(run, {})[way] = part

@@ -79,16 +79,22 @@ def embed_texts(
     begun = time.perf_counter()
     counts = {"texts": 0, "vectors": 0, "width": 0, "longer_than_the_model": 0}
     held: list[tuple[list[dict[str, Any]], np.ndarray]] = []  # until the whitening is known
-    with output_errors(output), vectors_file(output) as write:
-        for part in _parts(first, texts, AT_ONCE * options.batch_size):
-            progress("embedding", 0, 0)
-            rows, vectors = _embedded(encoder, part, options, counts)
+    partial = whitening.with_name(f".{whitening.name}{PARTIAL}")
+    try:
+        with output_errors(output), vectors_file(output) as write:
+            for part in _parts(first, texts, AT_ONCE * options.batch_size):
+                progress("embedding", 0, 0)
+                rows, vectors = _embedded(encoder, part, options, counts)
+                if options.whiten:
+                    held.append((rows, vectors))
+                else:
+                    write(rows, vectors)
             if options.whiten:
-                held.append((rows, vectors))
-            else:
-                write(rows, vectors)
+                _write_whitened(encoder, held, write, partial)
         if options.whiten:
-            _write_whitened(encoder, held, write, whitening)
+            partial.replace(whitening)  # now that the vectors are there: an older file stays with its own
+    finally:
+        partial.unlink(missing_ok=True)
     record: dict[str, Any] = {"model": folder.absolute().name, "chunk_tokens": options.chunks, **counts}
     if options.pieces is not None:
         record["piece_tokens"] = options.pieces
@@ -120,12 +126,7 @@ def _write_whitened(
     whitening = fitted(encoder.seen)
     for rows, vectors in held:
         write(rows, whitening(torch.from_numpy(vectors)).numpy())
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        whitening.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whitening.save(path)
 
 
 def _require_writable(output: Path, made: list[Path], options: EmbedOptions) -> None:
