@@ -153,7 +153,7 @@ def fitted(seen: Moments) -> Whitening:
     """The whitening of pieces.
 
     Raises:
-        BadInputError: there are fewer of them than a vector has numbers.
+        BadInputError: there are fewer of them than a vector has numbers, or all are equal.
     """
     if seen.count < max(seen.width, 2):
         raise BadInputError(
@@ -162,4 +162,11 @@ def fitted(seen: Moments) -> Whitening:
             where="--whiten",
             hint="give more texts, or a whitening of other texts with --whitening",
         )
-    return seen.whitening()
+    found = seen.whitening()
+    if not found.matrix.isfinite().all():
+        raise BadInputError(
+            "all pieces have the same embedding, so there is nothing to whiten",
+            where="--whiten",
+            hint="give texts that differ, or leave out --whiten",
+        )
+    return found

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import effconv
 from effconv.convert.errors import BadInputError, OutputError, UsageError
 from effconv.embed import PieceEncoder, Whitening
+from effconv.embed.pieces import fitted
 from effconv.embed.whitening import Moments
 from tiny import save_tiny_sentence_encoder
 
@@ -138,6 +139,10 @@ def test_what_is_no_whitening_is_refused(source, tmp_path):
     run = {"data": tmp_path / "text.txt", "output": tmp_path / "out.npy", "pieces": 9}
     with pytest.raises(BadInputError, match="as many pieces"):
         effconv.embed(source, **run, whiten=True)
+    same = Moments()
+    same.add(torch.ones(9, 4))
+    with pytest.raises(BadInputError, match="the same embedding"):
+        fitted(same)
     with pytest.raises(BadInputError, match="no whitening"):
         effconv.embed(source, **run, whitening=tmp_path / "text.txt")
     Whitening(torch.zeros(3), torch.eye(3)).save(tmp_path / "narrow")
