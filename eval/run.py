@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def _measured(
         settings |= {"revision": source.commit} if source.hub_id else {}
         models["source"] = load_model(name, options.trust_remote_code, **settings)
     begun = time.perf_counter()
-    encoding = {"batch_size": options.batch_size, "show_progress_bar": False}
+    encoding: Any = {"batch_size": options.batch_size, "show_progress_bar": False}
     encoding |= {"normalize_embeddings": True} if options.normalize else {}
     rows: list[dict[str, Any]] = []
     whole: dict[str, Any] = {name: [] for name in models}
@@ -206,7 +206,7 @@ def _measured(
                 cache=None,
                 co2_tracker=False,
                 show_progress_bar=False,
-                encode_kwargs=dict(encoding),  # mteb adds to it
+                encode_kwargs={**encoding},  # mteb adds to it
             ).task_results[0]
             whole[name].append(result.to_dict())
             scores[name] = _rows(asked, result.scores)
@@ -225,7 +225,7 @@ def _measured(
     return record, whole
 
 
-def _rows(asked: Task, scores: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _rows(asked: Task, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """One row per split and language, with the main metric of the task."""
     metadata = asked.task.metadata
     return [

@@ -136,7 +136,7 @@ def _own_task(read: FolderTask) -> Task:
         )
 
         def load_data(self, *args: Any, **kwargs: Any) -> None:
-            rows = {
+            rows: Any = {
                 "corpus": Dataset.from_list(read.corpus),
                 "queries": Dataset.from_list(read.queries),
                 "relevant_docs": read.relevant,
