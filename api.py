@@ -42,6 +42,7 @@ __all__ = [
     "inspect",
     "load",
     "new",
+    "pieces",
     "plan",
     "prepare",
     "pretrain",
@@ -307,6 +308,31 @@ def embed(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **option
     if options.get("output") is not None:
         options["output"] = Path(options["output"])
     return embed_texts(repo, EmbedOptions(**options), progress=progress)
+
+
+@reads_repos
+def pieces(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **options: Any) -> Any:
+    """Makes a repo of sentence-transformers whose `encode_document` averages whitened pieces of a text.
+
+    `encode` stays as it is. `effconv.embed.PieceEncoder` is the same for texts in memory.
+
+    Args:
+        repo: folder of the repo, or of another sentence-transformers model.
+        progress: called with the name of each step.
+        options: the command's flags as keyword arguments, with underscores (`data`, `whitening`, `pieces`, `output`,
+            ...).
+
+    Returns:
+        An `effconv.embed.repo.Made`: the new folder, and what was fitted and checked.
+
+    Raises:
+        EffconvError: the model, a text or the whitening cannot be used. No output was written.
+    """
+    from .embed.options import PiecesOptions
+    from .embed.repo import make_pieces
+
+    chosen = _chosen("pieces", PiecesOptions, options)
+    return make_pieces(repo, chosen, progress=progress)
 
 
 def eval(repo: str | os.PathLike[str], *, progress: Progress = _quiet, **options: Any) -> Any:

@@ -46,6 +46,11 @@ EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The res
 EMBEDDING = {"embed": "Embed texts with a repo: one vector per text, or one per chunk in the context of its text."}
 
 
+PIECES = {
+    "pieces": "Make a repo that finds documents of any length by their whitened pieces, for sentence-transformers."
+}
+
+
 EVALUATING = {"eval": "Measure a repo on tasks of mteb or on your own retrieval task. Scores go into its model card."}
 
 
@@ -263,6 +268,27 @@ def embedding_command(name: str) -> Command:
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
     parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(EmbedOptions)]
     return _command(name, EMBEDDING[name], command, parameters)
+
+
+def pieces_command(name: str) -> Command:
+    """`effconv pieces REPO`, whose options are the fields of `PiecesOptions`."""
+    from .embed.options import PiecesOptions
+
+    def command(**values: Any) -> None:
+        from .api import pieces
+        from .report.console import Progress
+        from .report.exported import show_pieces
+
+        repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
+        values["data"] = together("--data", values["data"], more)
+        with Progress(quiet=values.pop("quiet")) as progress:
+            made = pieces(repo, progress=progress, **values)
+        show_pieces(made, as_json=as_json)
+
+    help = "Folder of a converted repo, or of another sentence-transformers model."
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(PiecesOptions)]
+    return _command(name, PIECES[name], command, parameters)
 
 
 def evaluating_command(name: str) -> Command:

@@ -12,6 +12,7 @@ from ..convert.errors import EffconvError, OutputError, StoppedError, Unsupporte
 from ..convert.families.registry import ENCODER_DECODERS
 from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.repo.old_card import old_card
+from ..convert.repo.own_modules import average_of
 from ..convert.target import Target
 
 CHANGEABLE = (
@@ -34,6 +35,7 @@ class Kept(Protocol):
 
 def require_trainable(folder: Path, manifest: Mapping[str, Any], target: Target, command: str) -> None:
     """Raises UnsupportedError for a repo that this command cannot train on text."""
+    refuse_pieces(folder)
     if target.weights_format.library != "transformers":
         raise UnsupportedError("JAX repos cannot be trained here", where=str(folder), hint="effconv jax2torch first")
     if manifest["family"] in ENCODER_DECODERS:
@@ -41,6 +43,16 @@ def require_trainable(folder: Path, manifest: Mapping[str, Any], target: Target,
             f"effconv {command} cannot train encoder-decoder models",
             where=str(folder),
             hint="train the repo with Seq2SeqTrainer of transformers",
+        )
+
+
+def refuse_pieces(folder: Path) -> None:
+    """Raises UnsupportedError for a repo whose whitening is of the weights as they are."""
+    if average_of(folder) is not None:
+        raise UnsupportedError(
+            "the repo whitens the embeddings of these weights: after a training the whitening would be wrong",
+            where=str(folder),
+            hint="train the repo from before effconv pieces, then run effconv pieces on the result",
         )
 
 

@@ -11,7 +11,7 @@ documents), not over queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..convert.errors import BadInputError
 from ..convert.text import counted
 from ..convert.windows import around
-from ..embed.chunks import cut, passes
+from ..embed.chunks import PIECE, cut, cut_twice, passes
 from .teacher import pooled
 
 CHUNKS = 8  # run at once
@@ -112,6 +112,29 @@ class Encoder:
 
     def _finished(self, embeddings: Tensor) -> Tensor:
         return F.normalize(self.dense(embeddings), dim=-1)
+
+
+@dataclass(frozen=True)
+class PiecesEncoder(Encoder):
+    """A repo of `effconv pieces`: whitened averages of a document's pieces, and whitened queries.
+
+    Pieces are cut within chunks, so that one run gives the vectors of chunks, too. `encode_document` cuts the whole text.
+
+    Attributes:
+        piece_tokens: of a piece, at most. whitening: embeddings (b, w) → whitened ones of length 1.
+    """
+
+    piece_tokens: int = PIECE
+    whitening: Callable[[Tensor], Tensor] = field(default_factory=nn.Identity)
+
+    def several(self, texts: Sequence[Tensor]) -> Tensor:
+        return self.whitening(super().several(texts))
+
+    def in_context(self, body: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+        chunks = cut_twice(len(body), size, self.piece_tokens)
+        pieces = super().several([body[begin:end] for chunk in chunks for begin, end in chunk])
+        means = torch.stack([part.mean(0) for part in torch.split(pieces, [len(chunk) for chunk in chunks])])
+        return self.whitening(means), self.whitening(pieces.mean(0, keepdim=True))
 
 
 def make_task(

@@ -6,6 +6,7 @@ the ways to embed a document. This file checks the options before torch is impor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..convert.families.registry import FAMILIES
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
+from ..convert.repo.own_modules import average_of, piece_tokens_of
 from ..convert.text import Named, one_or_several, require_readable
 from ..convert.verify.against import source_of
 from ..data.files import require_files
@@ -242,9 +244,10 @@ def _models(
     import torch
     import transformers
 
+    from ..embed.whitening import Whitening
     from .dense import dense_layers
     from .embedding_cache import digest_of_model
-    from .ranking import Encoder
+    from .ranking import Encoder, PiecesEncoder
     from .stretched import stretched
     from .ways import Model
 
@@ -283,7 +286,12 @@ def _models(
     for place, manifest in zip(folders, manifests, strict=True):
 
         def load_repo(place: Path = place, longest: int = int(manifest["max_length"])) -> Encoder:
-            return load(place, place, longest, True)
+            encoder, average = load(place, place, longest, True), average_of(place)
+            if average is None:
+                return encoder
+            fields = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
+            whitening = Whitening.load(average / "model.safetensors")
+            return PiecesEncoder(**fields, piece_tokens=piece_tokens_of(place), whitening=whitening)
 
         measured = ["repo", *(way for way in ways if way == "repo-chunks")]
         models.append(

@@ -13,6 +13,7 @@ from ..convert.repo.emit import code_files
 from ..convert.repo.heads import head_named
 from ..convert.repo.manifest import belongs
 from ..convert.repo.origin import code_sha256, own_code
+from ..convert.repo.own_modules import own_modules
 from ..convert.target import Target
 from ..version import __version__
 
@@ -34,7 +35,7 @@ def missing_code(folder: Path, before: Mapping[str, Any], target: Target, family
             where=f"{folder}: config.json",
             hint="upgrade effconv",
         )
-    today = code_files(target, family, own)
+    today = {**code_files(target, family, own), **own_modules(folder)}
     there = {name: text for name, text in own_code(folder, before).items() if belongs(Path(name))}
     other = sorted(name for name, text in there.items() if today.get(name) != text)
     if not other:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.repo.manifest import NAME, check_hashes, read_manifest
+from ..convert.repo.own_modules import PIECES
 from ..convert.text import special_ends
 from .chunks import Bounds, Pass, cut, passes
 
@@ -73,6 +74,8 @@ class ChunkEncoder:
         EffconvError: sentence-transformers is not installed, or the model is not made of an encoder and pooling.
     """
 
+    encoders: tuple[str, ...] = ("Transformer",)  # the first module of a model
+
     def __init__(
         self,
         model: str | os.PathLike[str] | SentenceTransformer,
@@ -86,7 +89,13 @@ class ChunkEncoder:
         else:
             self.model = model
         kinds = [type(module).__name__ for module in self.model]
-        if len(kinds) < 2 or kinds[0] != "Transformer" or kinds[1] != "Pooling":
+        if PIECES in kinds and PIECES not in self.encoders:
+            raise UnsupportedError(
+                "the model embeds documents by pieces, and its queries are whitened",
+                where="modules.json",
+                hint="use effconv.embed.PieceEncoder, or the model from before effconv pieces",
+            )
+        if len(kinds) < 2 or kinds[0] not in self.encoders or kinds[1] != "Pooling":
             raise UnsupportedError(
                 f"the model is made of {', '.join(kinds)}; an encoder (Transformer) and Pooling must come first",
                 where="modules.json",

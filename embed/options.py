@@ -1,4 +1,4 @@
-"""Options of `effconv embed`: flags, help and valid values. Imports nothing heavy."""
+"""Options of `effconv embed` and `effconv pieces`: flags, help and valid values. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -67,3 +67,46 @@ class EmbedOptions:
         if self.output is not None and Path(self.output).suffix not in FORMS:
             faults.append(f"output must end in {' or '.join(FORMS)}, got {self.output}")
         require_sound("embed", faults, self)
+
+
+@dataclass(frozen=True, slots=True)
+class PiecesOptions:
+    """Options of `effconv pieces`."""
+
+    data: tuple[str, ...] = option(
+        (), "Text, .jsonl, .csv or .parquet file with the documents to be found, can be repeated. They are whitened on."
+    )
+    whitening: Path | None = option(
+        None, "Instead of --data: the .whitening.safetensors file that effconv embed --pieces --whiten wrote."
+    )
+    pieces: int = option(30, "Tokens per piece.")
+    max_length: int = option(65_536, "Maximum length of a document in tokens. The rest is cut off.", flag="--max-len")
+    text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.")
+    lines: bool = option(False, "Treat each line of a text file as one text.")
+    output: Path | None = option(None, "Folder of the new repo. [default: REPO-pieces]", short="-o")
+    batch_size: int = option(8, "Texts per run of the model.")
+    device: str | None = option(None, "Device, such as cuda. [default: a GPU if there is one]")
+    overwrite: bool = option(False, "Replace an existing output folder, after the new one is complete.")
+    trust_remote_code: bool = option(
+        False, "Allow Python code that came with the source (tokenizer, modules) to run.", panel=DANGER
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError with all invalid values."""
+        faults = []
+        if bool(self.data) == (self.whitening is not None):
+            faults.append(
+                "data and whitening cannot both be given: leave out one of them"
+                if self.data
+                else "data is missing: give files with the documents to be found, or whitening"
+            )
+        faults += [
+            f"{name} must be at least 1, got {value}"
+            for name, value in (
+                ("pieces", self.pieces),
+                ("max_length", self.max_length),
+                ("batch_size", self.batch_size),
+            )
+            if value < 1
+        ]
+        require_sound("pieces", faults, self)

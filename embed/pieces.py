@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import BadInputError, UsageError
+from ..convert.repo.own_modules import PIECES
 from .chunks import PIECE, cut
 from .encoder import ChunkEncoder, Text
 from .whitening import Moments, Whitening
@@ -34,9 +35,10 @@ class PieceEncoder(ChunkEncoder):
 
     Args:
         model: as of `ChunkEncoder`: any sentence-transformers model, converted or not.
-        piece_tokens: tokens of a piece, special tokens not counted.
+        piece_tokens: tokens of a piece, special tokens not counted. By default 30, or what `effconv pieces` wrote into
+            the model.
         whitening: applied to texts and queries: that of an earlier collection, or the file with it. `fit_encode` fits
-            one.
+            one. By default none, or the one that `effconv pieces` wrote into the model.
         **others: those of `ChunkEncoder`.
 
     Attributes:
@@ -46,15 +48,22 @@ class PieceEncoder(ChunkEncoder):
         EffconvError: as of `ChunkEncoder`; pieces do not fit into the model, or the file has no whitening.
     """
 
+    encoders = ("Transformer", PIECES)
+
     def __init__(
         self,
         model: str | os.PathLike[str] | SentenceTransformer,
         *,
-        piece_tokens: int = PIECE,
+        piece_tokens: int | None = None,
         whitening: Whitening | str | os.PathLike[str] | None = None,
         **others: Any,
     ) -> None:
         super().__init__(model, **others)
+        own = self.model[-1] if type(self.model[0]).__name__ == PIECES else None
+        self._own = own is not None
+        piece_tokens = piece_tokens or (int(self.model[0].piece_tokens) if self._own else PIECE)
+        if own is not None and whitening is None:
+            whitening = Whitening(own.mean.detach().float().cpu(), own.matrix.detach().float().cpu())
         room = self.max_seq_length - len(self._prefix) - len(self._suffix)
         if not 1 <= piece_tokens <= room:
             raise UsageError(
@@ -102,12 +111,20 @@ class PieceEncoder(ChunkEncoder):
     def encode_query(self, sentences: str | Sequence[str], **options: Any) -> Any:
         """`SentenceTransformer.encode_query`, whitened if there is a whitening."""
         if self.whitening is None:
-            return super().encode_query(sentences, **options)
+            return self._queries(sentences, **options)
         tensors = options.pop("convert_to_tensor", False)
-        found = super().encode_query(sentences, **options, convert_to_tensor=True)
+        found = self._queries(sentences, **options, convert_to_tensor=True)
         rows = F.normalize(found.float(), dim=-1)
         whitened = self._whitened(rows[None] if rows.ndim == 1 else rows).view(rows.shape)
         return whitened if tensors else np.asarray(whitened)
+
+    def _queries(self, sentences: str | Sequence[str], **options: Any) -> Any:
+        """Queries, not whitened."""
+        if not self._own:
+            return super().encode_query(sentences, **options)
+        if options.get("prompt") is None and "query" in (self.model.prompts or {}):
+            options.setdefault("prompt_name", "query")
+        return self.model.encode(sentences, **options)  # type: ignore[arg-type]
 
     def chunks(self, sentences: str | Sequence[str], chunk_tokens: int | None = None) -> list[Any]:
         """Where `encode` cuts texts into chunks, as `ChunkEncoder.chunks`."""

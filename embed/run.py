@@ -18,6 +18,7 @@ from ..convert.io.staging import output_errors
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import NAME, read_manifest, repo_folder
+from ..convert.repo.own_modules import average_of
 from ..data.named import NamedText, read_named
 from .files import PARTIAL, Write, made_of, vectors_file
 from .options import EmbedOptions
@@ -59,9 +60,7 @@ def embed_texts(
     Raises:
         EffconvError: the repo or a text cannot be used. No output was written.
     """
-    folder = repo_folder(repo)
-    if not (folder / "modules.json").is_file() and not (folder / NAME).is_file():
-        read_manifest(folder)  # raises: neither a repo of effconv nor one of sentence-transformers
+    folder = model_folder(repo)
     output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
     whitening = output.with_suffix(WHITENING)
     _require_writable(output, [*made_of(output), *([whitening] if options.whiten else [])], options)
@@ -96,23 +95,38 @@ def embed_texts(
     finally:
         partial.unlink(missing_ok=True)
     record: dict[str, Any] = {"model": folder.absolute().name, "chunk_tokens": options.chunks, **counts}
-    if options.pieces is not None:
-        record["piece_tokens"] = options.pieces
+    if hasattr(encoder, "piece_tokens"):
+        record["piece_tokens"] = encoder.piece_tokens
     if options.whiten or options.whitening is not None:
         record["whitening"] = str(whitening if options.whiten else options.whitening)
     record["seconds"] = round(time.perf_counter() - begun, 3)
     return Embedded(output, record)
 
 
+def model_folder(repo: str | os.PathLike[str]) -> Path:
+    """The folder of a repo that effconv made, or of another model of sentence-transformers.
+
+    Raises:
+        EffconvError: there is no such folder, or it holds neither.
+    """
+    folder = repo_folder(repo)
+    if not (folder / "modules.json").is_file() and not (folder / NAME).is_file():
+        read_manifest(folder)  # raises
+    return folder
+
+
 def _encoder(folder: Path, options: EmbedOptions) -> ChunkEncoder:
     loading: dict[str, Any] = {"device": options.device, "trust_remote_code": options.trust_remote_code}
-    if options.pieces is None:
+    if options.pieces is None and average_of(folder) is None:
         from .encoder import ChunkEncoder
 
         return ChunkEncoder(folder, **loading)
     from .pieces import PieceEncoder
 
-    return PieceEncoder(folder, piece_tokens=options.pieces, whitening=options.whitening, **loading)
+    encoder = PieceEncoder(folder, piece_tokens=options.pieces, whitening=options.whitening, **loading)
+    if options.whiten:
+        encoder.whitening = None  # a new one is fitted
+    return encoder
 
 
 def _write_whitened(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, UnsupportedError
 from ..convert.io.tokenizer import tokenizer_in
+from ..convert.repo.own_modules import average_of
 from ..convert.repo.sentence import MODULES, foreign_types
 
 TOKENS, SENTENCE = "last_hidden_state", "sentence_embedding"
@@ -69,6 +70,12 @@ def load(repo: Path, manifest: Mapping[str, Any], *, trust_remote_code: bool) ->
 
 def _sentence_encoder(repo: Path, trust_remote_code: bool) -> Exported:
     foreign = foreign_types(json.loads((repo / MODULES).read_text(encoding="utf-8")))
+    if average_of(repo) is not None:
+        raise UnsupportedError(
+            "the repo embeds documents by pieces, which sentence-transformers cuts, not a graph",
+            where=str(repo),
+            hint="export the repo from before effconv pieces",
+        )
     if foreign and not trust_remote_code:
         raise UnsupportedError(
             f"modules.json names Python code of the source: {', '.join(foreign)}",

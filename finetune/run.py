@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.opening import CHANGEABLE as FOR_ALL
-from ..adapt.opening import first_alone, output_of, require_place, stoppable
+from ..adapt.opening import first_alone, output_of, refuse_pieces, require_place, stoppable
 from ..convert.errors import UsageError
 from ..convert.families.grammar import Head
 from ..convert.io.source import go_offline
@@ -112,6 +112,7 @@ def open_run(repo: str | os.PathLike[str], options: FinetuneOptions, progress: P
     """Checks files, options and rows before torch is imported."""
     folder = repo_folder(repo).absolute()
     manifest = read_manifest(folder)
+    refuse_pieces(folder)
     target = target_named(manifest["target"])
     stored = stored_of(folder, manifest, target)
     config = config_of(folder)

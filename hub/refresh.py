@@ -35,6 +35,7 @@ from ..convert.repo.manifest import (
 from ..convert.repo.old_card import OldCard, old_card
 from ..convert.repo.origin import FIELD as ORIGIN
 from ..convert.repo.origin import lasting, origin_of
+from ..convert.repo.own_modules import own_modules
 from ..convert.repo.record import write_hashes
 from ..convert.repo.sentence import COLBERT
 from ..convert.target import Target
@@ -233,7 +234,7 @@ def _fresh(folder: Path, manifest: Mapping[str, Any]) -> _Fresh:
             where=f"{folder / NAME}: architecture",
             hint="upgrade effconv",
         )
-    code, stated = code_files(target, family, own), code_fields(target, family, own)
+    code, stated = {**code_files(target, family, own), **own_modules(folder)}, code_fields(target, family, own)
     config_path = folder / "config.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))

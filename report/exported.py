@@ -1,4 +1,4 @@
-"""Prints the results of `effconv export` and `effconv embed`."""
+"""Prints the results of `effconv export`, `effconv embed` and `effconv pieces`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..convert.text import counted
 from .console import new_console, print_json
 
 if TYPE_CHECKING:
+    from ..embed.repo import Made
     from ..embed.run import Embedded
     from ..export.run import ExportResult
 
@@ -57,4 +58,19 @@ def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
     if longer and "piece_tokens" not in record:
         what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
         console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
+    return None
+
+
+def show_pieces(made: Made, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(made.described())
+    console, record = new_console(), made.record
+    console.print(f"[bold]{escape(str(made.output))}[/bold]", soft_wrap=True)
+    fitted = record.get("whitened_on")
+    what = (
+        f"{counted(fitted['pieces'], 'piece')} of {counted(fitted['texts'], 'text')}" if fitted else record["whitening"]
+    )
+    console.print(f"pieces of {record['piece_tokens']} tokens, whitened on {escape(what)}", soft_wrap=True)
+    for name, value in record["checks"].items():
+        console.print(f"{name}: as computed by effconv, largest difference {value:.1g}", highlight=False)
     return None

@@ -19,7 +19,16 @@ FACTS = {  # of the manifest, with their types; all of these are needed
     "target": str, "family": str, "architecture": str, "source": dict, "options": dict, "settings": dict,
     "max_length": int, "source_max_length": int,
 }  # fmt: skip
-FURTHER = ("dense_source", "part", "upgraded", "source_config", "sentence_class", "source_code", "calibration")
+FURTHER = (
+    "dense_source",
+    "part",
+    "upgraded",
+    "source_config",
+    "sentence_class",
+    "source_code",
+    "calibration",
+    "pieces",
+)
 ELSEWHERE = "another program"  # who trained, of a repo that came back from another library
 TOKENIZER = "tokenizer"  # a measurement that outlives a training: what the source's tokenizer made of some texts
 LASTING = (TOKENIZER, "pretrain", "adapt", "finetune")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from adapt_text import documents
+from piece_oracles import pieces_of, unit, whitened
 from safetensors.numpy import load_file
 
 import effconv
@@ -31,32 +31,6 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     return documents(12, words=60)
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def pieces_of(model, text, size):
-    """Embeddings of the pieces of a text, each run alone by sentence-transformers from its own ids."""
-    tokenizer = model.tokenizer
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    parts = np.array_split(ids, -(-len(ids) // size))
-    rows = []
-    for part in parts:
-        whole = torch.tensor([[tokenizer.cls_token_id, *part.tolist(), tokenizer.sep_token_id]])
-        with torch.no_grad():
-            features = model({"input_ids": whole, "attention_mask": torch.ones_like(whole)})
-        rows.append(features["sentence_embedding"][0].numpy())
-    return unit(np.array(rows))
-
-
-def whitened(sample, rows, floor=0.01):
-    """Rows by the formula, in float64."""
-    covariance = np.cov(sample.T.astype(np.float64))
-    width = len(covariance)
-    root = np.real(scipy.linalg.sqrtm(np.linalg.inv(covariance + floor * np.trace(covariance) / width * np.eye(width))))
-    return unit((rows - sample.mean(0)) @ root)
 
 
 def test_moments_in_parts_are_those_of_the_whole():

@@ -1,0 +1,44 @@
+"""The modules of sentence-transformers that effconv writes into repos: their code, and which repos have them.
+
+`document_pieces.py` embeds documents as whitened averages of pieces (`effconv pieces`).
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ... import templates
+from .sentence import MODULES, SETTINGS_NAMES
+
+CODE, PIECES, AVERAGE = "document_pieces", "DocumentPieces", "WhitenedAverage"
+
+
+def module_code() -> str:
+    """The text of `document_pieces.py`."""
+    return (resources.files(templates) / f"{CODE}.py").read_text(encoding="utf-8")
+
+
+def own_modules(repo: Path) -> dict[str, str]:
+    """The code files of the modules that a repo names, as {name: text of today}; {} where it names none."""
+    return {f"{CODE}.py": module_code()} if average_of(repo) is not None else {}
+
+
+def piece_tokens_of(repo: Path) -> int:
+    """Tokens of a piece, of a repo that embeds documents by pieces."""
+    settings = (repo / name for name in SETTINGS_NAMES)
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in settings if path.is_file())
+    return int(next(stated["piece_tokens"] for stated in found if "piece_tokens" in stated))
+
+
+def average_of(repo: Path) -> Path | None:
+    """The folder of the module that averages pieces, inside the repo; None for a repo that has none."""
+    try:
+        found: Any = json.loads((repo / MODULES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    modules = [module for module in found if isinstance(module, dict)] if isinstance(found, list) else []
+    paths = [str(module.get("path")) for module in modules if module.get("type") == f"{CODE}.{AVERAGE}"]
+    return repo / paths[0] if paths else None
