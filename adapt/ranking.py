@@ -118,7 +118,7 @@ class Encoder:
 class PiecesEncoder(Encoder):
     """A repo of `effconv pieces`: whitened averages of a document's pieces, and whitened queries.
 
-    Pieces are cut within chunks, so that one run gives the vectors of chunks, too. `encode_document` cuts the whole text.
+    Pieces are cut within chunks, so that one run gives the vectors of chunks, too (`encode_document` cuts the text).
 
     Attributes:
         piece_tokens: of a piece, at most. whitening: embeddings (b, w) → whitened ones of length 1.

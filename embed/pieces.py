@@ -59,9 +59,9 @@ class PieceEncoder(ChunkEncoder):
         **others: Any,
     ) -> None:
         super().__init__(model, **others)
-        own = self.model[-1] if type(self.model[0]).__name__ == PIECES else None
+        own: Any = self.model[-1] if type(self.model[0]).__name__ == PIECES else None
         self._own = own is not None
-        piece_tokens = piece_tokens or (int(self.model[0].piece_tokens) if self._own else PIECE)
+        piece_tokens = piece_tokens or (int(self.model[0].piece_tokens) if self._own else PIECE)  # type: ignore[arg-type]
         if own is not None and whitening is None:
             whitening = Whitening(own.mean.detach().float().cpu(), own.matrix.detach().float().cpu())
         room = self.max_seq_length - len(self._prefix) - len(self._suffix)

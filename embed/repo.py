@@ -24,15 +24,14 @@ from ..convert.errors import CheckFailedError, UnsupportedError
 from ..convert.io.staging import Staging, check_apart, check_output, output_errors
 from ..convert.options import Progress
 from ..convert.repo.card_blocks import with_block, without_scores
-from ..convert.repo.manifest import CARD, NAME, belongs, hash_files, read_manifest
-from ..convert.repo.old_card import OldCard, old_card
+from ..convert.repo.manifest import CARD, NAME, belongs, read_manifest
+from ..convert.repo.old_card import old_card
 from ..convert.repo.own_modules import AVERAGE, CODE, PIECES, average_of, module_code
 from ..convert.repo.record import write_record
 from ..convert.repo.sentence import MODULES, SETTINGS, SETTINGS_NAMES
 from ..convert.text import counted
 from ..data.named import NamedText, read_named
 from .encoder import load_model
-
 from .options import PiecesOptions
 from .pieces import PieceEncoder, fitted
 from .run import model_folder
@@ -215,14 +214,16 @@ def _write_card(folder: Path, new: Path, record: Mapping[str, Any]) -> None:
 def block(record: Mapping[str, Any]) -> str:
     """The card's block."""
     fitted_to = record.get("whitened_on")
-    source = (
-        f"{counted(fitted_to['pieces'], 'piece')} of {counted(fitted_to['texts'], 'text')} ({', '.join(fitted_to['files'])})"
-        if fitted_to
-        else f"another collection ({record['whitening']})"
-    )
-    return f"""`encode_document` gives one vector for a text of up to {record["document_tokens"]:,} tokens: the average of the embeddings of its pieces
-of {record["piece_tokens"]} tokens, whitened with the mean and covariance of {source}. Compare it with `encode_query`.
-`encode` is the model as it was before: use it to compare texts with each other, and never with the other two.
+    if fitted_to:
+        sample = f"{counted(fitted_to['pieces'], 'piece')} of {counted(fitted_to['texts'], 'text')}"
+        sample += f" ({', '.join(fitted_to['files'])})"
+    else:
+        sample = f"another collection ({record['whitening']})"
+    longest = record["document_tokens"]
+    return f"""`encode_document` gives one vector for a text of up to {longest:,} tokens: the average of
+the embeddings of its pieces of {record["piece_tokens"]} tokens, whitened with the mean and covariance of {sample}.
+Compare it with `encode_query`. `encode` is the model as it was before: use it to compare texts with each other, and
+never with the other two.
 
 ```python
 # model = SentenceTransformer(..., trust_remote_code=True)

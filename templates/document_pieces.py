@@ -12,7 +12,7 @@ A document may have `document_tokens` tokens, of which there can be more than th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ class DocumentPieces(Transformer):
         *args, **kwargs: those of `Transformer`.
     """
 
-    config_keys = [*Transformer.config_keys, "piece_tokens", "document_tokens"]
-    forward_kwargs = {*Transformer.forward_kwargs, "task"}
+    config_keys: ClassVar[list[str]] = [*Transformer.config_keys, "piece_tokens", "document_tokens"]
+    forward_kwargs: ClassVar[set[str]] = {*Transformer.forward_kwargs, "task"}
 
     def __init__(self, *args: Any, piece_tokens: int = 30, document_tokens: int = 65_536, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,7 +75,7 @@ class DocumentPieces(Transformer):
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
         runs = [
             super(DocumentPieces, self).forward({"input_ids": some, "attention_mask": its_mask}, **kwargs)
-            for some, its_mask in zip(ids.split(ROWS), mask.split(ROWS))
+            for some, its_mask in zip(ids.split(ROWS), mask.split(ROWS), strict=True)
         ]
         states = torch.cat([run["token_embeddings"] for run in runs])
         others = {name: value for name, value in features.items() if name != "token_type_ids"}
@@ -86,7 +86,7 @@ class DocumentPieces(Transformer):
         """Ids of each piece, special tokens and prompt around it, and how many pieces each text has."""
         rows: list[Tensor] = []
         counts: list[int] = []
-        for padded, mask in zip(features["input_ids"], features["attention_mask"]):
+        for padded, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
             ids = padded[mask.bool()]
             # The tokens of a prompt, special ones before it included, stand before every piece.
             first = int(features.get("prompt_length") or 0) or self.prefix_tokens
@@ -108,8 +108,8 @@ class WhitenedAverage(Module):
         mean (w,), matrix (w, w): the whitening, float32.
     """
 
-    config_keys = ["width"]
-    forward_kwargs = {"task"}
+    config_keys: ClassVar[list[str]] = ["width"]
+    forward_kwargs: ClassVar[set[str]] = {"task"}
 
     mean: Tensor
     matrix: Tensor

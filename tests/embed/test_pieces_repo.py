@@ -104,8 +104,8 @@ def test_the_manifest_and_the_card_say_what_was_done(made, expected):
         card = (made / f"{name}-pieces" / "README.md").read_text(encoding="utf-8")
         assert f"{int(expected[name]['pieces'])} pieces of 15 texts (texts.jsonl)" in card
     assert (made / "source-pieces" / "README.md").read_text(encoding="utf-8").startswith("# Mine\n")
-    verified = effconv.verify(made / "lsg-pieces", against=made / "source")
-    assert verified.passed
+    checks = {check.name: check.passed for check in effconv.verify(made / "lsg-pieces", against=made / "source")}
+    assert checks["same_embedding"] is True
 
 
 def test_a_refresh_keeps_the_modules_and_brings_their_code_up_to_date(made, tmp_path):
@@ -139,7 +139,7 @@ def test_code_that_effconv_did_not_write_is_not_adopted(made, tmp_path):
     SentenceTransformer(str(made / "lsg-pieces"), trust_remote_code=True, device="cpu").save(str(saved))
     with (saved / "document_pieces.py").open("a", encoding="utf-8") as file:
         file.write("\nprint('not of effconv')\n")
-    with pytest.raises(CheckFailedError, match="document_pieces.py"):
+    with pytest.raises(CheckFailedError, match="document_pieces"):
         effconv.adopt(saved)
 
 
@@ -189,7 +189,7 @@ def test_retrieval_measures_it_as_it_embeds(made, texts):
 @pytest.mark.parametrize("command", ["finetune", "adapt", "pretrain", "export", "pieces"])
 def test_commands_that_would_leave_the_whitening_behind_refuse(command, made, tmp_path):
     options = {"onnx": True} if command == "export" else {"data": made / "texts.jsonl"}
-    with pytest.raises(UnsupportedError, match="pieces|whiten"):
+    with pytest.raises(UnsupportedError, match=r"pieces|whiten"):
         getattr(effconv, command)(made / "lsg-pieces", output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 

@@ -12,7 +12,7 @@ def unit(rows):
 
 
 def pieces_of(model, text, size, prompt=""):
-    """Embeddings of the pieces of a text, each run alone by sentence-transformers from its own ids, after the prompt's."""
+    """Embeddings of the pieces of a text, each run alone by sentence-transformers, with the prompt's ids before it."""
     tokenizer = model.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     before = [tokenizer.cls_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]

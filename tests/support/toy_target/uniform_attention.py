@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .efficient_encoder import EncoderMixin
+from .efficient_encoder import EncoderMixin, taking_part
 
 __all__ = ["UniformAttention", "UniformEncoderMixin"]
 
@@ -23,6 +23,7 @@ class UniformAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """q, k, v: (b, h, t, d); mask: (b, t) bool, True for a visible token, or None. Returns (b, h, t, d)."""
+        v = taking_part(v, (q, k))  # wrappers expect a gradient of every parameter: zero for queries and keys
         if mask is None:
             return v.mean(2, keepdim=True).expand_as(v)
         visible = mask[:, None, :, None]
