@@ -58,6 +58,7 @@ class Case:
 
 LSG = {"max_length": 4096, "block_size": 32, "sparse_block_size": 32}
 MIXED = {"objective": "attention:.4,hidden+sentence:.6", "lengths": "128,512"}
+BUDGET = "580s"
 CASES = {
     "linformer, 128 rows": Case("linformer", {"max_length": 512, "proj_dim": 128}),
     "lambda": Case("lambda", {"max_length": 512}, MIXED, calibrated=True),
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("--only", nargs="*", choices=[*CONTROLS, *CASES], default=[*CONTROLS, *CASES])
-    parser.add_argument("--budget", default="580s")
+    parser.add_argument("--budget", help="CPU time of each training, in place of its own")
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="keep the repos here, and use those that are here")
@@ -138,7 +139,8 @@ def main() -> None:
 def trained(case: Case, folder: Path, asked: argparse.Namespace) -> tuple[Path, Path, Mapping[str, Any]]:
     """The repo, the trained one, and the record of its training."""
     repo, output = folder / case.target, folder / f"{case.target}-{case.goal}"
-    training = {"batch_tokens": asked.batch_tokens, "budget": asked.budget, "budget_clock": "cpu", **case.training}
+    training = {"batch_tokens": asked.batch_tokens, "budget": BUDGET, "budget_clock": "cpu", **case.training}
+    training |= {"budget": asked.budget} if asked.budget else {}
     try:
         (record,) = json.loads((output / "effconv.json").read_text(encoding="utf-8"))["measurements"]["adapt"]
         if all(record["options"][name] == value for name, value in training.items()):

@@ -330,7 +330,7 @@ def load_model(
         if trusted or "trust_remote_code" not in str(error):
             raise
         raise UsageError(
-            "the model has Python code of its own",
+            "the model comes with Python code, which effconv does not run unasked",
             where=str(model),
             hint="read the code; if you trust it, pass --trust-remote-code to run it",
         ) from None

@@ -59,7 +59,7 @@ class Whitening:
         """Reads what `save` wrote.
 
         Raises:
-            BadInputError: it is no such file.
+            BadInputError: the file is missing, or was written by something else.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -69,13 +69,13 @@ class Whitening:
             mean, matrix = found["mean"].float(), found["matrix"].float()
         except (OSError, SafetensorError, KeyError) as error:
             raise BadInputError(
-                f"this is no whitening ({error})",
+                f"the file holds no whitening ({error})",
                 where=str(path),
                 hint="give the .whitening.safetensors file that effconv embed --whiten wrote",
             ) from None
         if mean.ndim != 1 or matrix.shape != (len(mean), len(mean)):
             raise BadInputError(
-                f"the shapes {tuple(mean.shape)} and {tuple(matrix.shape)} are those of no whitening",
+                f"the file holds no whitening: a mean of shape {tuple(mean.shape)}, a matrix of shape {tuple(matrix.shape)}",
                 where=str(path),
                 hint="give the .whitening.safetensors file that effconv embed --whiten wrote",
             )
