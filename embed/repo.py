@@ -158,9 +158,11 @@ def _fit(
 
 
 def _copy(folder: Path, new: Path) -> None:
+    ours = (folder / NAME).is_file()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and belongs(name) and name.as_posix() != NAME:
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if path.is_file() and not hidden and (belongs(name) or not ours) and name.as_posix() != NAME:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / name)
 

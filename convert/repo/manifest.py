@@ -31,6 +31,8 @@ TRAINING_FILES = re.compile(
     r"|trainer_state\.json|training_args\.bin|zero_to_fp32\.py|latest|events\.out\.tfevents.*"
     r"|_fsdp_\w+\.py"  # torch's own, which transformers takes for the code of a model that fully_shard wrapped
 )
+# Of the encoder: a repo has safetensors, also where it was adopted from such a file. Modules in folders may keep theirs.
+PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|(pytorch_model|optimizer)(_fsdp)?_\d+|runs|wandb")
 FIELDS = {
     "format": int, "target": str, "family": str, "architecture": str, "options": dict, "settings": dict, "files": dict,
@@ -188,7 +190,8 @@ def belongs(name: Path) -> bool:
     """
     folders = name.parts[:-1]
     trace = any(part.startswith(".") or part == "__pycache__" for part in folders)
-    return not (trace or TRAINING_FILES.fullmatch(name.name) or any(map(TRAINING_FOLDERS.fullmatch, folders[:1])))
+    left = TRAINING_FILES.fullmatch(name.name) or (not folders and PICKLED.fullmatch(name.name))
+    return not (trace or left or any(map(TRAINING_FOLDERS.fullmatch, folders[:1])))
 
 
 def write_manifest(repo: Path, manifest: Mapping[str, Any]) -> None:
