@@ -75,7 +75,7 @@ class Whitening:
             ) from None
         if mean.ndim != 1 or matrix.shape != (len(mean), len(mean)):
             raise BadInputError(
-                f"the file holds no whitening: a mean of shape {tuple(mean.shape)}, a matrix of shape {tuple(matrix.shape)}",
+                f"the file holds no whitening: its mean is {tuple(mean.shape)}, its matrix {tuple(matrix.shape)}",
                 where=str(path),
                 hint="give the .whitening.safetensors file that effconv embed --whiten wrote",
             )

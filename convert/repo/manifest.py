@@ -31,7 +31,7 @@ TRAINING_FILES = re.compile(
     r"|trainer_state\.json|training_args\.bin|zero_to_fp32\.py|latest|events\.out\.tfevents.*"
     r"|_fsdp_\w+\.py"  # torch's own, which transformers takes for the code of a model that fully_shard wrapped
 )
-# Of the encoder: a repo has safetensors, also where it was adopted from such a file. Modules in folders may keep theirs.
+# Of the encoder: a repo has safetensors, also where it was adopted from these. Modules in folders may keep theirs.
 PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|(pytorch_model|optimizer)(_fsdp)?_\d+|runs|wandb")
 FIELDS = {
