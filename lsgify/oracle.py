@@ -106,6 +106,7 @@ def _sparse(first: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Any) -> t
             size = min(block, config.sparse_block_size)
             lengths = (k.norm(dim=-1) * seen).unflatten(2, (-1, size))
             best = lengths.argsort(dim=-1, descending=True, stable=True)[..., : size // factor]
+            best = best.flip(-1)  # the largest last: a window may begin or end within a chunk
             index = (best + torch.arange(tokens // size)[:, None] * size).flatten(2)
         elif kind == "stride":
             index = torch.stack([torch.arange(tokens // factor) * factor + head % factor for head in range(heads)])

@@ -32,6 +32,7 @@ FULL = {
         "block_size": 12, "sparsity_factor": 4, "sparse_block_size": 8, "lengths": (45, 30), "num_global_tokens": 3,
         "heads": 1,
     },
+    "norm, windows that cut chunks": {"block_size": 12, "sparse_block_size": 16, "lengths": (61, 40), "heads": 1},
     "norm, whole blocks": {"block_size": 8, "sparse_block_size": 8, "lengths": (32,), "size": 16},
     "norm, largest elsewhere": {"lengths": (13,), "most_chosen_from": 2},
     "pooling, blocks of 32": {

@@ -30,7 +30,8 @@ WORKER = SUPPORT / "triton_worker.py"
 # Against float64: rounding of the inputs is not counted, rounding of weights and results is.
 TOLERANCES = {"float16": 4e-3, "bfloat16": 3e-2}
 CASES = (
-    "norm", "norm, causal", "norm, blocks of 12, chunks of 8", "norm, whole blocks", "norm, largest elsewhere",
+    "norm", "norm, causal", "norm, blocks of 12, chunks of 8", "norm, windows that cut chunks", "norm, whole blocks",
+    "norm, largest elsewhere",
     "pooling, blocks of 32", "stride", "stride, causal", "block_stride, blocks of 12",
     "bos_pooling, published", "lsh", "none", "none, causal", "every token is a sparse key", "one sparse key a block",
     "many tiles a block, many chunks", "many globals, causal", "head of 128", "float16", "bfloat16", "dropout",
