@@ -34,7 +34,7 @@ def compare(config, q, k, v, mask, causal):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_both_say_the_same(kind, data):
-    config, length, mask, causal, seed, batch = data.draw(cases(kind))
+    config, length, mask, causal, seed, _ = data.draw(cases(kind))
     assume(length > 2 * config.block_size)
     q, k, v = qkv(config, length, batch=2, seed=seed)
     mask = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask
