@@ -7,6 +7,7 @@ The files:
     encoder   `ChunkEncoder`, over sentence-transformers
     whitening what all vectors of a collection have in common, taken out
     pieces    `PieceEncoder`: averages of whitened pieces
+    device    the value of --device                                       (torch only where one is given)
     files     vectors in parquet or .npy files                            (no torch)
     run       `effconv embed`: texts → vectors in a file
 

@@ -22,6 +22,7 @@ from ..convert.repo.manifest import NAME, check_hashes, read_manifest
 from ..convert.repo.own_modules import PIECES
 from ..convert.text import special_ends
 from .chunks import Bounds, Pass, cut, passes
+from .device import require_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -316,6 +317,7 @@ def load_model(
             where=where,
             hint="pip install 'effconv[sentence]'",
         ) from None
+    require_device(others.get("device"))
     folder = Path(os.path.expanduser(model))
     if (folder / NAME).is_file():
         manifest = read_manifest(folder)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..convert.errors import OutputError, UsageError
-from ..convert.io.staging import output_errors
+from ..convert.io.staging import check_writable, output_errors
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import NAME, read_manifest, repo_folder
@@ -151,6 +151,7 @@ def _require_writable(output: Path, made: list[Path], options: EmbedOptions) -> 
                 where=str(path),
                 hint="choose another file with --output" + ("" if path.is_dir() else ", or pass --overwrite"),
             )
+    check_writable(output)
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
             "the package pyarrow, which writes parquet files, is not installed",

@@ -17,12 +17,13 @@ from typing import Any
 from ..adopt.view import as_repo
 from ..convert.errors import OutputError, UnsupportedError, UsageError
 from ..convert.io.source import Source, resolve, sentence_modules
-from ..convert.io.staging import output_errors
+from ..convert.io.staging import check_writable, output_errors
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import CARD, NAME, read_manifest, repo_folder
 from ..convert.repo.sentence import sentence_class
 from ..convert.verify.against import source_of
+from ..embed.device import require_device
 from ..targets.registry import target_named
 from .card import require_writable, write_card
 from .options import EvalOptions
@@ -65,7 +66,7 @@ def evaluate_repo(
     """
     folder = repo_folder(repo)
     _require_packages()
-    _require_device(options.device)
+    require_device(options.device)
     results = None if options.results is None else Path(os.path.expanduser(options.results)).absolute()
     if results is not None:
         _require_new(results, options)
@@ -104,19 +105,6 @@ def _require_packages() -> None:
         )
 
 
-def _require_device(device: str | None) -> None:
-    if device is None:
-        return
-    import torch
-
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UsageError(f"torch knows no device {device!r}", where="--device", hint="use cpu, cuda or mps") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch finds no GPU", where="--device", hint="use --device cpu, or leave --device out")
-
-
 def _require_new(path: Path, options: EvalOptions) -> None:
     if path.is_dir() or (path.exists() and not options.overwrite):
         raise OutputError(
@@ -126,6 +114,7 @@ def _require_new(path: Path, options: EvalOptions) -> None:
         )
     if not path.parent.is_dir():
         raise OutputError("no such folder", where=str(path.parent), hint="make it, or choose another --results file")
+    check_writable(path, "--results")
 
 
 def _require_sentence_encoder(place: Path, folder: Path) -> None:

@@ -319,6 +319,7 @@ def with_broken_card(repo: Path) -> None:
         ("--results must end in .json", UsageError, {"results": "a.csv"}),
         ("the results file exists", OutputError, {"results": "there.json"}),
         ("no such folder", OutputError, {"results": "nowhere/a.json"}),
+        ("no file can be created here", OutputError, {"results": "/proc/all.json"}),
         ("no such folder: ./nowhere", BadInputError, {"tasks": "./nowhere"}),
         ("mteb has no task STS1. Did you mean STS1", UsageError, {"tasks": "STS1"}),
         ("Did you mean LEMBQMSumRetrieval", UsageError, {"tasks": "LEMBQMSumRetrival,LEMBNarativeQARetrieval"}),
