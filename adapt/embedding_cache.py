@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..convert.io.staging import output_errors
 from ..convert.io.tensorfile import file_sha256
-from .sentence import modules_of
+from ..convert.repo.sentence import modules_of
 
 FORMAT = 1  # of the files; another number, and what was stored is not read
 READ = (".json", ".safetensors", ".bin", ".py", ".msgpack", ".h5", ".txt", ".model")

@@ -32,6 +32,7 @@ from ..convert.repo.sentence import MODULES, SETTINGS, SETTINGS_NAMES
 from ..convert.text import counted
 from ..data.named import NamedText, read_named
 from .encoder import load_model
+from .loadable import require_modules
 from .options import PiecesOptions
 from .pieces import PieceEncoder, fitted
 from .run import model_folder
@@ -84,6 +85,7 @@ def make_pieces(
             where=str(folder),
             hint="give the model from before effconv pieces",
         )
+    require_modules(folder, folder, "convert a sentence-transformers model, and give that repo")
     output = Path(os.path.expanduser(options.output or folder.absolute().name + "-pieces")).absolute()
     with output_errors(output):
         check_apart(folder, output)

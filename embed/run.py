@@ -15,12 +15,13 @@ import numpy as np
 
 from ..convert.errors import OutputError, UsageError
 from ..convert.io.staging import check_writable, output_errors
-from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
-from ..convert.repo.manifest import NAME, read_manifest, repo_folder
+from ..convert.repo.manifest import NAME, read_manifest
 from ..convert.repo.own_modules import average_of
+from ..convert.repo.sentence import MODULES
 from ..data.named import NamedText, read_named
 from .files import PARTIAL, Write, made_of, vectors_file
+from .loadable import MEAN_POOLING, sentence_folder
 from .options import EmbedOptions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Embedded:
 
     Attributes:
         output: the file. record: texts, vectors, width, tokens per chunk and per piece, texts that were cut, the file
-            of the whitening, seconds.
+            of the whitening, notes (what a person should know), seconds.
     """
 
     output: Path
@@ -64,8 +65,6 @@ def embed_texts(
     output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
     whitening = output.with_suffix(WHITENING)
     _require_writable(output, [*made_of(output), *([whitening] if options.whiten else [])], options)
-    if (folder / NAME).is_file():
-        require_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     texts = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
     first = next(texts)  # raises before a model is loaded if there is none
 
@@ -99,6 +98,7 @@ def embed_texts(
         record["piece_tokens"] = encoder.piece_tokens
     if options.whiten or options.whitening is not None:
         record["whitening"] = str(whitening if options.whiten else options.whitening)
+    record["notes"] = [] if (folder / MODULES).is_file() else [MEAN_POOLING]
     record["seconds"] = round(time.perf_counter() - begun, 3)
     return Embedded(output, record)
 
@@ -109,7 +109,7 @@ def model_folder(repo: str | os.PathLike[str]) -> Path:
     Raises:
         EffconvError: there is no such folder, or it holds neither.
     """
-    folder = repo_folder(repo)
+    folder = sentence_folder(repo)
     if not (folder / "modules.json").is_file() and not (folder / NAME).is_file():
         read_manifest(folder)  # raises
     return folder

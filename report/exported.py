@@ -58,6 +58,8 @@ def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
     if longer and "piece_tokens" not in record:
         what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
         console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
+    for note in record["notes"]:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
     return None
 
 

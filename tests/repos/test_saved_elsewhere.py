@@ -20,7 +20,14 @@ import effconv
 from effconv.adopt.view import saved_elsewhere, view_of
 from effconv.bench.options import bench_options
 from effconv.bench.sources import opened
-from effconv.convert.errors import BadInputError, CheckFailedError, EffconvError, HubError, OutputError, UnsupportedError
+from effconv.convert.errors import (
+    BadInputError,
+    CheckFailedError,
+    EffconvError,
+    HubError,
+    OutputError,
+    UnsupportedError,
+)
 from hub_server import LoopbackHub
 from tiny import WORDS, save_tiny, save_tiny_sentence_encoder, save_tokenizer
 

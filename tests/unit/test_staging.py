@@ -21,8 +21,8 @@ from effconv.convert.io.staging import (
     Staging,
     check_apart,
     check_output,
-    check_writable,
     check_room,
+    check_writable,
     clear_stale,
     exchange_with_journal,
 )
