@@ -21,6 +21,7 @@ from ..convert.repo.sentence import MODULES, kind_of, require_module_files
 from ..export.run import RECORD
 
 ENCODERS = ("Transformer", PIECES)
+UNCHECKED = "the whitening does not say which model it was fitted with, so effconv cannot tell whether it fits this one"
 MEAN_POOLING = (
     "no modules.json: mean pooling of the last states, vectors of any length. Nothing says that the model was trained "
     "to embed texts"
