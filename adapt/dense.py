@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.errors import BadInputError, UnsupportedError
+from ..convert.repo.sentence import MODULES, kind_of, modules_of
 from ..convert.windows import windows
 from ..data.documents import Corpus
 from ..embed.whitening import root
 from .models import Pair
-from .sentence import MODULES, kind_of, modules_of
 from .teacher import pooled
 
 PIECES = 2048  # that a layer is fitted to, where the text has so many

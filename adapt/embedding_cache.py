@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..convert.io.staging import output_errors
 from ..convert.io.tensorfile import file_sha256
-from .sentence import modules_of
+from ..convert.repo.digest import model_files
 
 FORMAT = 1  # of the files; another number, and what was stored is not read
 READ = (".json", ".safetensors", ".bin", ".py", ".msgpack", ".h5", ".txt", ".model")
@@ -64,8 +64,6 @@ def digest_of_model(folder: Path, *more: object) -> str:
     Args:
         more: what else decides its outputs.
     """
-    folders = [folder, *(folder / str(module["path"]) for module in modules_of(folder) if module.get("path"))]
-    paths = sorted({path for place in folders for path in place.glob("*") if path.suffix in READ})
-    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths if path.is_file()}
+    found = {name: file_sha256(path) for name, path in model_files(folder).items() if path.suffix in READ}
     found.pop("effconv.json", None)  # says what was measured, and decides nothing
     return hashlib.sha256(json.dumps([found, *map(str, more)], sort_keys=True).encode()).hexdigest()

@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ..convert.errors import UnsupportedError, UsageError
-
-MODULES = "modules.json"
-
-
-def modules_of(repo: Path) -> list[dict[str, Any]]:
-    """The entries of modules.json in their order; [] if it is not a sentence-transformers repo."""
-    try:
-        found = json.loads((repo / MODULES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-
-
-def kind_of(module: dict[str, Any]) -> str:
-    """The class of a module without its package, which differs between versions: Transformer, Pooling, Dense."""
-    return str(module.get("type", "")).rpartition(".")[2]
+from ..convert.repo.sentence import kind_of, modules_of
 
 
 def pooling_of(repo: Path) -> str:

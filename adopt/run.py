@@ -12,7 +12,7 @@ from typing import Any
 
 from ..convert.errors import EffconvError, UsageError
 from ..convert.io.source import resolve
-from ..convert.io.staging import Staging, check_apart, check_output, output_errors
+from ..convert.io.staging import Staging, check_apart, check_output, check_writable, output_errors
 from ..convert.options import Progress
 from ..convert.repo.card import card_text
 from ..convert.repo.card_blocks import joined, without_scores
@@ -100,6 +100,8 @@ def adopt(
         manifest = read_manifest(given)
         if not [line for line in changed_files(given, manifest) if not line.startswith(f"{CARD}:")]:
             return Adopted(given, manifest, (), None, ("the folder is a repo already, and no file has changed",))
+    if output is None:
+        check_writable(given / NAME)
     view = view_of(given, None if origin is None else _fetched(origin, token, offline))
     try:
         measured = finish(view, verify=verify, trust_remote_code=trust_remote_code, progress=progress)

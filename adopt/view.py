@@ -23,13 +23,13 @@ from ..convert.families.converted import converted, named_classes
 from ..convert.families.grammar import Family, Head
 from ..convert.families.registry import FAMILIES
 from ..convert.io.layout import refuse_adapter
-from ..convert.io.source import Source, resolve
+from ..convert.io.source import Source, resolve, sentence_modules
 from ..convert.options import Progress
 from ..convert.repo.heads import complete_heads, head_named
 from ..convert.repo.manifest import CARD, FAILED, FORMAT, NAME, belongs, hash_files, read_manifest, write_manifest
 from ..convert.repo.modelcode import class_name
 from ..convert.repo.origin import ELSEWHERE, lasting, stated_origin
-from ..convert.repo.sentence import sentence_class
+from ..convert.repo.sentence import require_module_files, sentence_class
 from ..convert.target import Target
 from ..convert.text import one_or_several
 from ..targets.registry import target_named
@@ -130,6 +130,7 @@ def view_of(folder: Path, origin: Path | None = None) -> View:
     """
     source = resolve(folder, offline=True)
     refuse_adapter(source)
+    require_module_files(source, sentence_modules(source))
     before = _before(folder, source.config, origin)
     target, family, head = _kind(before, source.config, folder)
     made = Path(tempfile.mkdtemp(prefix="effconv-"))

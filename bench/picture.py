@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import OutputError, UsageError
+from ..convert.io.staging import check_writable
 from .whole import Row
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def require_drawable(paths: Iterable[Path]) -> None:
             raise OutputError("no such folder", where=f"--plot {path}", hint="give a file in an existing folder")
         if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
             raise OutputError("no permission to write this file", where=f"--plot {path}", hint="give another file name")
+        check_writable(path, "--plot")
 
 
 def draw(path: Path, report: BenchReport) -> None:

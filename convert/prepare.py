@@ -15,13 +15,13 @@ from .families.selection import asked_config, family_of
 from .io.checkpoint import Checkpoint
 from .io.dtypes import BY_NAME
 from .io.reader import open_checkpoint
-from .io.source import Source, resolve
+from .io.source import Source, resolve, sentence_modules
 from .io.tokenizer import SpecialTokens, special_tokens
 from .options import Settings
 from .plan import Plan
 from .planner import check_floats, choose_head, make_plan
 from .repo.emit import emitted_config
-from .repo.sentence import COLBERT, COLBERT_PROJECTION
+from .repo.sentence import COLBERT, COLBERT_PROJECTION, require_module_files
 from .target import Context, Target
 from .text import require_readable
 
@@ -68,6 +68,7 @@ def ask(source: Source, target: Target, options: object, settings: Settings) -> 
     """
     if target.calibration:
         require_readable(getattr(options, "calibrate", ()), "--calibrate")
+    require_module_files(source, sentence_modules(source))
     own_code = settings.trust_remote_code and compares_with_source(target, options, settings)
     return Asked(source, target, *settle(target, options, source.config, own_code=own_code), settings)
 

@@ -4,9 +4,11 @@ The files:
 
     options   flags and their values                                      (no torch)
     chunks    which ids are run, and which states belong to which chunk   (no torch)
+    loadable  whether a folder can be loaded                              (no torch)
     encoder   `ChunkEncoder`, over sentence-transformers
     whitening what all vectors of a collection have in common, taken out
     pieces    `PieceEncoder`: averages of whitened pieces
+    device    the value of --device                                       (torch only where one is given)
     files     vectors in parquet or .npy files                            (no torch)
     run       `effconv embed`: texts → vectors in a file
 

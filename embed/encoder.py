@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..convert.errors import BadInputError, UnsupportedError, UsageError
+from ..convert.errors import BadInputError, UnsupportedError, UsageError, memory_ran_out
 from ..convert.repo.manifest import NAME, check_hashes, read_manifest
 from ..convert.repo.own_modules import PIECES
 from ..convert.text import special_ends
 from .chunks import Bounds, Pass, cut, passes
+from .device import require_device
+from .loadable import require_loadable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -316,24 +318,37 @@ def load_model(
             where=where,
             hint="pip install 'effconv[sentence]'",
         ) from None
+    require_device(others.get("device"))
     folder = Path(os.path.expanduser(model))
+    local, allowed = folder.is_dir(), trusted
     if (folder / NAME).is_file():
-        manifest = read_manifest(folder)
-        check_hashes(folder, manifest)
-        trusted = True  # its code is what the manifest says
-    elif not folder.is_dir() and (folder.exists() or folder.is_absolute()):
+        require_loadable(folder, trust_remote_code=trusted)
+        check_hashes(folder, read_manifest(folder))
+        allowed = True  # its code is what the manifest says
+    elif local:
+        require_loadable(folder, trust_remote_code=True)  # sentence-transformers refuses its code, see below
+    elif folder.exists() or folder.is_absolute():
         raise BadInputError("no such folder", where=str(model), hint="give a folder with a model")
     given = {name: value for name, value in others.items() if value}
     try:
-        return SentenceTransformer(str(folder if folder.is_dir() else model), trust_remote_code=trusted, **given)
-    except ValueError as error:
-        if trusted or "trust_remote_code" not in str(error):
+        return SentenceTransformer(str(folder if local else model), trust_remote_code=allowed, **given)
+    except Exception as error:  # any: files and code of others are read
+        if memory_ran_out(f"{type(error).__name__}: {error}"):
             raise
-        raise UsageError(
-            "the model comes with Python code, which effconv does not run unasked",
+        if not allowed and isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise UsageError(
+                "the model comes with Python code, which effconv does not run unasked",
+                where=str(model),
+                hint="read the code; if you trust it, pass --trust-remote-code to run it",
+            ) from None
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise BadInputError(
+            f"sentence-transformers cannot load the model ({type(error).__name__}: {said})",
             where=str(model),
-            hint="read the code; if you trust it, pass --trust-remote-code to run it",
-        ) from None
+            hint="compare its config.json with its weights, or download the model again"
+            if local
+            else "check the id, and the network",
+        ) from error
 
 
 def _modes(pooling: Any) -> tuple[str, ...]:

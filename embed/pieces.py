@@ -7,11 +7,13 @@ needed.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import BadInputError, UsageError
+from ..convert.repo.digest import embedding_digest
+from ..convert.repo.manifest import NAME, read_manifest
 from ..convert.repo.own_modules import PIECES
 from .chunks import PIECE, cut
 from .encoder import ChunkEncoder, Text
@@ -27,6 +31,7 @@ from .whitening import Moments, Whitening
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+T = TypeVar("T")
 ROWS = 4  # pieces that are run together for each text that would be
 
 
@@ -35,8 +40,8 @@ class PieceEncoder(ChunkEncoder):
 
     Args:
         model: as of `ChunkEncoder`: any sentence-transformers model, converted or not.
-        piece_tokens: tokens of a piece, special tokens not counted. By default 30, or what `effconv pieces` wrote into
-            the model.
+        piece_tokens: tokens of a piece, special tokens not counted. By default those that the whitening was fitted to,
+            or what `effconv pieces` wrote into the model, or 30.
         whitening: applied to texts and queries: that of an earlier collection, or the file with it. `fit_encode` fits
             one. By default none, or the one that `effconv pieces` wrote into the model.
         **others: those of `ChunkEncoder`.
@@ -45,7 +50,8 @@ class PieceEncoder(ChunkEncoder):
         seen: the moments of all pieces that were embedded since the encoder was made.
 
     Raises:
-        EffconvError: as of `ChunkEncoder`; pieces do not fit into the model, or the file has no whitening.
+        EffconvError: as of `ChunkEncoder`; pieces do not fit into the model, the file has no whitening, or it
+            was fitted with another model or to pieces of another length.
     """
 
     encoders = ("Transformer", PIECES)
@@ -59,11 +65,17 @@ class PieceEncoder(ChunkEncoder):
         **others: Any,
     ) -> None:
         super().__init__(model, **others)
+        folder = Path(os.path.expanduser(model)) if isinstance(model, (str, os.PathLike)) else None
+        self._folder = folder if folder is not None and folder.is_dir() else None
         own: Any = self.model[-1] if type(self.model[0]).__name__ == PIECES else None
         self._own = own is not None
-        piece_tokens = piece_tokens or (int(self.model[0].piece_tokens) if self._own else PIECE)  # type: ignore[arg-type]
-        if own is not None and whitening is None:
-            whitening = Whitening(own.mean.detach().float().cpu(), own.matrix.detach().float().cpu())
+        where = "whitening"
+        if isinstance(whitening, (str, os.PathLike)):
+            where = str(whitening)
+            whitening = Whitening.load(Path(whitening).expanduser())
+        usual = int(self.model[0].piece_tokens) if self._own else PIECE  # type: ignore[arg-type]
+        if piece_tokens is None:
+            piece_tokens = (whitening.piece_tokens if whitening is not None else 0) or usual
         room = self.max_seq_length - len(self._prefix) - len(self._suffix)
         if not 1 <= piece_tokens <= room:
             raise UsageError(
@@ -73,9 +85,20 @@ class PieceEncoder(ChunkEncoder):
             )
         self.piece_tokens = piece_tokens
         self.seen = Moments()
-        if isinstance(whitening, (str, os.PathLike)):
-            whitening = Whitening.load(Path(whitening).expanduser())
+        if whitening is not None:
+            self._require_fit(whitening, where)
+        elif own is not None:  # looked at when it is used: another one may be fitted in its place
+            mean, matrix = own.mean.detach().float().cpu(), own.matrix.detach().float().cpu()
+            whitening = Whitening(mean, matrix, piece_tokens=usual)
         self.whitening = whitening
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """sha256 of the model's weights; "" for a model that was not loaded from a folder."""
+        if self._folder is None:
+            return ""
+        ours = (self._folder / NAME).is_file()  # and then compared with its manifest when it was loaded
+        return embedding_digest(self._folder, read_manifest(self._folder)["files"] if ours else {})
 
     def encode(self, sentences: str | Sequence[str], *, chunk_tokens: int | None = None, **options: Any) -> Any:
         """Embeds texts, one vector a chunk: the average of its pieces, whitened if there is a whitening.
@@ -89,7 +112,7 @@ class PieceEncoder(ChunkEncoder):
             As `ChunkEncoder.encode`.
 
         Raises:
-            BadInputError: the whitening is for vectors of another width.
+            BadInputError: the whitening is for other vectors.
         """
         return super().encode(sentences, chunk_tokens=chunk_tokens, **options)
 
@@ -103,10 +126,44 @@ class PieceEncoder(ChunkEncoder):
         """
         tensors = options.pop("convert_to_tensor", False)
         self.whitening, self.seen = None, Moments()
-        found: list[Tensor] = self.encode(sentences, **options, convert_to_tensor=True)
-        self.whitening = fitted(self.seen)
-        whitened = [self.whitening(vectors.cpu()) for vectors in found]
+        texts = list(self.with_enough_pieces(iter(sentences), str, options.get("chunk_tokens")))
+        found: list[Tensor] = self.encode(texts, **options, convert_to_tensor=True)
+        whitening = self.fit()
+        whitened = [whitening(vectors.cpu()) for vectors in found]
         return whitened if tensors else [np.asarray(vectors) for vectors in whitened]
+
+    def fit(self) -> Whitening:
+        """Fits the whitening to all pieces that were embedded since the encoder was made, and keeps it.
+
+        Raises:
+            BadInputError: there are fewer of them than a vector has numbers, or all are equal.
+        """
+        self.whitening = replace(fitted(self.seen), model=self.weights, piece_tokens=self.piece_tokens)
+        return self.whitening
+
+    def with_enough_pieces(
+        self, texts: Iterator[T], text_of: Callable[[T], str], chunk_tokens: int | None = None
+    ) -> Iterator[T]:
+        """The same texts, if a whitening can be fitted to them.
+
+        Only as many are tokenized as it takes to see it: a collection that is too small is refused before it is
+        embedded, at no cost for a large one.
+
+        Raises:
+            BadInputError: the texts have fewer pieces than a vector has numbers.
+        """
+        # The name before sentence-transformers 5.4, which the modules of older repos have.
+        named = getattr(self.model, "get_embedding_dimension", self.model.get_sentence_embedding_dimension)
+        width, count = int(named() or 0), 0
+        held: list[T] = []
+        while count < width:
+            part = list(itertools.islice(texts, 1))
+            if not part:
+                raise _too_few(width, count)
+            held += part
+            chunks = self._cut(self._read(text_of(part[0]), self._prompt(None, None)), chunk_tokens).chunks
+            count += sum(len(cut(end - begin, self.piece_tokens)) for begin, end in chunks)
+        return itertools.chain(held, texts)
 
     def encode_query(self, sentences: str | Sequence[str], **options: Any) -> Any:
         """`SentenceTransformer.encode_query`, whitened if there is a whitening."""
@@ -134,6 +191,7 @@ class PieceEncoder(ChunkEncoder):
         """Vectors (n, w), whitened if there is a whitening."""
         if self.whitening is None:
             return vectors
+        self._require_fit(self.whitening, "whitening")
         width = len(self.whitening.mean)
         if width != vectors.shape[1]:
             raise BadInputError(
@@ -142,6 +200,23 @@ class PieceEncoder(ChunkEncoder):
                 hint="give one that was fitted with this model",
             )
         return self.whitening(vectors.cpu())
+
+    def _require_fit(self, whitening: Whitening, where: str) -> None:
+        """Raises BadInputError for a whitening of other embeddings, as far as it says which it is for."""
+        if whitening.piece_tokens not in (0, self.piece_tokens):
+            raise BadInputError(
+                f"the whitening was fitted to pieces of {whitening.piece_tokens} tokens, and the pieces have "
+                f"{self.piece_tokens}",
+                where=where,
+                hint=f"use pieces of {whitening.piece_tokens} tokens, or fit a new whitening (--whiten)",
+            )
+        if whitening.model and self.weights and whitening.model != self.weights:
+            raise BadInputError(
+                f"the whitening was fitted with another model: the sha256 of its weights is {whitening.model[:12]}, "
+                f"and that of this model's weights is {self.weights[:12]}",
+                where=where,
+                hint="give a whitening that was fitted with this model, or fit a new one (--whiten)",
+            )
 
     def _cut(self, text: Text, size: int | None) -> Text:
         if size is not None and size < 1:
@@ -173,12 +248,7 @@ def fitted(seen: Moments) -> Whitening:
         BadInputError: there are fewer of them than a vector has numbers, or all are equal.
     """
     if seen.count < max(seen.width, 2):
-        raise BadInputError(
-            f"a whitening of vectors of {seen.width} numbers needs at least as many pieces, "
-            f"and the texts have {seen.count}",
-            where="--whiten",
-            hint="give more texts, or a whitening of other texts with --whitening",
-        )
+        raise _too_few(seen.width, seen.count)
     found = seen.whitening()
     if not found.matrix.isfinite().all():
         raise BadInputError(
@@ -187,3 +257,11 @@ def fitted(seen: Moments) -> Whitening:
             hint="give texts that differ, or leave out --whiten",
         )
     return found
+
+
+def _too_few(width: int, count: int) -> BadInputError:
+    return BadInputError(
+        f"a whitening of vectors of {width} numbers needs at least as many pieces, and the texts have {count}",
+        where="--whiten",
+        hint="give more texts, or a whitening of other texts with --whitening",
+    )

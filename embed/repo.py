@@ -32,8 +32,9 @@ from ..convert.repo.sentence import MODULES, SETTINGS, SETTINGS_NAMES
 from ..convert.text import counted
 from ..data.named import NamedText, read_named
 from .encoder import load_model
+from .loadable import UNCHECKED, require_modules
 from .options import PiecesOptions
-from .pieces import PieceEncoder, fitted
+from .pieces import PieceEncoder
 from .run import model_folder
 from .whitening import Whitening
 
@@ -52,7 +53,8 @@ class Made:
     """Result of `effconv pieces`.
 
     Attributes:
-        output: the folder. record: pieces, the texts that the whitening was fitted to, what the checks found, seconds.
+        output: the folder. record: pieces, the texts that the whitening was fitted to, what the checks found, notes,
+            seconds.
     """
 
     output: Path
@@ -84,6 +86,7 @@ def make_pieces(
             where=str(folder),
             hint="give the model from before effconv pieces",
         )
+    require_modules(folder, folder, "convert a sentence-transformers model, and give that repo")
     output = Path(os.path.expanduser(options.output or folder.absolute().name + "-pieces")).absolute()
     with output_errors(output):
         check_apart(folder, output)
@@ -118,13 +121,12 @@ def make_pieces(
         _write_card(folder, staging.folder, record)
         staging.publish()
     record["seconds"] = round(time.perf_counter() - begun, 3)
-    return Made(output, {"model": folder.absolute().name, **record})
+    notes = [UNCHECKED] if options.whitening is not None and not encoder.whitening.model else []
+    return Made(output, {"model": folder.absolute().name, **record, "notes": notes})
 
 
 def write_modules(folder: Path, whitening: Whitening, piece_tokens: int, document_tokens: int) -> None:
     """Writes the modules into a folder of sentence-transformers: their code, names, settings and numbers."""
-    from safetensors.torch import save
-
     modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
     last = len(modules)
     path = f"{last}_{AVERAGE}"
@@ -138,8 +140,7 @@ def write_modules(folder: Path, whitening: Whitening, piece_tokens: int, documen
     _write(there, {**settings, "piece_tokens": piece_tokens, "document_tokens": document_tokens})
     (folder / path).mkdir()
     _write(folder / path / "config.json", {"width": len(whitening.mean)})
-    numbers = {"mean": whitening.mean.contiguous(), "matrix": whitening.matrix.contiguous()}
-    (folder / path / "model.safetensors").write_bytes(save(numbers))
+    whitening.save(folder / path / "model.safetensors")
     _write(folder / MODULES, [first, *modules[1:], average])
 
 
@@ -148,11 +149,12 @@ def _fit(
 ) -> dict[str, Any]:
     """Fits the encoder's whitening to the pieces of texts; returns how many there were."""
     count = 0
+    texts = encoder.with_enough_pieces(texts, lambda text: text.text)
     while part := [text.text for text in itertools.islice(texts, AT_ONCE)]:
         encoder.encode(part, batch_size=options.batch_size)
         count += len(part)
         progress(f"embedding: {counted(count, 'text')}", 0, 0)
-    encoder.whitening = fitted(encoder.seen)
+    encoder.fit()
     return {"whitened_on": {"files": [Path(name).name for name in options.data], "texts": count,
                             "pieces": encoder.seen.count}}  # fmt: skip
 

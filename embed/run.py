@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..convert.errors import OutputError, UsageError
-from ..convert.io.staging import output_errors
-from ..convert.io.tokenizer import require_tokenizer
+from ..convert.io.staging import check_writable, output_errors
 from ..convert.options import Progress
-from ..convert.repo.manifest import NAME, read_manifest, repo_folder
+from ..convert.repo.manifest import NAME, read_manifest
 from ..convert.repo.own_modules import average_of
+from ..convert.repo.sentence import MODULES
 from ..data.named import NamedText, read_named
 from .files import PARTIAL, Write, made_of, vectors_file
+from .loadable import MEAN_POOLING, UNCHECKED, sentence_folder
 from .options import EmbedOptions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Embedded:
 
     Attributes:
         output: the file. record: texts, vectors, width, tokens per chunk and per piece, texts that were cut, the file
-            of the whitening, seconds.
+            of the whitening, notes (what a person should know), seconds.
     """
 
     output: Path
@@ -64,24 +65,24 @@ def embed_texts(
     output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
     whitening = output.with_suffix(WHITENING)
     _require_writable(output, [*made_of(output), *([whitening] if options.whiten else [])], options)
-    if (folder / NAME).is_file():
-        require_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     texts = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
-    first = next(texts)  # raises before a model is loaded if there is none
+    texts = itertools.chain([next(texts)], texts)  # raises before a model is loaded if there is none
 
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     progress("models", 0, 0)
-    encoder = _encoder(folder, options)
+    encoder: Any = _encoder(folder, options)
+    if options.whiten:
+        texts = encoder.with_enough_pieces(texts, _text_of, options.chunks)
     begun = time.perf_counter()
     counts = {"texts": 0, "vectors": 0, "width": 0, "longer_than_the_model": 0}
     held: list[tuple[list[dict[str, Any]], np.ndarray]] = []  # until the whitening is known
     partial = whitening.with_name(f".{whitening.name}{PARTIAL}")
     try:
         with output_errors(output), vectors_file(output) as write:
-            for part in _parts(first, texts, AT_ONCE * options.batch_size):
+            for part in _parts(texts, AT_ONCE * options.batch_size):
                 progress("embedding", 0, 0)
                 rows, vectors = _embedded(encoder, part, options, counts)
                 if options.whiten:
@@ -99,6 +100,9 @@ def embed_texts(
         record["piece_tokens"] = encoder.piece_tokens
     if options.whiten or options.whitening is not None:
         record["whitening"] = str(whitening if options.whiten else options.whitening)
+    record["notes"] = [] if (folder / MODULES).is_file() else [MEAN_POOLING]
+    if options.whitening is not None and not encoder.whitening.model:
+        record["notes"].append(UNCHECKED)
     record["seconds"] = round(time.perf_counter() - begun, 3)
     return Embedded(output, record)
 
@@ -109,7 +113,7 @@ def model_folder(repo: str | os.PathLike[str]) -> Path:
     Raises:
         EffconvError: there is no such folder, or it holds neither.
     """
-    folder = repo_folder(repo)
+    folder = sentence_folder(repo)
     if not (folder / "modules.json").is_file() and not (folder / NAME).is_file():
         read_manifest(folder)  # raises
     return folder
@@ -135,9 +139,7 @@ def _write_whitened(
     """Fits the whitening to all pieces that were embedded, writes it, and the whitened vectors."""
     import torch
 
-    from .pieces import fitted
-
-    whitening = fitted(encoder.seen)
+    whitening = encoder.fit()
     for rows, vectors in held:
         write(rows, whitening(torch.from_numpy(vectors)).numpy())
     whitening.save(path)
@@ -151,6 +153,7 @@ def _require_writable(output: Path, made: list[Path], options: EmbedOptions) -> 
                 where=str(path),
                 hint="choose another file with --output" + ("" if path.is_dir() else ", or pass --overwrite"),
             )
+    check_writable(output)
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
             "the package pyarrow, which writes parquet files, is not installed",
@@ -159,10 +162,13 @@ def _require_writable(output: Path, made: list[Path], options: EmbedOptions) -> 
         )
 
 
-def _parts(first: NamedText, others: Iterator[NamedText], size: int) -> Iterator[list[NamedText]]:
-    stream = itertools.chain([first], others)
-    while part := list(itertools.islice(stream, size)):
+def _parts(texts: Iterator[NamedText], size: int) -> Iterator[list[NamedText]]:
+    while part := list(itertools.islice(texts, size)):
         yield part
+
+
+def _text_of(text: NamedText) -> str:
+    return text.text
 
 
 def _embedded(

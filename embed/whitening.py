@@ -22,6 +22,7 @@ from torch import Tensor
 from ..convert.errors import BadInputError
 
 FLOOR = 0.01
+MODEL, PIECE_TOKENS = "model_sha256", "piece_tokens"  # names in the file's metadata
 
 
 def root(covariance: Tensor, floor: float) -> Tensor:
@@ -38,48 +39,63 @@ class Whitening:
 
     Attributes:
         mean: m (w,) float32. matrix: the root (w, w) float32.
+        model: sha256 of the weights of the model that embedded the sample; "" if unknown.
+        piece_tokens: tokens of a piece of the sample; 0 if unknown.
     """
 
     mean: Tensor
     matrix: Tensor
+    model: str = ""
+    piece_tokens: int = 0
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Embeddings (..., w) → whitened ones of length 1, in float32."""
         return F.normalize((embeddings.float() - self.mean) @ self.matrix, dim=-1)
 
-    def save(self, path: Path) -> None:
-        """Writes a safetensors file with `mean` and `matrix`."""
+    def to_bytes(self) -> bytes:
+        """A safetensors file with `mean` and `matrix`; its metadata says which embeddings it is for."""
         from safetensors.torch import save
 
-        # As bytes: `save_file` makes a file that nobody else may read.
-        path.write_bytes(save({"mean": self.mean.contiguous(), "matrix": self.matrix.contiguous()}))
+        known = {MODEL: self.model, PIECE_TOKENS: str(self.piece_tokens or "")}
+        metadata = {name: value for name, value in known.items() if value}
+        tensors = {"mean": self.mean.contiguous(), "matrix": self.matrix.contiguous()}
+        return save(tensors, metadata=metadata or None)
+
+    def save(self, path: Path) -> None:
+        """Writes the file."""
+        path.write_bytes(self.to_bytes())  # as bytes: `save_file` makes a file that nobody else may read
 
     @classmethod
     def load(cls, path: Path) -> Whitening:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote. Files of effconv before 0.2 do not say which embeddings they are for.
 
         Raises:
             BadInputError: the file is missing, or was written by something else.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
+        if not path.is_file():
+            raise _unread("this is a folder" if path.is_dir() else "no such file", path)
         try:
-            found = load_file(path)
-            mean, matrix = found["mean"].float(), found["matrix"].float()
-        except (OSError, SafetensorError, KeyError) as error:
-            raise BadInputError(
-                f"the file holds no whitening ({error})",
-                where=str(path),
-                hint="give the .whitening.safetensors file that effconv embed --whiten wrote",
-            ) from None
+            with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+                mean, matrix = (file.get_tensor(name).float() for name in ("mean", "matrix"))
+                said = file.metadata() or {}
+            found = cls(mean, matrix, said.get(MODEL, ""), int(said.get(PIECE_TOKENS, 0)))
+        except OSError as error:
+            raise _unread(f"the file cannot be read ({error.strerror or error})", path) from None
+        except SafetensorError as error:
+            raise _unread(f"not a whitening file ({error})", path) from None
+        except ValueError:
+            raise _unread(f"not a whitening file: {PIECE_TOKENS} in its metadata is not a number", path) from None
         if mean.ndim != 1 or matrix.shape != (len(mean), len(mean)):
-            raise BadInputError(
-                f"the file holds no whitening: its mean is {tuple(mean.shape)}, its matrix {tuple(matrix.shape)}",
-                where=str(path),
-                hint="give the .whitening.safetensors file that effconv embed --whiten wrote",
-            )
-        return cls(mean, matrix)
+            shapes = f"its mean is {tuple(mean.shape)}, its matrix {tuple(matrix.shape)}"
+            raise _unread(f"not a whitening file: {shapes}", path)
+        return found
+
+
+def _unread(what: str, path: Path) -> BadInputError:
+    hint = "give the .whitening.safetensors file that effconv embed --whiten wrote"
+    return BadInputError(what, where=str(path), hint=hint)
 
 
 class Moments:

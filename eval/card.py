@@ -6,7 +6,6 @@ table says what the scores belong to.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..convert.errors import BadInputError, OutputError
 from ..convert.repo.card import add_to_card
 from ..convert.repo.card_blocks import OWN, blocks, with_block, with_results
+from ..convert.repo.digest import weights_digest
 from ..convert.repo.manifest import CARD
 
 if TYPE_CHECKING:
@@ -71,10 +71,11 @@ def block(manifest: Mapping[str, Any], record: Mapping[str, Any], before: str = 
     Args:
         before: the block of an earlier run. Its rows stay if they are of the same weights and settings.
     """
+    weights = {name: digest for name, digest in manifest["files"].items() if name.endswith(WEIGHTS)}
     normalised = ", vectors scaled to length 1" if record["normalize"] else ""
     head = (
         f"Measured with mteb {record['mteb']} (`effconv eval`) on texts of up to {record['max_length']:,} tokens"
-        f"{normalised}. Weights: sha256 `{weights_digest(manifest)[:12]}`."
+        f"{normalised}. Weights: sha256 `{weights_digest(weights)[:12]}`."
     )
     if record.get("against"):
         head += f" Source: {record['against']}, up to {record['against_max_length']:,} tokens."
@@ -87,12 +88,6 @@ def block(manifest: Mapping[str, Any], record: Mapping[str, Any], before: str = 
     lines |= {key: f"| {' | '.join(cells)} |" for key, cells in rows.items()}
     columns = COLUMNS if record.get("against") else COLUMNS[:4]
     return "\n".join([head, "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *lines.values()])
-
-
-def weights_digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of the weights: of the one file, or of the hashes of several."""
-    found = [digest for name, digest in sorted(manifest["files"].items()) if name.endswith(WEIGHTS)]
-    return str(found[0]) if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def eval_results(rows: Sequence[Mapping[str, Any]]) -> list[EvalResult]:

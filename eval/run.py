@@ -17,12 +17,13 @@ from typing import Any
 from ..adopt.view import as_repo
 from ..convert.errors import OutputError, UnsupportedError, UsageError
 from ..convert.io.source import Source, resolve, sentence_modules
-from ..convert.io.staging import output_errors
-from ..convert.io.tokenizer import require_tokenizer
+from ..convert.io.staging import check_writable, output_errors
 from ..convert.options import Progress
-from ..convert.repo.manifest import CARD, NAME, read_manifest, repo_folder
+from ..convert.repo.manifest import CARD, NAME, read_manifest
 from ..convert.repo.sentence import sentence_class
 from ..convert.verify.against import source_of
+from ..embed.device import require_device
+from ..embed.loadable import require_loadable, require_modules, sentence_folder
 from ..targets.registry import target_named
 from .card import require_writable, write_card
 from .options import EvalOptions
@@ -63,9 +64,9 @@ def evaluate_repo(
     Raises:
         EffconvError: the repo, a task, its data or an output cannot be used. Nothing was written.
     """
-    folder = repo_folder(repo)
+    folder = sentence_folder(repo)
     _require_packages()
-    _require_device(options.device)
+    require_device(options.device)
     results = None if options.results is None else Path(os.path.expanduser(options.results)).absolute()
     if results is not None:
         _require_new(results, options)
@@ -74,8 +75,7 @@ def evaluate_repo(
         kept_elsewhere = place != folder
         manifest = read_manifest(place) if (place / NAME).is_file() or not (place / "modules.json").is_file() else None
         _require_sentence_encoder(place, folder)
-        if manifest is not None:
-            require_tokenizer(place, trust_remote_code=options.trust_remote_code)
+        require_loadable(place, trust_remote_code=options.trust_remote_code or manifest is None)
         carded = manifest is not None and not kept_elsewhere and options.card
         if carded:
             require_writable(folder)
@@ -104,19 +104,6 @@ def _require_packages() -> None:
         )
 
 
-def _require_device(device: str | None) -> None:
-    if device is None:
-        return
-    import torch
-
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UsageError(f"torch knows no device {device!r}", where="--device", hint="use cpu, cuda or mps") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch finds no GPU", where="--device", hint="use --device cpu, or leave --device out")
-
-
 def _require_new(path: Path, options: EvalOptions) -> None:
     if path.is_dir() or (path.exists() and not options.overwrite):
         raise OutputError(
@@ -126,16 +113,13 @@ def _require_new(path: Path, options: EvalOptions) -> None:
         )
     if not path.parent.is_dir():
         raise OutputError("no such folder", where=str(path.parent), hint="make it, or choose another --results file")
+    check_writable(path, "--results")
 
 
 def _require_sentence_encoder(place: Path, folder: Path) -> None:
     kind = sentence_class(place)
     if not kind:
-        raise UnsupportedError(
-            "the repo gives no sentence embeddings: it has no modules.json",
-            where=str(folder),
-            hint="convert a sentence-transformers model; effconv fidelity measures any repo",
-        )
+        require_modules(place, folder, "convert a sentence-transformers model; effconv fidelity measures any repo")
     if kind != "SentenceTransformer":
         raise UnsupportedError(
             f"the repo is a {kind}; effconv eval measures models with one vector per text",
@@ -154,6 +138,7 @@ def _source(against: str, place: Path, manifest: dict[str, Any] | None, notes: l
     """The source to compare with.
 
     Raises:
+        BadInputError: it cannot be loaded.
         UnsupportedError: it gives no sentence embeddings.
         UsageError: it cannot be the source of the repo.
     """
@@ -164,6 +149,8 @@ def _source(against: str, place: Path, manifest: dict[str, Any] | None, notes: l
             where=against,
             hint="give a sentence-transformers model, or leave out --against",
         )
+    if found.folder is not None and found.hub_id is None:
+        require_loadable(found.folder, trust_remote_code=True)  # its code is refused where it would run
     if manifest is not None:
         doubt = source_of(against, place, manifest, None, False, target_named(str(manifest["target"]))).doubt
         if doubt:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -58,6 +60,7 @@ def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
     if longer and "piece_tokens" not in record:
         what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
         console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
+    _show_notes(console, record["notes"])
     return None
 
 
@@ -73,4 +76,10 @@ def show_pieces(made: Made, *, as_json: bool) -> None:
     console.print(f"pieces of {record['piece_tokens']} tokens, whitened on {escape(what)}", soft_wrap=True)
     for name, value in record["checks"].items():
         console.print(f"{name}: as computed by effconv, largest difference {value:.1g}", highlight=False)
+    _show_notes(console, record["notes"])
     return None
+
+
+def _show_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)

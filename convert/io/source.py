@@ -117,7 +117,7 @@ def located(
         raise BadInputError(
             "the source is a file", where=text, hint="give the folder that contains this file and config.json"
         )
-    elif HUB_ID.fullmatch(text) and len(text) <= 96 and not text.endswith((".safetensors", ".bin", ".json")):
+    elif may_be_hub_id(text):
         found = _hub(text, revision, token, offline)
     else:
         raise BadInputError(
@@ -126,6 +126,11 @@ def located(
             hint="give a folder with config.json and weights, or a Hub id (user/name)",
         )
     return found
+
+
+def may_be_hub_id(text: str) -> bool:
+    """Whether a name could be that of a model on the Hub. A folder's name often could."""
+    return bool(HUB_ID.fullmatch(text)) and len(text) <= 96 and not text.endswith((".safetensors", ".bin", ".json"))
 
 
 def read_json(path: Path, name: str) -> Any:
@@ -352,13 +357,7 @@ def _hub_error(error: Exception, hub_id: str, named: bool) -> HubError:
 
 def _with_config(source: Source) -> Source:
     modules = sentence_modules(source)
-    source = _with_modules(source, modules)
-    if "config.json" not in source.files or not _is_model_config(source, ""):
-        for module in modules[:1]:
-            # Before sentence-transformers 2 the encoder stood in a folder of its own, such as 0_Transformer/.
-            root = f"{module['path']}/" if module.get("path") else ""
-            if f"{root}config.json" in source.files:
-                source = replace(source, root=root)
+    source = rooted(source, modules)
     refuse_router(source, modules)
     if not source.has("config.json"):
         raise without_config(source)
@@ -371,6 +370,18 @@ def _with_config(source: Source) -> Source:
             hint="convert the unquantised checkpoint, then quantise the result",
         )
     return replace(source, config=config)
+
+
+def rooted(source: Source, modules: list[dict[str, Any]]) -> Source:
+    """The source with all files of its modules, and with the folder that holds its encoder as root."""
+    source = _with_modules(source, modules)
+    if "config.json" not in source.files or not _is_model_config(source, ""):
+        for module in modules[:1]:
+            # Before sentence-transformers 2 the encoder stood in a folder of its own, such as 0_Transformer/.
+            root = f"{module['path']}/" if module.get("path") else ""
+            if f"{root}config.json" in source.files:
+                source = replace(source, root=root)
+    return source
 
 
 def _is_model_config(source: Source, root: str) -> bool:

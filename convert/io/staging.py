@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -119,6 +120,29 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             where=str(output),
             hint="pass --overwrite, or choose another path with --output",
         )
+    check_writable(output)
+
+
+def check_writable(output: Path, option: str = "--output") -> None:
+    """Refuses an output whose folder takes no files, before the work is done. The folder need not exist.
+
+    Permissions do not tell: root passes every check of them, and still cannot write to /proc or a read-only disk.
+
+    Raises:
+        OutputError: a file cannot be created next to the output, or part of its path is not a folder.
+    """
+    output = output.absolute()
+    _check_above(output)
+    above = next(folder for folder in output.parents if folder.is_dir())
+    hint = f"choose another place with {option}"
+    try:
+        with output_errors(above), tempfile.TemporaryFile(dir=above, prefix=".effconv-"):
+            pass
+    except OutputError as error:
+        error.hint = hint
+        raise
+    except OSError as error:
+        raise OutputError(f"no file can be created here ({error.strerror})", where=str(above), hint=hint) from None
 
 
 def _check_loadable(output: Path) -> None:

@@ -107,11 +107,14 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def require_tokenizer(repo: Path, *, trust_remote_code: bool) -> None:
-    """Raises BadInputError for a repo without a tokenizer, UsageError for one with code that must not run."""
+    """Raises BadInputError for a folder without a tokenizer, UsageError for one with code that must not run."""
     found = tokenizer_in(repo)
     if not found.exists:
         raise BadInputError(
-            "the repo has no tokenizer", where=str(repo), hint="convert a source that includes its tokenizer"
+            "the folder has no tokenizer",
+            where=str(repo),
+            hint="give a model with its tokenizer's files, such as tokenizer.json. A repo that effconv made has them "
+            "if its source has them",
         )
     if found.references and not trust_remote_code:
         raise UsageError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import BadInputError, CheckFailedError, EffconvError, listing
 from ..families.converted import converted
-from ..io.source import resolve
+from ..io.source import may_be_hub_id, resolve
 from ..io.tensorfile import file_sha256
 
 NAME = "effconv.json"
@@ -98,19 +98,24 @@ def with_measurements(
     return {**manifest, "measurements": {"checks": checks, **others}}
 
 
-def repo_folder(repo: str | os.PathLike[str]) -> Path:
+def repo_folder(repo: str | os.PathLike[str], wanted: str = "the folder of a repo that effconv made") -> Path:
     """The folder of a repo as a user names it.
+
+    Args:
+        wanted: what the command takes, for the hint.
 
     Raises:
         BadInputError: there is no such folder.
     """
-    folder = Path(os.path.expanduser(repo))
-    if os.fspath(repo) and os.path.isdir(folder):
+    text, folder = os.fspath(repo), Path(os.path.expanduser(repo))
+    if text and os.path.isdir(folder):
         return folder
+    exists = bool(text) and os.path.exists(folder)
+    hint = f"give {wanted}"
+    if not exists and may_be_hub_id(text):
+        hint += f". Download a model of the Hub first: hf download {text} --local-dir {text.rpartition('/')[2]}"
     raise BadInputError(
-        "this is a file, not a folder" if os.path.exists(folder) and os.fspath(repo) else "no such folder",
-        where=str(repo) or "REPO",
-        hint="give the folder of a repo that effconv made",
+        "this is a file, not a folder" if exists else "no such folder", where=str(repo) or "REPO", hint=hint
     )
 
 

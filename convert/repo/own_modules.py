@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from ... import templates
-from .sentence import MODULES, SETTINGS_NAMES
+from .sentence import SETTINGS_NAMES, modules_of
 
 CODE, PIECES, AVERAGE = "document_pieces", "DocumentPieces", "WhitenedAverage"
 
@@ -35,10 +34,6 @@ def piece_tokens_of(repo: Path) -> int:
 
 def average_of(repo: Path) -> Path | None:
     """The folder of the module that averages pieces, inside the repo; None for a repo that has none."""
-    try:
-        found: Any = json.loads((repo / MODULES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    modules = [module for module in found if isinstance(module, dict)] if isinstance(found, list) else []
+    modules = modules_of(repo)
     paths = [str(module.get("path")) for module in modules if module.get("type") == f"{CODE}.{AVERAGE}"]
     return repo / paths[0] if paths else None

@@ -7,7 +7,7 @@ length; those of queries stay, since a ColBERT pads every query to its length.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ COLBERT_PROJECTION = "linear.weight"
 DOCUMENT_LENGTHS = ("document_length", "doc_maxlen")  # tokens of a document: PyLate, sentence-transformers; Stanford
 QUERY_LENGTHS = ("query_length", "query_maxlen")
 OWN = "sentence_transformers."
+NEED_NO_FILES = ("Transformer", "Normalize")  # the encoder's are looked for where they are read
+CONFIGURED = ("Pooling", "Dense", "LayerNorm", "WeightedLayerPooling")  # modules with a config.json
+STORED = ("Dense", "LayerNorm", "WeightedLayerPooling")  # modules with weights, in one of these files:
+MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def write_sentence_files(folder: Path, source: Source, max_length: int) -> list[str]:
@@ -84,6 +88,46 @@ def write_sentence_files(folder: Path, source: Source, max_length: int) -> list[
     if elsewhere:
         found.append(f"modules.json names {', '.join(elsewhere)}: the package that has it must be installed")
     return found
+
+
+def modules_of(repo: Path) -> list[dict[str, Any]]:
+    """The entries of a repo's modules.json in their order; [] if it is not a sentence-transformers repo."""
+    try:
+        found = json.loads((repo / MODULES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def kind_of(module: Mapping[str, Any]) -> str:
+    """The class of a module without its package, which differs between versions: Transformer, Pooling, Dense."""
+    return str(module.get("type") or "").rpartition(".")[2]
+
+
+def require_module_files(source: Source, modules: Sequence[Mapping[str, Any]]) -> None:
+    """Raises BadInputError for modules of sentence-transformers without their files.
+
+    The encoder loads without them, so that a conversion would succeed and its repo would not load. Modules with code of
+    another package are not checked: only their code knows what they read.
+    """
+    missing: list[str] = []
+    for module in modules:
+        kind, path = kind_of(module), module.get("path")
+        if not path or kind in NEED_NO_FILES or not str(module.get("type") or "").startswith(OWN):
+            continue
+        inside = {name.removeprefix(f"{path}/") for name in source.files if name.startswith(f"{path}/")}
+        if not inside:
+            missing.append(f"the folder {path}")
+        elif kind in CONFIGURED and "config.json" not in inside:
+            missing.append(f"{path}/config.json")
+        elif kind in STORED and not inside.intersection(MODULE_WEIGHTS):
+            missing.append(f"{path}/{MODULE_WEIGHTS[0]}")
+    if missing:
+        raise BadInputError(
+            f"modules.json names modules whose files are missing: {', '.join(missing)}",
+            where=f"{source.where()}: {MODULES}",
+            hint="download them too, from the same repo",
+        )
 
 
 def foreign_types(modules: list[dict[str, Any]]) -> list[str]:

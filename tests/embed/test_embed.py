@@ -248,6 +248,10 @@ def test_parquet_is_read_by_others(made, tmp_path):
     [
         ("--data is missing", UsageError, {"data": ()}),
         ("--chunks must be at least 1", UsageError, {"chunks": 0}),
+        ("no file can be created here", OutputError, {"output": "/proc/v.npy"}),
+        ("part of the output path is not a folder", OutputError, {"output": "a.csv/v.npy"}),
+        ("torch knows no device 'gpu'", UsageError, {"device": "gpu"}),
+        ("finds no device of the kind xpu", UsageError, {"device": "xpu"}),
         ("--output must end in .parquet or .npy", UsageError, {"output": "v.csv"}),
         ("no such file", BadInputError, {"data": "nowhere.txt"}),
         ("contains no text", BadInputError, {"data": "empty.txt"}),

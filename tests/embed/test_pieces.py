@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from adapt_text import documents
 from piece_oracles import pieces_of, unit, whitened
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 import effconv
 from effconv.convert.errors import BadInputError, OutputError, UsageError
+from effconv.convert.io.tensorfile import file_sha256
 from effconv.embed import PieceEncoder, Whitening
 from effconv.embed.pieces import fitted
 from effconv.embed.whitening import Moments
@@ -117,9 +120,90 @@ def test_what_is_no_whitening_is_refused(source, tmp_path):
     same.add(torch.ones(9, 4))
     with pytest.raises(BadInputError, match="the same embedding"):
         fitted(same)
-    with pytest.raises(BadInputError, match="no whitening"):
-        effconv.embed(source, **run, whitening=tmp_path / "text.txt")
+    for name, says in (("text.txt", "not a whitening file"), ("none", "no such file"), (".", "this is a folder")):
+        with pytest.raises(BadInputError, match=says) as caught:
+            effconv.embed(source, **run, whitening=tmp_path / name)
+        assert "no whitening" not in str(caught.value)
+    save_file({"mean": torch.zeros(3)}, tmp_path / "half")
+    with pytest.raises(BadInputError, match="not a whitening file"):
+        effconv.embed(source, **run, whitening=tmp_path / "half")
+    (tmp_path / "half").unlink()
     Whitening(torch.zeros(3), torch.eye(3)).save(tmp_path / "narrow")
     with pytest.raises(BadInputError, match="vectors of 3 numbers"):
         effconv.embed(source, **run, whitening=tmp_path / "narrow")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["narrow", "text.txt"]
+
+
+@pytest.fixture(scope="module")
+def stored(source, texts, tmp_path_factory) -> Path:
+    """A whitening of the source, for pieces of 9 tokens."""
+    folder = tmp_path_factory.mktemp("whitening")
+    data = folder / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    effconv.embed(source, data=data, pieces=9, whiten=True, output=folder / "out.npy")
+    return folder / "out.whitening.safetensors"
+
+
+def test_a_whitening_says_what_it_is_for(source, stored, texts, tmp_path):
+    found = Whitening.load(stored)
+    assert (found.model, found.piece_tokens) == (file_sha256(source / "model.safetensors"), 9)
+    assert PieceEncoder(source, whitening=stored).piece_tokens == 9  # unless asked for others
+    copied = PieceEncoder(shutil.copytree(source, tmp_path / "elsewhere"), whitening=stored)
+    assert copied.encode(texts[0]).shape == (1, 32)
+    fitted_here = PieceEncoder(source, piece_tokens=8)
+    fitted_here.fit_encode(texts)
+    assert (fitted_here.whitening.model, fitted_here.whitening.piece_tokens) == (found.model, 8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"pieces": 8}, "fitted to pieces of 9 tokens, and the pieces have 8"),
+        ({"model": "other", "pieces": 9}, "fitted with another model"),
+    ],
+)
+def test_a_whitening_of_other_embeddings_is_refused(asked, says, source, stored, texts, tmp_path):
+    folder = {"other": save_tiny_sentence_encoder(tmp_path / "other", seed=1)}.get(asked.pop("model", ""), source)
+    data = stored.with_name("texts.jsonl")
+    for run in (
+        lambda: effconv.embed(folder, data=data, whitening=stored, output=tmp_path / "out.npy", **asked),
+        lambda: effconv.pieces(folder, whitening=stored, output=tmp_path / "out", **asked),
+        lambda: PieceEncoder(folder, whitening=stored, piece_tokens=asked["pieces"]),
+        lambda: PieceEncoder(folder, whitening=Whitening.load(stored), piece_tokens=asked["pieces"]),
+    ):
+        with pytest.raises(BadInputError, match=says) as caught:
+            run()
+        assert caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_whitening_of_an_older_effconv_is_taken_with_a_note(source, stored, tmp_path):
+    old = tmp_path / "old.safetensors"
+    found = Whitening.load(stored)
+    save_file({"mean": found.mean, "matrix": found.matrix}, old)
+    data = {"data": stored.with_name("texts.jsonl"), "output": tmp_path / "out.npy", "pieces": 9}
+    embedded = effconv.embed(source, **data, whitening=old)
+    assert "does not say which model" in embedded.record["notes"][0]
+    assert effconv.embed(source, **data, whitening=stored, overwrite=True).record["notes"] == []
+    made = effconv.pieces(source, whitening=old, pieces=9, output=tmp_path / "made")
+    assert "does not say which model" in made.record["notes"][0]
+
+
+def test_a_collection_that_is_too_small_is_refused_before_it_is_embedded(source, stored, texts, tmp_path, monkeypatch):
+    few = tmp_path / "few.txt"
+    few.write_text(texts[0], encoding="utf-8")
+
+    def embedded(*_: object) -> None:
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr(PieceEncoder, "_embed", embedded)
+    for run in (
+        lambda: effconv.embed(source, data=few, pieces=9, whiten=True, output=tmp_path / "out.npy"),
+        lambda: effconv.pieces(source, data=few, pieces=9, output=tmp_path / "out"),
+        lambda: PieceEncoder(source, piece_tokens=9).fit_encode(texts[:1]),
+    ):
+        with pytest.raises(BadInputError, match="of 32 numbers needs at least as many pieces, and the texts have 7"):
+            run()
+    taken = iter(texts)
+    encoder = PieceEncoder(source, piece_tokens=9)
+    assert list(encoder.with_enough_pieces(taken, str)) == texts

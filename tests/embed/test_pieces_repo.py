@@ -153,6 +153,17 @@ def test_encoders_take_the_whitening_of_the_repo(made, texts, expected, tmp_path
     np.testing.assert_allclose(chunks, plain.encode(texts[0], chunk_tokens=25), atol=1e-5)
     with pytest.raises(UnsupportedError, match="by pieces"):
         ChunkEncoder(made / "lsg-pieces")
+    # The whitening in the repo is for its own pieces.
+    with pytest.raises(BadInputError, match=f"fitted to pieces of {SIZE} tokens, and the pieces have 5"):
+        effconv.embed(made / "lsg-pieces", data=made / "texts.jsonl", pieces=5, output=tmp_path / "five.npy")
+    assert not list(tmp_path.iterdir())
+    # It is that of the same encoder: a file of one is for the other.
+    again = {"data": made / "texts.jsonl", "pieces": 5, "output": tmp_path / "five.npy"}
+    effconv.embed(made / "lsg-pieces", **again, whiten=True)
+    stored = tmp_path / "five.whitening.safetensors"
+    whole = np.load(tmp_path / "five.npy")
+    effconv.embed(made / "lsg", **again, whitening=stored, overwrite=True)
+    np.testing.assert_allclose(np.load(tmp_path / "five.npy"), whole, atol=1e-4)
     # The command gives the same, and a new whitening where it is asked for one.
     embedded = effconv.embed(made / "lsg-pieces", data=made / "texts.jsonl", output=tmp_path / "one.npy")
     kept = [i for i, text in enumerate(texts) if text]
@@ -220,7 +231,7 @@ def test_bad_input_writes_nothing(made, tmp_path):
         ({"data": few, "pieces": 900}, EffconvError, "1 to"),
         ({"data": few}, BadInputError, "as many pieces"),
         ({"data": tmp_path / "none.txt"}, BadInputError, "no such file"),
-        ({"whitening": few}, BadInputError, "no whitening"),
+        ({"whitening": few}, BadInputError, "not a whitening file"),
         ({"data": made / "texts.jsonl", "output": full}, OutputError, "not empty"),
     ):
         with pytest.raises(error, match=says):

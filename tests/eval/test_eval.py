@@ -319,6 +319,7 @@ def with_broken_card(repo: Path) -> None:
         ("--results must end in .json", UsageError, {"results": "a.csv"}),
         ("the results file exists", OutputError, {"results": "there.json"}),
         ("no such folder", OutputError, {"results": "nowhere/a.json"}),
+        ("no file can be created here", OutputError, {"results": "/proc/all.json"}),
         ("no such folder: ./nowhere", BadInputError, {"tasks": "./nowhere"}),
         ("mteb has no task STS1. Did you mean STS1", UsageError, {"tasks": "STS1"}),
         ("Did you mean LEMBQMSumRetrieval", UsageError, {"tasks": "LEMBQMSumRetrival,LEMBNarativeQARetrieval"}),
@@ -330,6 +331,8 @@ def with_broken_card(repo: Path) -> None:
         ("it has no modules.json", UnsupportedError, {"repo": "masked"}),
         ("the repo is a SparseEncoder", UnsupportedError, {"repo": "sparse"}),
         ("is not the source of this repo: hidden size", UsageError, {"against": "other"}),
+        ("no readable weights", BadInputError, {"repo": "weightless"}),
+        ("has no tokenizer", BadInputError, {"against": "wordless"}),
         ("the source gives no sentence embeddings", UnsupportedError, {"against": "plain"}),
         ("has no end", BadInputError, {"repo": "broken-card"}),
         ("eval has no option task", UsageError, {"task": "STS12"}),
@@ -351,9 +354,11 @@ def test_what_cannot_be_measured_is_refused_before_it_begins(
     if repo == "sparse":
         shutil.copytree(made / "lsg", "sparse")
         Path("sparse/config_sentence_transformers.json").write_text('{"model_type": "SparseEncoder"}')
+    for folder, names in (("weightless", ["model.safetensors"]), ("wordless", ["tokenizer.json", "vocab.txt"])):
+        shutil.copytree(made / "source", folder, ignore=shutil.ignore_patterns(*names))
     if repo == "broken-card":
         with_broken_card(Path(shutil.copytree(made / "lsg", "broken-card")))
-    if options.get("against"):
+    if options.get("against") in ("other", "plain"):
         {"other": other_model, "plain": save_tiny}[options["against"]](Path(options["against"]))
     before = files_of(tmp_path) | files_of(made)
     with pytest.raises(error, match=re.escape(says)) as caught:

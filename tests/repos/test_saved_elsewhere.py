@@ -20,7 +20,14 @@ import effconv
 from effconv.adopt.view import saved_elsewhere, view_of
 from effconv.bench.options import bench_options
 from effconv.bench.sources import opened
-from effconv.convert.errors import BadInputError, CheckFailedError, EffconvError, HubError, UnsupportedError
+from effconv.convert.errors import (
+    BadInputError,
+    CheckFailedError,
+    EffconvError,
+    HubError,
+    OutputError,
+    UnsupportedError,
+)
 from hub_server import LoopbackHub
 from tiny import WORDS, save_tiny, save_tiny_sentence_encoder, save_tokenizer
 
@@ -190,6 +197,14 @@ def test_a_repo_that_was_trained_in_place_is_adopted(made, tmp_path):
     assert "Trained on letters." in card
     assert "trained after the conversion, outside effconv" in card
     assert effconv.adopt(repo).written == ()  # once is enough
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that root cannot write to either")
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_read(tmp_path):
+    for folder, output in ((tmp_path, Path("/proc/adopted")), (Path("/proc"), None)):
+        with pytest.raises(OutputError, match="no file can be created") as caught:
+            effconv.adopt(folder, output=output)
+        assert caught.value.where == "/proc"
 
 
 def test_what_is_no_such_model_is_refused(made, tmp_path):

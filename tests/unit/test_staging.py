@@ -22,6 +22,7 @@ from effconv.convert.io.staging import (
     check_apart,
     check_output,
     check_room,
+    check_writable,
     clear_stale,
     exchange_with_journal,
 )
@@ -320,3 +321,20 @@ def test_a_name_that_transformers_could_not_load_is_refused_first(tmp_path):
         check_output(tmp_path / "-".join(["part"] * 20), overwrite=False)
     with pytest.raises(OutputError, match="too long"):
         check_output(tmp_path / ("字" * 80), overwrite=False)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that root cannot write to either")
+def test_a_folder_that_takes_no_files_is_refused_first(tmp_path):
+    for output in (Path("/proc/out"), Path("/proc/self/deep/out")):
+        with pytest.raises(OutputError) as caught:
+            check_output(output, overwrite=False)
+        assert caught.value.where.startswith("/proc")
+        assert "--output" in caught.value.hint
+    with pytest.raises(OutputError) as caught:
+        check_writable(Path("/proc/all.json"), "--results")
+    assert "--results" in caught.value.hint
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="not a folder"):
+        check_writable(tmp_path / "file" / "out.npy")
+    check_writable(tmp_path / "new" / "out.npy")
+    assert names(tmp_path) == ["file"]
