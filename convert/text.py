@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
     return (value,) if isinstance(value, (str, os.PathLike)) else tuple(value)
 
 
-def require_readable(files: Iterable[Path], where: str) -> None:
+def require_readable(files: Iterable[Path], where: str, *, binary: Collection[Path] = ()) -> None:
     """Opens every file and checks its first bytes. `read_utf8` reports faults further on.
 
     Args:
-        where: the option that lists the files.
+        where: the option that lists the files. binary: those of them that are not text.
 
     Raises:
         BadInputError: lists every file that is missing, unreadable, a folder or not UTF-8.
@@ -37,9 +37,10 @@ def require_readable(files: Iterable[Path], where: str) -> None:
         try:
             with path.open("rb") as file:
                 start = file.read(LOOKED_AT)
-            codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be incomplete
+            if path not in binary:
+                codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be incomplete
         except (OSError, UnicodeDecodeError) as error:
-            faults.append(_fault(path, error))
+            faults.append(_fault(path, error, from_start=True))
     if faults:
         raise _unreadable(faults, where)
 
@@ -56,7 +57,7 @@ def read_utf8(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error, where) from None
+        raise unreadable(path, error, where, from_start=True) from None
 
 
 def joined(files: Sequence[Path], where: str) -> str:
@@ -68,14 +69,22 @@ def joined(files: Sequence[Path], where: str) -> str:
     return "\n".join(read_utf8(path, where) for path in files)
 
 
-def unreadable(path: Path, error: OSError | UnicodeDecodeError, where: str) -> BadInputError:
-    """The error for a text file that cannot be read."""
-    return _unreadable([_fault(path, error)], where)
+def unreadable(
+    path: Path, error: OSError | UnicodeDecodeError, where: str, *, from_start: bool = False
+) -> BadInputError:
+    """The error for a text file that cannot be read.
+
+    Args:
+        from_start: whether the decoder was given the file from its first byte on, so that the line is known.
+    """
+    return _unreadable([_fault(path, error, from_start=from_start)], where)
 
 
-def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:
-    says = f"not valid UTF-8 ({error.reason})" if isinstance(error, UnicodeDecodeError) else error.strerror
-    return f"{path}: {says}"
+def _fault(path: Path, error: OSError | UnicodeDecodeError, *, from_start: bool) -> str:
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror}"
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return f"{path}: not valid UTF-8 ({error.reason})" + (f", line {line}" if from_start else "")
 
 
 def _unreadable(faults: Sequence[str], where: str) -> BadInputError:

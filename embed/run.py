@@ -35,8 +35,8 @@ class Embedded:
     """Result of `effconv embed`.
 
     Attributes:
-        output: the file. record: texts, vectors, width, tokens per chunk and per piece, texts that were cut, the file
-            of the whitening, seconds.
+        output: the file. record: texts, rows that were left out, vectors, width, tokens per chunk and per piece, texts
+            that were cut, the file of the whitening, seconds.
     """
 
     output: Path
@@ -95,6 +95,7 @@ def embed_texts(
     finally:
         partial.unlink(missing_ok=True)
     record: dict[str, Any] = {"model": folder.absolute().name, "chunk_tokens": options.chunks, **counts}
+    record["rows_without_text"] = texts.rows_without_text
     if hasattr(encoder, "piece_tokens"):
         record["piece_tokens"] = encoder.piece_tokens
     if options.whiten or options.whitening is not None:

@@ -55,6 +55,8 @@ def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
     )
     if whitening := record.get("whitening"):
         console.print(f"whitened by {escape(str(whitening))}", soft_wrap=True)
+    if left_out := record["rows_without_text"]:
+        console.print(f"[yellow]note:[/yellow] {counted(left_out, 'row')} without text left out", soft_wrap=True)
     if longer and "piece_tokens" not in record:
         what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
         console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
