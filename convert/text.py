@@ -61,12 +61,17 @@ def read_utf8(path: Path, where: str) -> str:
 
 
 def joined(files: Sequence[Path], where: str) -> str:
-    """The text of all files, one after the other.
+    """The text of all files, one after the other. Of a .jsonl, .json, .csv or .parquet file, its column `text`.
 
     Raises:
-        BadInputError: as `read_utf8`.
+        BadInputError: as `read_utf8`, or a table has no column `text`.
     """
-    return "\n".join(read_utf8(path, where) for path in files)
+    from ..data.documents import table_rows  # on demand: it imports this module
+    from ..data.files import table_form
+
+    return "\n".join(
+        "\n".join(table_rows(path, "text", flag=None)) if table_form(path) else read_utf8(path, where) for path in files
+    )
 
 
 def unreadable(

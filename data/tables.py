@@ -80,7 +80,7 @@ def no_column(column: str, names: Iterable[str], file: str, flag: str | None) ->
 def not_text(column: str, value: Any, where: str, flag: str | None) -> BadInputError:
     """The error for a value that is not a text."""
     kind = KINDS.get(type(value), type(value).__name__)
-    hint = "give another column" + (f" with {flag}" if flag else "") + ", or write its values as texts"
+    hint = f"give another column with {flag}, or write its values as texts" if flag else "write the values as texts"
     return BadInputError(f"column {column!r} holds {kind}, not text", where=where, hint=hint)
 
 
