@@ -13,7 +13,7 @@ from .errors import BadInputError, listing
 
 Named = str | os.PathLike[str]
 LOOKED_AT = 1 << 16  # bytes of a file that are read before anything heavy is loaded
-HINT = "give existing UTF-8 text files"
+HINT = "give existing files in UTF-8 that you have permission to read"
 
 
 def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
