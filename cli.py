@@ -233,7 +233,7 @@ def fidelity(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="UTF-8 text file, can be repeated. [default: built-in English text]",
+            help="Text, .jsonl, .csv or .parquet file (column text), can be repeated. [default: built-in English text]",
             show_default=False,
         ),
     ] = None,
@@ -275,7 +275,8 @@ def retrieval(
     ],
     against: Annotated[str, typer.Option(help="Source model (folder or Hub id).", show_default=False)],
     data: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="UTF-8 text file, can be repeated.", show_default=False)
+        list[Path],
+        typer.Option(metavar="FILE", help="Text, .jsonl, .csv or .parquet file, can be repeated.", show_default=False),
     ],
     documents: Annotated[int, typer.Option(help="Maximum number of documents.", min=2)] = 50,
     tokens: Annotated[int, typer.Option(help="Tokens per document.", min=64)] = 2048,
@@ -299,9 +300,7 @@ def retrieval(
         typer.Option(help="Tokens per chunk. [default: as many as the source takes]", min=1, show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed for the choice of sentences with --whole.")] = 123,
-    text_column: Annotated[
-        str, typer.Option(help="Column with the text in .jsonl, .csv and .parquet files, with --whole.")
-    ] = "text",
+    text_column: Annotated[str, typer.Option(help="Column with the text in .jsonl, .csv and .parquet files.")] = "text",
     cache: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep embeddings here, to compute them only once.", show_default=False),

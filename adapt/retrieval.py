@@ -18,9 +18,9 @@ from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
 from ..convert.repo.own_modules import average_of, piece_tokens_of
-from ..convert.text import Named, one_or_several, require_readable
+from ..convert.text import Named, one_or_several
 from ..convert.verify.against import source_of
-from ..data.files import require_files
+from ..data.files import require_files, require_forms
 from .controls import STRETCHED, chosen
 from .sentence import pooling_of
 
@@ -71,7 +71,7 @@ def retrieval(
     Args:
         repos: folder of a converted model, or several of one source.
         against: the dense source.
-        data: a UTF-8 text file, or several, which are joined. With `whole`, tables (.jsonl, .csv, .parquet) too.
+        data: a UTF-8 text file or a table (.jsonl, .json, .csv, .parquet), or several, which are joined.
         documents: number of documents, at most.
         tokens: length of a document; with `whole`, the length at which longer ones are cut.
         queries: queries from each document; by default 16, or as many as fit, and 4 with `whole`.
@@ -109,12 +109,12 @@ def retrieval(
     if documents < 2:
         raise UsageError("--documents must be at least 2", where="--documents", hint="such as --documents 50")
     if not files:
-        raise UsageError("no text given", where="--data", hint="give one or more UTF-8 text files with --data")
+        raise UsageError("no text given", where="--data", hint="give one or more files with texts with --data")
     manifests = [_checked(folder, tokens, trust_remote_code) for folder in folders]
     if whole:
         require_files([str(path) for path in files], "--data")
     else:
-        require_readable(files, "--data")
+        require_forms(files, "--data")
     given = [source_of(against, repo, stated, token, offline) for repo, stated in zip(folders, manifests, strict=True)]
     for repo, found in zip(folders, given, strict=True):
         if found.doubt:
@@ -196,7 +196,7 @@ def _windows(asked: _Asked, tokenizer: Any, special: int) -> tuple[Task, dict[st
     from .ranking import make_task
     from .retrieval_text import read_units
 
-    text = read_units(asked.files, tokenizer, len(tokenizer))
+    text = read_units(asked.files, tokenizer, len(tokenizer), asked.column)
     length = asked.tokens - special
     task = make_task(
         text.tokens,

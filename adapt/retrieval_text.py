@@ -1,7 +1,7 @@
 """The text that windows are cut from: one stream of tokens, and the article or file that each token is from.
 
 Windows of one article are not independent. Where a text has WikiText headings, an article is a unit; else, of several
-files, a file; else a window.
+files, a file; else a window. Where a file is a table, a row is a unit, and an article or a whole file beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ..convert.errors import BadInputError
 from ..convert.text import check_tokens, read_utf8
 from ..data.documents import HEADING
+from ..data.files import table_form
+from ..data.texts import read_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ class UnitText:
     """A text as tokens.
 
     Attributes:
-        tokens: ids without special tokens. unit: "article", "file" or "document". unit_of: of each token (n,), None
-            where a document is a unit. record: names, sha256, number of tokens, share of unknown ones.
+        tokens: ids without special tokens. unit: "article", "file", "text" or "document". unit_of: of each token (n,),
+            None where a document is a unit. record: names, sha256, number of tokens, share of unknown ones.
     """
 
     tokens: list[int]
@@ -34,16 +37,21 @@ class UnitText:
     record: dict[str, Any]
 
 
-def read_units(files: Sequence[Path], tokenizer: Any, rows: int) -> UnitText:
+def read_units(files: Sequence[Path], tokenizer: Any, rows: int, column: str = "text") -> UnitText:
     """Reads and tokenizes files.
 
     Args:
-        rows: number of the source's word embeddings.
+        rows: number of the source's word embeddings. column: of tables (.jsonl, .json, .csv, .parquet).
 
     Raises:
         BadInputError: a text cannot be read or is mostly unknown to the tokenizer.
     """
-    unit, parts = text_units([read_utf8(path, "--data") for path in files])
+    if any(map(table_form, files)):
+        unit, parts = "text", [text + "\n" for text in read_texts([str(path) for path in files], column=column)]
+        if not parts:
+            raise BadInputError("the data contains no text", where="--data", hint="give files with text in them")
+    else:
+        unit, parts = text_units([read_utf8(path, "--data") for path in files])
     found = tokenizer(parts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     tokens = list(itertools.chain.from_iterable(found))
     name = ", ".join(path.name for path in files)

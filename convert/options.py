@@ -12,7 +12,9 @@ from typing import Any, Literal
 from .errors import UsageError, listing
 
 MAX_LENGTH_HELP = "Maximum input length in tokens."
-CALIBRATE_HELP = "UTF-8 text file to fit on, can be repeated. [default: built-in English text]"
+CALIBRATE_HELP = (
+    "Text, .jsonl, .csv or .parquet file (column text) to fit on, can be repeated. [default: built-in English text]"
+)
 DTypeName = Literal["float32", "float16", "bfloat16"]
 NAME = re.compile(r"(?<![\w-])[a-z][a-z0-9_]*(?![\w-])")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..data.files import require_forms
 from .families.activations import require_activation
 from .families.converted import named_classes
 from .families.grammar import Family, Head
@@ -23,7 +24,6 @@ from .planner import check_floats, choose_head, make_plan
 from .repo.emit import emitted_config
 from .repo.sentence import COLBERT, COLBERT_PROJECTION, require_module_files
 from .target import Context, Target
-from .text import require_readable
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def ask(source: Source, target: Target, options: object, settings: Settings) -> 
         EffconvError: the target does not accept the source, an option is invalid for it, or a text cannot be read.
     """
     if target.calibration:
-        require_readable(getattr(options, "calibrate", ()), "--calibrate")
+        require_forms(getattr(options, "calibrate", ()), "--calibrate")
     require_module_files(source, sentence_modules(source))
     own_code = settings.trust_remote_code and compares_with_source(target, options, settings)
     return Asked(source, target, *settle(target, options, source.config, own_code=own_code), settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .errors import BadInputError, listing
 
 Named = str | os.PathLike[str]
 LOOKED_AT = 1 << 16  # bytes of a file that are read before anything heavy is loaded
-HINT = "give existing UTF-8 text files"
+HINT = "give existing files in UTF-8 that you have permission to read"
 
 
 def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
@@ -23,11 +23,11 @@ def one_or_several(value: Named | Iterable[Named] | None) -> tuple[Named, ...]:
     return (value,) if isinstance(value, (str, os.PathLike)) else tuple(value)
 
 
-def require_readable(files: Iterable[Path], where: str) -> None:
+def require_readable(files: Iterable[Path], where: str, *, binary: Collection[Path] = ()) -> None:
     """Opens every file and checks its first bytes. `read_utf8` reports faults further on.
 
     Args:
-        where: the option that lists the files.
+        where: the option that lists the files. binary: those of them that are not text.
 
     Raises:
         BadInputError: lists every file that is missing, unreadable, a folder or not UTF-8.
@@ -37,9 +37,10 @@ def require_readable(files: Iterable[Path], where: str) -> None:
         try:
             with path.open("rb") as file:
                 start = file.read(LOOKED_AT)
-            codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be incomplete
+            if path not in binary:
+                codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be incomplete
         except (OSError, UnicodeDecodeError) as error:
-            faults.append(_fault(path, error))
+            faults.append(_fault(path, error, from_start=True))
     if faults:
         raise _unreadable(faults, where)
 
@@ -56,26 +57,39 @@ def read_utf8(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error, where) from None
+        raise unreadable(path, error, where, from_start=True) from None
 
 
 def joined(files: Sequence[Path], where: str) -> str:
-    """The text of all files, one after the other.
+    """The text of all files, one after the other. Of a .jsonl, .json, .csv or .parquet file, its column `text`.
 
     Raises:
-        BadInputError: as `read_utf8`.
+        BadInputError: as `read_utf8`, or a table has no column `text`.
     """
-    return "\n".join(read_utf8(path, where) for path in files)
+    from ..data.documents import table_rows  # on demand: it imports this module
+    from ..data.files import table_form
+
+    return "\n".join(
+        "\n".join(table_rows(path, "text", flag=None)) if table_form(path) else read_utf8(path, where) for path in files
+    )
 
 
-def unreadable(path: Path, error: OSError | UnicodeDecodeError, where: str) -> BadInputError:
-    """The error for a text file that cannot be read."""
-    return _unreadable([_fault(path, error)], where)
+def unreadable(
+    path: Path, error: OSError | UnicodeDecodeError, where: str, *, from_start: bool = False
+) -> BadInputError:
+    """The error for a text file that cannot be read.
+
+    Args:
+        from_start: whether the decoder was given the file from its first byte on, so that the line is known.
+    """
+    return _unreadable([_fault(path, error, from_start=from_start)], where)
 
 
-def _fault(path: Path, error: OSError | UnicodeDecodeError) -> str:
-    says = f"not valid UTF-8 ({error.reason})" if isinstance(error, UnicodeDecodeError) else error.strerror
-    return f"{path}: {says}"
+def _fault(path: Path, error: OSError | UnicodeDecodeError, *, from_start: bool) -> str:
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror}"
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return f"{path}: not valid UTF-8 ({error.reason})" + (f", line {line}" if from_start else "")
 
 
 def _unreadable(faults: Sequence[str], where: str) -> BadInputError:

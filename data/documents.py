@@ -20,8 +20,8 @@ import numpy as np
 
 from ..convert.errors import BadInputError, HubError, UsageError
 from ..convert.text import check_tokens, read_utf8, special_ends
-from .files import TABULAR as TABULAR
-from .files import require_files
+from .files import require_files, table_form
+from .tables import FORMS, csv_texts, mappings, no_column, rows_of, texts_of
 
 HEADING = re.compile(r"^ = [^=].*[^=] = ?$", re.MULTILINE)
 PARTS = 20  # of a text without documents
@@ -184,8 +184,8 @@ def _documents(name: str, column: str, streaming: bool, token: str | None, where
     require_files([name], where)
     if not path.exists():
         return dataset_rows(name, column, streaming, token)
-    if path.suffix in TABULAR:
-        return table_rows(path, column, streaming)
+    if table_form(path):
+        return table_rows(path, column)
     return iter(text_documents(read_utf8(path, where)))
 
 
@@ -202,19 +202,49 @@ def text_documents(text: str) -> list[str]:
     return parts
 
 
-def table_rows(path: Path, column: str, streaming: bool) -> Iterator[str]:
-    """The rows of a file that has columns, its `column` of them.
+def table_texts(
+    path: Path, column: str, *, id_column: str | None = None, flag: str | None = "--text-column"
+) -> Iterator[tuple[Any, str | None]]:
+    """Id and text of each row of a file with columns, as `texts_of`.
 
     Raises:
-        BadInputError: it cannot be read, or has no such column.
+        BadInputError: it cannot be read, has no such column, or a value is not a text.
     """
-    rows = table(path, streaming)
-    return _column(rows, column, str(path))
+    if table_form(path) == "parquet":
+        rows = mappings(_selected(table(path, streaming=True), {column: flag, id_column: "--id-column"}, str(path)))
+    else:
+        rows = rows_of(path)
+        if table_form(path) == "csv":
+            rows = csv_texts(rows, column)
+    return texts_of(rows, column, str(path), id_column=id_column, flag=flag)
+
+
+def table_rows(path: Path, column: str, flag: str | None = "--text-column") -> Iterator[str]:
+    """The texts of a file with columns. Rows without text are passed over.
+
+    Raises:
+        BadInputError: as `table_texts`.
+    """
+    return (text for _, text in table_texts(path, column, flag=flag) if text is not None)
 
 
 def dataset_rows(name: str, column: str, streaming: bool, token: str | None) -> Iterator[str]:
-    rows = dataset(name, token, split="train", streaming=streaming)
-    return _column(rows, column, name)
+    """The texts of a dataset. Rows without text are passed over."""
+    rows = _selected(dataset(name, token, split="train", streaming=streaming), {column: "--text-column"}, name)
+    return (text for _, text in texts_of(mappings(rows), column, name) if text is not None)
+
+
+def _selected(rows: Any, columns: dict[str | None, str | None], where: str) -> Iterator[dict[str, Any]]:
+    """Some columns of each row that `datasets` reads, and its errors as errors of the data."""
+    wanted = {name: flag for name, flag in columns.items() if name is not None}
+    names = rows.column_names  # None where only the rows tell
+    for name, flag in wanted.items():
+        if names is not None and name not in names:
+            raise no_column(name, names, where, flag)
+    try:
+        yield from rows if names is None else rows.select_columns(list(wanted))
+    except Exception as error:  # each format fails in its own way
+        raise _unread(error, where) from None
 
 
 def table(path: Path, streaming: bool = False) -> Any:
@@ -223,17 +253,21 @@ def table(path: Path, streaming: bool = False) -> Any:
     Raises:
         BadInputError: it cannot be read, or has no rows.
     """
+    form = str(table_form(path))
+    if form != "parquet":
+        for _ in rows_of(path):  # raises for damaged rows, of which `datasets` shifts or drops some
+            pass
     datasets = _datasets()
     try:
-        return datasets.load_dataset(TABULAR[path.suffix], data_files=str(path), split="train", streaming=streaming)
+        return datasets.load_dataset(form, data_files=str(path), split="train", streaming=streaming)
     except Exception as error:  # each format fails in its own way
-        said = _first_line(error.__cause__ or error)  # "an error occurred while generating" has the reason as its cause
-        empty = "corresponds to no data" in said or said == "StopIteration"  # the latter of an empty JSONL file
-        raise BadInputError(
-            "the file has no rows" if empty else f"cannot read the file ({said})",
-            where=str(path),
-            hint="give a JSONL, CSV or parquet file with the columns that are read",
-        ) from None
+        raise _unread(error, str(path)) from None
+
+
+def _unread(error: Exception, where: str) -> BadInputError:
+    said = _first_line(error.__cause__ or error)  # "an error occurred while generating" has the reason as its cause
+    empty = "corresponds to no data" in said or said == "StopIteration"  # the latter of an empty JSONL file
+    return BadInputError("the file has no rows" if empty else f"cannot read the file ({said})", where=where, hint=FORMS)
 
 
 def dataset(name: str, token: str | None, *, split: str | None, streaming: bool = False) -> Any:
@@ -268,17 +302,6 @@ def dataset(name: str, token: str | None, *, split: str | None, streaming: bool 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _column(rows: Any, column: str, where: str) -> Iterator[str]:
-    names = rows.column_names
-    if names is not None and column not in names:
-        raise BadInputError(
-            f"no column {column!r}, found {', '.join(names)}",
-            where=where,
-            hint="give the text column with --text-column",
-        )
-    return (row[column] for row in rows if isinstance(row.get(column), str))
 
 
 def _datasets() -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError
 from ..convert.text import read_utf8
-from .documents import HEADING, table, text_documents
-from .files import TABULAR, require_files
-from .rows import PLAIN, plain_table
+from .documents import HEADING, table_texts, text_documents
+from .files import require_files, table_form
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +22,21 @@ class NamedText:
     text: str
 
 
+class NamedTexts(Iterator[NamedText]):
+    """A stream of texts.
+
+    Attributes:
+        rows_without_text: rows of tables that were left out so far, as their text is null, missing or white space.
+    """
+
+    def __init__(self, read: Callable[[NamedTexts], Iterator[NamedText]]) -> None:
+        self.rows_without_text = 0
+        self._stream = read(self)
+
+    def __next__(self) -> NamedText:
+        return next(self._stream)
+
+
 def read_named(
     files: Sequence[str],
     *,
@@ -31,7 +44,7 @@ def read_named(
     id_column: str | None = None,
     lines: bool = False,
     where: str = "--data",
-) -> Iterator[NamedText]:
+) -> NamedTexts:
     """The texts of all files that hold more than white space.
 
     Args:
@@ -40,45 +53,40 @@ def read_named(
         where: the option that lists the files.
 
     Raises:
-        BadInputError: a file cannot be read, a column is missing, or no file has text.
+        BadInputError: a file cannot be read, a column is missing, a value is not a text, or no file has text. Of
+            tables, before the first text.
     """
-    require_files(files, where)
-    missing = [name for name in files if not Path(name).exists()]
-    if missing:
-        raise BadInputError(f"no such file: {missing[0]}", where=where, hint="check the name and the current folder")
-    any_text = False
-    for name in files:
-        path = Path(name)
-        for i, (own, text) in enumerate(
-            _rows(path, column, id_column) if path.suffix in TABULAR else _plain(path, lines)
-        ):
-            if text.strip():
-                any_text = True
-                yield NamedText(path.name + f"#{i}" if own is None else str(own), name, text)
-    if not any_text:
-        raise BadInputError("the data contains no text", where=where, hint="give files with text in them")
 
-
-def _rows(path: Path, column: str, id_column: str | None) -> Iterator[tuple[Any, str]]:
-    """Id and text of each row; a row whose text is missing or no text is passed over."""
-    known = importlib.util.find_spec("datasets") is not None or path.suffix not in PLAIN
-    rows = table(path) if known else plain_table(path)
-    wanted = {"--text-column": column} | ({"--id-column": id_column} if id_column else {})
-    for flag, name in wanted.items():
-        if name not in rows.column_names:
+    def read(texts: NamedTexts) -> Iterator[NamedText]:
+        require_files(files, where)
+        missing = [name for name in files if not Path(name).exists()]
+        if missing:
             raise BadInputError(
-                f"no column {name!r}, found {', '.join(rows.column_names)}",
-                where=str(path),
-                hint=f"give the column with {flag}",
+                f"no such file: {missing[0]}", where=where, hint="check the name and the current folder"
             )
-    texts = list(rows[column])
-    ids = list(rows[id_column]) if id_column else [None] * len(texts)
-    for own, text in zip(ids, texts, strict=True):
-        yield own, text if isinstance(text, str) else ""
+        for name in files:
+            if table_form(name):
+                for _ in table_texts(Path(name), column, id_column=id_column):  # embedding is slow: a fault is told now
+                    pass
+        any_text = False
+        for name in files:
+            path, table = Path(name), table_form(name)
+            for i, (own, text) in enumerate(
+                table_texts(path, column, id_column=id_column) if table else _plain(path, lines, where)
+            ):
+                if text is not None and text.strip():
+                    any_text = True
+                    yield NamedText(path.name + f"#{i}" if own is None else str(own), name, text)
+                elif table:
+                    texts.rows_without_text += 1
+        if not any_text:
+            raise BadInputError("the data contains no text", where=where, hint="give files with text in them")
+
+    return NamedTexts(read)
 
 
-def _plain(path: Path, lines: bool) -> Iterator[tuple[Any, str]]:
-    text = read_utf8(path, "--data")
+def _plain(path: Path, lines: bool, where: str) -> Iterator[tuple[Any, str]]:
+    text = read_utf8(path, where)
     parts = text_documents if len(HEADING.findall(text)) > 1 else lambda whole: [whole]
     found = text.splitlines() if lines else parts(text)
     if len(found) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.util
 import json
@@ -15,13 +14,13 @@ import numpy as np
 
 from ..convert.errors import BadInputError, UsageError
 from ..convert.io.tensorfile import file_sha256
-from ..convert.text import read_utf8
 from .documents import dataset, table
-from .files import TABULAR, require_files
+from .files import TABULAR, require_files, table_form
+from .tables import rows_of
 
 EVALUATED = ("validation", "validation_matched", "dev", "valid")  # splits of a dataset that are looked at
 HELDOUT_SHARE = 0.1
-PLAIN = (".jsonl", ".csv")  # which are read without `datasets`, where that is not installed
+PLAIN = ("json", "csv")  # forms that are read without `datasets`, where that is not installed
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ def require_tables(names: Sequence[str], where: str) -> None:
     Args:
         where: the option that lists them.
     """
-    require_files([name for name in names if Path(name).suffix in TABULAR], where)
+    require_files([name for name in names if table_form(name)], where)
     for name in names:
-        if Path(name).suffix not in TABULAR:
+        if not table_form(name):
             raise BadInputError(
                 f"{name} is not a file with columns" if Path(name).exists() else f"no such file: {name}",
                 where=where,
@@ -75,7 +74,7 @@ def read_tables(names: Sequence[str], wanted: Collection[str], label: str, where
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     for name in names:
         path = Path(name)
-        read = table if _has_datasets() or path.suffix not in PLAIN else plain_table
+        read = table if _has_datasets() or table_form(path) not in PLAIN else plain_table
         for column, values in _columns(read(path), wanted, name).items():
             columns[column] += values
     record = {
@@ -202,8 +201,8 @@ def text_values(rows: Rows, column: str) -> list[str]:
 
 
 def require_datasets(names: Sequence[str], where: str) -> None:
-    """Raises UsageError where the package is not installed and something else than JSONL and CSV files is read."""
-    if not _has_datasets() and any(Path(name).suffix not in PLAIN for name in names):
+    """Raises UsageError where the package is not installed and something else than JSON and CSV files is read."""
+    if not _has_datasets() and any(table_form(name) not in PLAIN for name in names):
         raise UsageError("the package datasets is not installed", where=where, hint="pip install 'effconv[finetune]'")
 
 
@@ -226,27 +225,16 @@ class _Table:
 
 
 def plain_table(path: Path) -> _Table:
-    """A JSONL or CSV file, read by the standard library.
+    """A JSON or CSV file, read by the standard library.
 
     Raises:
         BadInputError: it cannot be read.
     """
-    text = read_utf8(path, "--data")
-    try:
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: [row.get(name) for row in rows] for name in names}
-    except (ValueError, AttributeError, TypeError, csv.Error) as error:
-        raise BadInputError(
-            f"cannot read the file ({error})", where=str(path), hint="give a file with one row a line"
-        ) from None
-    if not rows:
-        raise BadInputError("the file has no rows", where=str(path), hint="give files with rows")
-    if path.suffix == ".csv":
-        columns = {str(name): _numbers(values) for name, values in columns.items()}
+    rows = [row for _, row in rows_of(path)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if table_form(path) == "csv":
+        columns = {name: _numbers(values) for name, values in columns.items()}
     return _Table(columns)
 
 

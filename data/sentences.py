@@ -13,7 +13,7 @@ from pathlib import Path
 from ..convert.errors import BadInputError
 from ..convert.text import unreadable
 from .documents import HEADING, dataset_rows, table_rows
-from .files import TABULAR, require_files
+from .files import require_files, table_form
 from .pretraining_options import PretrainingOptions
 
 PIECE = 1 << 20  # characters of a line that are read at once: a longer line is several sentences
@@ -72,9 +72,9 @@ def _sentences(
 
 def _documents(name: str, options: PretrainingOptions, token: str | None, where: str) -> Stream:
     path = Path(name)
-    if not path.exists() or path.suffix in TABULAR:
+    if not path.exists() or table_form(path):
         rows = (
-            table_rows(path, options.text_column, True)
+            table_rows(path, options.text_column)
             if path.exists()
             else dataset_rows(name, options.text_column, True, token)
         )

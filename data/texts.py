@@ -14,17 +14,19 @@ import numpy as np
 
 from ..convert.errors import BadInputError, listing
 from ..convert.text import check_tokens, read_utf8
-from .documents import HEADING, TABULAR, table_rows, text_documents
+from .documents import HEADING, table_rows, text_documents
+from .files import require_forms, table_form
 
 AT_ONCE = 256  # texts that are tokenized together
 LOOKED_AT = 100_000  # tokens of which the share of unknown ones is taken
 
 
 def require_files(names: Sequence[str]) -> None:
-    """Raises BadInputError with all missing files, before any file is read."""
+    """Raises BadInputError for missing and unreadable files, before any file is read."""
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
         raise BadInputError(f"no such file:\n{listing(missing)}", where="--data", hint="give existing text files")
+    require_forms(map(Path, names), "--data")
 
 
 def read_texts(files: Sequence[str], *, column: str = "text", lines: bool = False) -> Iterator[str]:
@@ -35,7 +37,7 @@ def read_texts(files: Sequence[str], *, column: str = "text", lines: bool = Fals
     """
     for name in files:
         path = Path(name)
-        for text in table_rows(path, column, True) if path.suffix in TABULAR else _plain(path, lines):
+        for text in table_rows(path, column) if table_form(path) else _plain(path, lines):
             if text.strip():
                 yield text
 

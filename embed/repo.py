@@ -91,10 +91,10 @@ def make_pieces(
     with output_errors(output):
         check_apart(folder, output)
         check_output(output, overwrite=options.overwrite)
-    texts: Iterator[NamedText] = iter(())
+    read, texts = None, iter(())
     if options.data:
-        texts = read_named(options.data, column=options.text_column, lines=options.lines)
-        texts = itertools.chain([next(texts)], texts)  # raises before a model is loaded if there is none
+        read = read_named(options.data, column=options.text_column, lines=options.lines)
+        texts = itertools.chain([next(read)], read)  # raises before a model is loaded if there is none
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     begun = time.perf_counter()
@@ -107,8 +107,9 @@ def make_pieces(
         trust_remote_code=options.trust_remote_code,
     )
     record: dict[str, Any] = {"piece_tokens": options.pieces, "document_tokens": options.max_length}
-    if options.data:
+    if read is not None:
         record |= _fit(encoder, texts, options, progress)
+        record["whitened_on"]["rows_without_text"] = read.rows_without_text
     else:
         record["whitening"] = Path(str(options.whitening)).name
     assert encoder.whitening is not None

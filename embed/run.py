@@ -36,8 +36,8 @@ class Embedded:
     """Result of `effconv embed`.
 
     Attributes:
-        output: the file. record: texts, vectors, width, tokens per chunk and per piece, texts that were cut, the file
-            of the whitening, notes (what a person should know), seconds.
+        output: the file. record: texts, rows that were left out, vectors, width, tokens per chunk and per piece, texts
+            that were cut, the file of the whitening, notes (what a person should know), seconds.
     """
 
     output: Path
@@ -65,8 +65,8 @@ def embed_texts(
     output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
     whitening = output.with_suffix(WHITENING)
     _require_writable(output, [*made_of(output), *([whitening] if options.whiten else [])], options)
-    texts = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
-    texts = itertools.chain([next(texts)], texts)  # raises before a model is loaded if there is none
+    read = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
+    texts: Iterator[NamedText] = itertools.chain([next(read)], read)  # raises before a model is loaded if there is none
 
     import transformers
 
@@ -96,6 +96,7 @@ def embed_texts(
     finally:
         partial.unlink(missing_ok=True)
     record: dict[str, Any] = {"model": folder.absolute().name, "chunk_tokens": options.chunks, **counts}
+    record["rows_without_text"] = read.rows_without_text
     if hasattr(encoder, "piece_tokens"):
         record["piece_tokens"] = encoder.piece_tokens
     if options.whiten or options.whitening is not None:

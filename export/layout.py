@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.families.registry import FAMILIES
+from ..convert.io.source import config_of
 from ..convert.repo.origin import FIELD as ORIGIN
 
 CODE, WEIGHTS = (".py",), (".safetensors", ".safetensors.index.json", ".msgpack", ".bin")
@@ -29,7 +30,7 @@ def copy_files(repo: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
             continue
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(repo / path, folder / path)
-    config = json.loads((repo / "config.json").read_text(encoding="utf-8"))
+    config = config_of(repo)
     (folder / "config.json").write_text(
         json.dumps(stock_config(config, manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

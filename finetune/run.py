@@ -14,7 +14,7 @@ from ..adapt.opening import CHANGEABLE as FOR_ALL
 from ..adapt.opening import first_alone, output_of, refuse_pieces, require_place, stoppable
 from ..convert.errors import UsageError
 from ..convert.families.grammar import Head
-from ..convert.io.source import go_offline
+from ..convert.io.source import config_of, go_offline
 from ..convert.io.staging import output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
@@ -25,7 +25,7 @@ from ..convert.text import counted
 from ..data.rows import Rows, held_out, require_datasets
 from ..targets.registry import target_named
 from ..version import __version__
-from .heads import Stored, config_of, stored_of, trains
+from .heads import Stored, stored_of, trains
 from .labels import Labels, read_labels, task_of
 from .options import FinetuneOptions
 from .reading import choices_of, read_rows, require_texts

@@ -57,6 +57,8 @@ def show_embedded(embedded: Embedded, *, as_json: bool) -> None:
     )
     if whitening := record.get("whitening"):
         console.print(f"whitened by {escape(str(whitening))}", soft_wrap=True)
+    if left_out := record["rows_without_text"]:
+        console.print(f"[yellow]note:[/yellow] {counted(left_out, 'row')} without text left out", soft_wrap=True)
     if longer and "piece_tokens" not in record:
         what = "read in windows that overlap" if chunked else "cut: --chunks embeds whole texts"
         console.print(f"[yellow]note:[/yellow] {counted(longer, 'text')} longer than the model, {what}", soft_wrap=True)
@@ -74,6 +76,8 @@ def show_pieces(made: Made, *, as_json: bool) -> None:
         f"{counted(fitted['pieces'], 'piece')} of {counted(fitted['texts'], 'text')}" if fitted else record["whitening"]
     )
     console.print(f"pieces of {record['piece_tokens']} tokens, whitened on {escape(what)}", soft_wrap=True)
+    if left_out := fitted and fitted["rows_without_text"]:
+        console.print(f"[yellow]note:[/yellow] {counted(left_out, 'row')} without text left out", soft_wrap=True)
     for name, value in record["checks"].items():
         console.print(f"{name}: as computed by effconv, largest difference {value:.1g}", highlight=False)
     _show_notes(console, record["notes"])

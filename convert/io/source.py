@@ -134,7 +134,11 @@ def may_be_hub_id(text: str) -> bool:
 
 
 def read_json(path: Path, name: str) -> Any:
-    """Parses a JSON file of the source."""
+    """Parses a JSON file of a source or a repo.
+
+    Raises:
+        BadInputError: it is missing, cannot be read or is not JSON.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         parsed = json.loads(text)
@@ -145,6 +149,26 @@ def read_json(path: Path, name: str) -> Any:
         raise BadInputError(
             f"{name} is not readable JSON ({error})", where=name, hint="download the file again"
         ) from None
+    except OSError as error:
+        raise BadInputError(
+            f"cannot read {name} ({error.strerror})",
+            where=str(path),
+            hint="check that the file is there, and its permissions",
+        ) from None
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config.json of a repo.
+
+    Raises:
+        BadInputError: it is missing, cannot be read or is not a JSON object.
+    """
+    parsed = read_json(folder / "config.json", "config.json")
+    if not isinstance(parsed, dict):
+        raise BadInputError(
+            "config.json is not a JSON object", where=str(folder / "config.json"), hint="restore the file"
+        )
+    return parsed
 
 
 def checked_name(name: object, where: str) -> str:

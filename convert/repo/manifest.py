@@ -179,13 +179,24 @@ def _kept_to_be_looked_at(repo: Path) -> CheckFailedError:
 
 
 def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """sha256 of every file of the repo but the manifest, by its name inside the repo; `known` ones are not read."""
+    """sha256 of every file of the repo but the manifest, by its name inside the repo; `known` ones are not read.
+
+    Raises:
+        BadInputError: a file cannot be read.
+    """
     names = {
         path.relative_to(repo).as_posix(): path
         for path in sorted(repo.rglob("*"))
         if path.is_file() and path.name not in UNHASHED and belongs(path.relative_to(repo))
     }
-    return {name: (known or {}).get(name) or file_sha256(path) for name, path in names.items()}
+    try:
+        return {name: (known or {}).get(name) or file_sha256(path) for name, path in names.items()}
+    except OSError as error:
+        raise BadInputError(
+            f"cannot read a file of the repo ({error.strerror})",
+            where=str(error.filename),
+            hint="check its permissions",
+        ) from None
 
 
 def belongs(name: Path) -> bool:

@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ...data.files import require_forms
 from ..errors import BadInputError, UnsupportedError, UsageError
 from ..io.tokenizer import require_tokenizer
 from ..options import Progress, Settings, default_of
 from ..repo.manifest import Measured, check_hashes, read_manifest, repo_folder
 from ..target import Target
-from ..text import Named, one_or_several, require_readable
+from ..text import Named, one_or_several
 from .against import Against, named_source, source_of
 from .run import measure_fidelity, require_passed, run_checks
 
@@ -90,7 +91,8 @@ def fidelity_of(
     the source or the repo does not support are skipped.
 
     Args:
-        data: one or more text files. By default the part of the built-in text that calibration does not use.
+        data: one or more text files, or tables with a column `text`. By default the part of the built-in text that
+            calibration does not use.
         lengths: tokens per window, special tokens included: one or more numbers, or text such as "128,512".
 
     Raises:
@@ -99,7 +101,7 @@ def fidelity_of(
     """
     folder, manifest = _opened(repo)
     files = [Path(path) for path in one_or_several(data)]
-    require_readable(files, "--data")
+    require_forms(files, "--data")
     wanted = _token_lengths(lengths)
     if texts < 1:
         raise UsageError(

@@ -65,6 +65,19 @@ def test_articles_are_the_units_where_a_text_has_headings(tmp_path):
     assert [found.unit_of.tolist().count(i) for i in range(4)] == [7, 8, 9, 10]
 
 
+def test_rows_are_the_units_where_a_file_is_a_table(tmp_path):
+    save_tokenizer(tmp_path, "bert", 64)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"body": "the of and"}\n{"body": " "}\n{"body": "to in"}\n')
+    (tmp_path / "b.txt").write_text("of\n")
+    found = read_units([tmp_path / "a.jsonl", tmp_path / "b.txt"], tokenizer, len(tokenizer), "body")
+    assert found.tokens == tokenizer("the of and to in of", add_special_tokens=False)["input_ids"]
+    assert (found.unit, found.unit_of.tolist()) == ("text", [0, 0, 0, 1, 1, 2])
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(BadInputError, match="contains no text"):
+        read_units([tmp_path / "a.jsonl"], tokenizer, len(tokenizer))
+
+
 def test_a_query_belongs_to_the_unit_where_it_begins():
     unit_of = [0] * 35 + [1] * 30 + [2] * 35
     task = make_task(range(100), documents=9, length=50, queries=2, size=5, beyond=20, unit_of=unit_of)

@@ -229,6 +229,18 @@ def test_the_command_writes_vectors_and_where_they_come_from(made, tmp_path):
     np.testing.assert_allclose(np.load(output), ChunkEncoder(made / "source").model.encode(texts), **CLOSE)
 
 
+def test_rows_without_text_are_told(made, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "the of"}\n{"text": null}\n{"text": " "}\n')
+    words = [made / "lsg", "--data", tmp_path / "a.jsonl", "-o", tmp_path / "v.npy", "--overwrite"]
+    found = embed(*words)
+    assert (found["texts"], found["rows_without_text"]) == (1, 2)
+    run = CliRunner().invoke(app, ["embed", *map(str, words)])
+    assert "note: 2 rows without text left out" in run.stdout
+    (tmp_path / "a.jsonl").write_text('{"text": "the of"}\n')
+    run = CliRunner().invoke(app, ["embed", *map(str, words)])
+    assert "note" not in run.stdout
+
+
 def test_parquet_is_read_by_others(made, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     text = tmp_path / "a.txt"

@@ -97,7 +97,12 @@ def test_a_stranger_gets_whitened_averages_and_plain_embeddings(python, name, ma
 def test_the_manifest_and_the_card_say_what_was_done(made, expected):
     manifest = json.loads((made / "lsg-pieces" / "effconv.json").read_text(encoding="utf-8"))
     record = manifest["pieces"]
-    assert record["whitened_on"] == {"files": ["texts.jsonl"], "texts": 15, "pieces": int(expected["lsg"]["pieces"])}
+    assert record["whitened_on"] == {
+        "files": ["texts.jsonl"],
+        "texts": 15,
+        "pieces": int(expected["lsg"]["pieces"]),
+        "rows_without_text": 1,
+    }
     assert set(record["checks"]) == {"encode", "encode_document", "encode_query"}
     assert "3_WhitenedAverage/model.safetensors" in manifest["files"]
     for name in ("source", "lsg"):

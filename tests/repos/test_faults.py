@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -405,6 +406,57 @@ def test_odd_architectures_are_taken_for_none(architectures, source, effconv):
     code, out, err = effconv("lsg", "source", "--plan", "--json")
     assert code == 0, err
     assert json.loads(out)["architecture"].startswith("LSGBert")
+
+
+COMMANDS_ON_A_REPO = {
+    "verify": [],
+    "export": ["-o", "exported"],
+    "embed": ["--data", "a.jsonl", "-o", "v.npy"],
+    "adapt": ["--data", "a.jsonl", "--teacher", "source", "-o", "adapted"],
+    "pretrain": ["--data", "a.jsonl", "-o", "pretrained"],
+    "finetune": ["--data", "a.jsonl", "-o", "finetuned"],
+    "adopt": [],
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny sentence encoder and its LSG."""
+    from effconv import convert
+
+    folder = tmp_path_factory.mktemp("encoder")
+    save_tiny_sentence_encoder(folder / "source")
+    sizes = {"max_length": 128, "block_size": 16, "sparse_block_size": 16}
+    convert(folder / "source", "lsg", output=folder / "lsg", verify=False, **sizes)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["missing", "a folder", "unreadable", "damaged"])
+def test_a_repo_whose_config_cannot_be_read_is_bad_input(how, encoder, tmp_path, monkeypatch, effconv):
+    shutil.copytree(encoder, tmp_path, dirs_exist_ok=True)
+    Path("a.jsonl").write_text('{"text": "the of", "label": 1}\n')
+    config = tmp_path / "lsg" / "config.json"
+    opened, access = io.open, os.access
+    if how == "damaged":
+        config.write_text("{")
+    elif how == "unreadable":  # also for root, whom no permission stops
+
+        def denied(file, *rest, **named):
+            if not isinstance(file, int) and Path(os.path.abspath(os.fspath(file))) == config:
+                raise PermissionError(13, "Permission denied", str(file))
+            return opened(file, *rest, **named)
+
+        monkeypatch.setattr(io, "open", denied)
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != config and access(path, mode))
+    else:
+        config.unlink()
+        if how == "a folder":
+            config.mkdir()
+    for command, words in COMMANDS_ON_A_REPO.items():
+        got, _, err = effconv(command, "lsg", *words)
+        assert got in (4, 5), (command, err)
+        check_message(err, got, got)
+        assert "config.json" in err
 
 
 def test_a_sentence_encoder_whose_module_folder_is_missing_is_carried_without_it(effconv, tmp_path):
