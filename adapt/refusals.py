@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import flag_of, require_sound
+from ..convert.repo.manifest import config_of
 from ..convert.target import Target
 from ..data.files import has_columns, require_files
 from .logits import kind_of_logits
@@ -50,7 +50,7 @@ def require_objectives(
     """
     require_tokenizer(folder, trust_remote_code=trust_remote_code)
     objectives = {objective for phase in phases for objective in phase.objectives}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config_of(folder)
     if train in ("globals", "new") and config.get("num_global_tokens") == 0:
         raise UsageError(
             "nothing to train: the repo uses no global tokens (num_global_tokens is 0)",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import ENCODER_DECODERS
+from ..convert.repo.manifest import config_of
 from ..convert.target import Target
 from .options import ExportOptions
 
@@ -34,7 +34,7 @@ def require_exportable(folder: Path, manifest: Mapping[str, Any], target: Target
             where=str(folder),
             hint="serve the repo with transformers, or convert a BERT-like source with effconv lambda",
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config_of(folder)
     sparse = config.get("sparse_block_size") and config.get("sparsity_factor")
     if target.name == "lsg" and config.get("sparsity_type") == "lsh" and sparse:
         raise UnsupportedError(

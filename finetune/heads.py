@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,11 +97,6 @@ def heads_of(stored: Stored, own: Head, shapes: Mapping[str, tuple[int, ...]], c
     complete = complete_heads(stored.target, stored.family, own, dict(config), set(shapes.items()))
     trained = {head.auto for head in stored.target.heads(stored.family) if head.suffix in ("Model", own.suffix)}
     return [auto for auto in complete if auto in trained]  # others store the same shapes, but were not trained
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return found
 
 
 def trains(freeze: str, stored: Stored, head: Head, config: Mapping[str, Any], folder: Path) -> Callable[[str], bool]:

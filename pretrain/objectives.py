@@ -10,7 +10,6 @@ The loss of an objective of two parts is the sum of both cross entropies, as BER
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from ..convert.errors import UnsupportedError
 from ..convert.families.grammar import Family, Head
 from ..convert.families.registry import FAMILIES
+from ..convert.repo.manifest import config_of
 from ..convert.target import Target
 
 OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop", "clm")
@@ -40,7 +40,7 @@ def auto_for(folder: Path, manifest: Mapping[str, Any], target: Target, objectiv
     Raises:
         UnsupportedError: the repo has none.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config_of(folder)
     there = {manifest["auto"], *manifest["heads"]}
     causal, where = bool(config.get("is_decoder")), f"--objective {objective}"
     if objective == "clm":

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BadInputError, HubError, UnsupportedError, UsageError
-from .layout import refuse_adapter, refuse_router, without_config
+from .layout import is_model_config, refuse_adapter, refuse_router, without_config
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -374,5 +374,4 @@ def _with_config(source: Source) -> Source:
 
 
 def _is_model_config(source: Source, root: str) -> bool:
-    config = read_json(source.fetch(f"{root}config.json"), "config.json")
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    return is_model_config(read_json(source.fetch(f"{root}config.json"), "config.json"))
