@@ -75,9 +75,13 @@ def source_argument(example: str) -> Any:
 Source = source_argument("bert-base-uncased")
 
 
-MoreData = Annotated[  # the shell expands --data *.txt to several files
-    list[str] | None, typer.Argument(metavar="DATA", help="More files, after --data FILE.", show_default=False)
-]
+def more_files(flag: str, metavar: str) -> Any:
+    """The argument for further files of an option: the shell expands --data *.txt to several files."""
+    help = f"More files for {flag}. Give them after it: {flag} FILE {metavar} ..."
+    return Annotated[list[str] | None, typer.Argument(metavar=metavar, help=help, show_default=False)]
+
+
+MoreData = more_files("--data", "DATA")
 
 
 def converting_command(name: str) -> Command:
@@ -116,9 +120,7 @@ def converting_command(name: str) -> Command:
 
     parameters = [_keyword("source", source_argument(CONVERTING[name].example))]
     if several is not None:
-        more = typer.Argument(metavar="FILE", help=f"More files, after {flag_of(several)} FILE.", show_default=False)
-        annotation = Annotated[list[str] | None, more]
-        parameters.append(_keyword("more", annotation, None))
+        parameters.append(_keyword("more", more_files(flag_of(several), "FILE"), None))
     for part in (options_class, PushOptions, Settings):
         parameters += _parameters(part)
     plan_flag = typer.Option("--plan", help=PLAN_HELP)
@@ -224,7 +226,7 @@ def preparing_command(name: str) -> Command:
         show_prepared(prepared, as_json=as_json)
 
     help = "Text, JSONL, CSV or parquet files or Hub datasets; or HDF5 and TFRecord shards with masks."
-    texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help=help, show_default=False)]
+    texts = Annotated[list[str], typer.Argument(metavar="TEXT", help=help, show_default=False)]
     parameters = [_keyword("texts", texts), *_parameters(PrepareOptions)]
     return _command(name, PREPARING[name], command, parameters)
 

@@ -78,6 +78,8 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
     assert "4096" in lsg
     adapt = effconv_("adapt", "-h", COLUMNS="200").stdout
     assert "[DATA]..." in adapt.splitlines()[0]  # several files after one --data
+    assert adapt.startswith("Usage: effconv adapt [OPTIONS] REPO [--data FILE [DATA]...]\n")
+    assert "More files for --data. Give them after it" in adapt
     assert "<list" not in adapt
 
 
