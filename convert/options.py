@@ -13,6 +13,10 @@ from typing import Any, Literal
 from .errors import UsageError, listing
 
 MAX_LENGTH_HELP = "Maximum input length in tokens."
+LINES_HELP = (
+    "Treat each line of a text file as one text. [default: the whole file, or each article of a file with headings "
+    "such as ` = Title = `]"
+)
 CALIBRATE_HELP = "UTF-8 text file to fit on, can be repeated. [default: built-in English text]"
 DTypeName = Literal["float32", "float16", "bfloat16"]
 NAME = re.compile(r"(?<![\w-])[a-z][a-z0-9_]*(?![\w-])")
