@@ -241,8 +241,19 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 
 
 def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Differences between a repo and its manifest, one line each."""
-    found, stated = hash_files(repo), manifest["files"]
+    """Differences between a repo and its manifest, one line each.
+
+    Raises:
+        BadInputError: a file may not be read.
+    """
+    try:
+        found, stated = hash_files(repo), manifest["files"]
+    except PermissionError as error:
+        raise BadInputError(
+            "a file of the repo cannot be read (Permission denied)",
+            where=str(error.filename or repo),
+            hint="check its permissions",
+        ) from None
     return [
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),

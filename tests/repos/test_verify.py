@@ -20,6 +20,7 @@ from effconv.cli import app
 from effconv.convert import run
 from effconv.convert.errors import BadInputError, CheckFailedError, UnsupportedError, UsageError
 from effconv.convert.options import Settings
+from effconv.convert.repo import manifest
 from effconv.convert.repo.manifest import FIELDS, check_hashes, read_manifest
 from effconv.convert.verify import recheck
 from effconv.convert.verify import run as verify
@@ -257,6 +258,17 @@ def test_a_manifest_that_may_not_be_read_is_told_from_a_damaged_one(repo, monkey
     monkeypatch.setattr(Path, "read_text", denied)
     with pytest.raises(BadInputError, match=r"effconv.json cannot be read \(Permission denied\)") as caught:
         read_manifest(repo)
+    assert caught.value.hint == "check its permissions"
+
+
+def test_a_file_that_may_not_be_read_is_named(repo, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "file_sha256", denied)
+    with pytest.raises(BadInputError, match="a file of the repo cannot be read") as caught:
+        effconv.verify(repo)
+    assert caught.value.where.startswith(str(repo))
     assert caught.value.hint == "check its permissions"
 
 
