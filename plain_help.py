@@ -36,7 +36,8 @@ class PlainCommand(TyperCommand):
             if argument.name == MORE:
                 own = argument.get_usage_pieces(ctx)
                 flag = FLAG.findall(getattr(argument, "help", ""))[0]
-                pieces = [f"[{flag} FILE {piece}]" if piece in own else piece for piece in pieces]
+                shown = f"[{flag} FILE [{argument.metavar}]...]"
+                pieces = [shown if piece in own else piece for piece in pieces]
         return pieces
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
