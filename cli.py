@@ -313,7 +313,10 @@ def retrieval(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how well passages find their long document, with the source and with converted repos."""
+    """Measure how well passages find their long document, with the source and with converted repos.
+
+    R@1 is the share of queries that rank their own document first. MRR is the mean of 1/rank of that document.
+    """
     from .api import retrieval as measure
     from .report.console import Progress
     from .report.training import show_retrieval
@@ -394,7 +397,9 @@ def push_to_hub(
         str | None, typer.Option(help="First line of the commit message.", show_default=False)
     ] = None,
     token: Token = None,
-    offline: Offline = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network: a push stops with an error, and so does --dry-run.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="List the files that would be uploaded, and upload nothing. Needs a token."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from .targets.registry import CREATABLE, ROWS, at
 if TYPE_CHECKING:
     from typer._click.core import Command
 
-if TYPE_CHECKING:
-    from typer._click.core import Command
+    from .convert.target import Target
 
 CONVERTING = {name: row for name, row in ROWS.items() if row.options}
+
+
+SOURCES = re.compile(r"\[default: the source's, else (\w+)\]")  # of a conversion; a new model has no source
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -54,6 +57,12 @@ PIECES = {
 EVALUATING = {"eval": "Measure a repo on tasks of mteb or on your own retrieval task. Scores go into its model card."}
 
 
+ENCODER = (
+    "Folder of a converted repo, or of another sentence-transformers model. The files of a converted repo are compared "
+    "with its manifest; those of other models are not checked."
+)
+
+
 PLAN_HELP = (
     "Print what would happen to every tensor (copy; tile: repeat rows; derive: compute from others; new; drop), "
     "and convert nothing. Equal plans have equal plan hashes."
@@ -75,9 +84,13 @@ def source_argument(example: str) -> Any:
 Source = source_argument("bert-base-uncased")
 
 
-MoreData = Annotated[  # the shell expands --data *.txt to several files
-    list[str] | None, typer.Argument(metavar="DATA", help="More files, after --data FILE.", show_default=False)
-]
+def more_files(flag: str, metavar: str) -> Any:
+    """The argument for further files of an option: the shell expands --data *.txt to several files."""
+    help = f"More files for {flag}. Give them after it: {flag} FILE {metavar} ..."
+    return Annotated[list[str] | None, typer.Argument(metavar=metavar, help=help, show_default=False)]
+
+
+MoreData = more_files("--data", "DATA")
 
 
 def converting_command(name: str) -> Command:
@@ -116,14 +129,19 @@ def converting_command(name: str) -> Command:
 
     parameters = [_keyword("source", source_argument(CONVERTING[name].example))]
     if several is not None:
-        more = typer.Argument(metavar="FILE", help=f"More files, after {flag_of(several)} FILE.", show_default=False)
-        annotation = Annotated[list[str] | None, more]
-        parameters.append(_keyword("more", annotation, None))
+        parameters.append(_keyword("more", more_files(flag_of(several), "FILE"), None))
     for part in (options_class, PushOptions, Settings):
-        parameters += _parameters(part)
+        parameters += [_placed(parameter, CONVERTING[name].output) for parameter in _parameters(part)]
     plan_flag = typer.Option("--plan", help=PLAN_HELP)
     parameters.append(_keyword("plan", Annotated[bool, plan_flag], False))
     return _command(name, CONVERTING[name].help, command, parameters)
+
+
+def _placed(parameter: inspect.Parameter, folder: str) -> inspect.Parameter:
+    """`--output` with the target's default folder, where that is not the usual one."""
+    if parameter.name == "output" and folder:
+        get_args(parameter.annotation)[1].help = f"Output folder. [default: {folder}, in the current folder]"
+    return parameter
 
 
 def new_command(name: str) -> Command:
@@ -148,17 +166,21 @@ def new_command(name: str) -> Command:
             result = new(name, progress=progress, **given)
         show_result(result, as_json=as_json)
 
-    scratch = at(CREATABLE[name].place).scratch
+    target = at(CREATABLE[name].place)
+    scratch = target.scratch
     parameters = [parameter for parameter in _parameters(options_class) if parameter.name in own]
     # None stands for "not given": what a new model has by default depends on --like and on other options.
     parameters = [_open(parameter, scratch.defaults) for parameter in parameters if parameter.name not in scratch.idle]
-    parameters += [_named(parameter, presets_of(name), default_preset(name)) for parameter in _parameters(NewOptions)]
+    parameters += [
+        _fitted(parameter, target, presets_of(name), default_preset(name)) for parameter in _parameters(NewOptions)
+    ]
     return _command(name, f"Make a repo with random weights. {CREATABLE[name].new}", command, parameters)
 
 
 def _open(parameter: inspect.Parameter, usual: Mapping[str, Any]) -> inspect.Parameter:
     """An option without a value of its own: None where it is not given. Its help keeps the usual one."""
     hint, option = get_args(parameter.annotation)
+    option.help = SOURCES.sub(r"[default: \1, or the preset's]", option.help)
     default = usual.get(parameter.name, parameter.default)
     if default is not None and option.show_default:
         shown = ("no", "yes")[default] if isinstance(default, bool) else default
@@ -166,12 +188,20 @@ def _open(parameter: inspect.Parameter, usual: Mapping[str, Any]) -> inspect.Par
     return parameter.replace(default=None, annotation=Annotated[hint | None, option])
 
 
-def _named(parameter: inspect.Parameter, presets: Iterable[str], first: str) -> inspect.Parameter:
-    """`--like` with the names that it takes, and the one that it is by default."""
-    hint, option = get_args(parameter.annotation)
+def _fitted(parameter: inspect.Parameter, target: Target, presets: Iterable[str], first: str) -> inspect.Parameter:
+    """An option of every `effconv new`, with what it takes for this target.
+
+    Args:
+        presets: names that `--like` takes. first: the one that it is by default.
+    """
+    option = get_args(parameter.annotation)[1]
     if parameter.name == "like":
         option.help = option.help.replace("NAMES", ", ".join(presets)).replace("FIRST", first)
-    return parameter.replace(annotation=Annotated[hint, option])
+    elif parameter.name == "family" and target.brings is not None:
+        option.help = f"Family of the model: {target.brings.name} is the only one."
+    elif parameter.name == "causal":
+        option.hidden = not target.causal  # still parsed, for the error that says what can be causal
+    return parameter
 
 
 def training_command(name: str) -> Command:
@@ -224,7 +254,7 @@ def preparing_command(name: str) -> Command:
         show_prepared(prepared, as_json=as_json)
 
     help = "Text, JSONL, CSV or parquet files or Hub datasets; or HDF5 and TFRecord shards with masks."
-    texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help=help, show_default=False)]
+    texts = Annotated[list[str], typer.Argument(metavar="TEXT", help=help, show_default=False)]
     parameters = [_keyword("texts", texts), *_parameters(PrepareOptions)]
     return _command(name, PREPARING[name], command, parameters)
 
@@ -264,8 +294,7 @@ def embedding_command(name: str) -> Command:
             embedded = embed(repo, progress=progress, **values)
         show_embedded(embedded, as_json=as_json)
 
-    help = "Folder of a converted repo, or of another sentence-transformers model."
-    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=ENCODER, show_default=False)]
     parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(EmbedOptions)]
     return _command(name, EMBEDDING[name], command, parameters)
 
@@ -285,8 +314,7 @@ def pieces_command(name: str) -> Command:
             made = pieces(repo, progress=progress, **values)
         show_pieces(made, as_json=as_json)
 
-    help = "Folder of a converted repo, or of another sentence-transformers model."
-    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=ENCODER, show_default=False)]
     parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(PiecesOptions)]
     return _command(name, PIECES[name], command, parameters)
 
@@ -307,8 +335,7 @@ def evaluating_command(name: str) -> Command:
             evaluated = evaluate(repo, progress=progress, **values)
         show_evaluated(evaluated, as_json=as_json)
 
-    help = "Folder of a converted repo, or of another sentence-transformers model."
-    repo = Annotated[Path, typer.Argument(metavar="REPO", help=help, show_default=False)]
+    repo = Annotated[Path, typer.Argument(metavar="REPO", help=ENCODER, show_default=False)]
     parameters = [_keyword("repo", repo), *_parameters(EvalOptions)]
     return _command(name, EVALUATING[name], command, parameters)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from gettext import gettext as _
 from typing import TYPE_CHECKING
@@ -17,12 +18,27 @@ if TYPE_CHECKING:
 
     Rows = Iterable[tuple[str, str, str]]
 
+MORE = "more"  # the argument for further files of an option, whose flag its help names first
+FLAG = re.compile(r"--[a-z-]+")
+REQUIRED = re.compile(r"\{(.*)\}")  # Typer's form of an argument that must be given
+
 
 class PlainCommand(TyperCommand):
     """A command with its options grouped by panel."""
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write(formatter, _parameters(self, ctx))
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """The arguments without braces, and further files behind the option that they belong to."""
+        pieces = [REQUIRED.sub(r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+        for argument in self.params:
+            if argument.name == MORE:
+                own = argument.get_usage_pieces(ctx)
+                flag = FLAG.findall(getattr(argument, "help", ""))[0]
+                shown = f"[{flag} FILE [{argument.metavar}]...]"
+                pieces = [shown if piece in own else piece for piece in pieces]
+        return pieces
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         try:

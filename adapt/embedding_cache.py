@@ -41,7 +41,7 @@ class Cache:
                 names, values = file.keys(), json.loads(file.metadata()["values"])
                 return {name: file.get_tensor(name) for name in names}, values
         tensors, values = make()
-        with output_errors(path):
+        with output_errors(path, "--cache"):
             self._folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}

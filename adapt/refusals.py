@@ -9,9 +9,9 @@ from typing import Any
 
 from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
-from ..convert.io.source import config_of
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import flag_of, require_sound
+from ..convert.repo.manifest import config_of
 from ..convert.target import Target
 from ..data.files import has_columns, require_files
 from .logits import kind_of_logits

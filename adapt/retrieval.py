@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import FAMILIES
+from ..convert.io.staging import require_folder
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
@@ -110,6 +111,9 @@ def retrieval(
         raise UsageError("--documents must be at least 2", where="--documents", hint="such as --documents 50")
     if not files:
         raise UsageError("no text given", where="--data", hint="give one or more files with texts with --data")
+    if cache is not None:
+        cache = Path(cache).expanduser()
+        require_folder(cache, "--cache")
     manifests = [_checked(folder, tokens, trust_remote_code) for folder in folders]
     if whole:
         require_files([str(path) for path in files], "--data")
@@ -144,7 +148,7 @@ def retrieval(
         )
     task, shape, record = (_whole if whole else _windows)(asked, tokenizer, sum(map(len, ends)))
     models = _models(given[0].folder, folders, manifests, ends, ways, tokens, trust_remote_code)
-    store = Cache(None if cache is None else Path(cache).expanduser())
+    store = Cache(cache)
     rows = measure(task, models, size, reach, store, progress)
     shape |= {
         "tokens": tokens,

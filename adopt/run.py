@@ -95,7 +95,7 @@ def adopt(
     if output is not None:
         with output_errors(target_folder):
             check_apart(given, target_folder)
-            check_output(target_folder, overwrite=False)
+            check_output(target_folder, overwrite=None)
     elif (given / NAME).is_file() and origin is None:
         manifest = read_manifest(given)
         if not [line for line in changed_files(given, manifest) if not line.startswith(f"{CARD}:")]:
@@ -205,7 +205,7 @@ def _put_in_place(view: Path, folder: Path, names: list[str]) -> None:
 
 
 def _write_apart(view: Path, output: Path) -> None:
-    with Staging(output, overwrite=False) as staging:
+    with Staging(output, overwrite=None) as staging:
         for path in sorted(view.rglob("*")):
             if path.is_file():
                 there = staging.folder / path.relative_to(view)

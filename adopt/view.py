@@ -26,9 +26,19 @@ from ..convert.io.layout import refuse_adapter
 from ..convert.io.source import Source, resolve, sentence_modules
 from ..convert.options import Progress
 from ..convert.repo.heads import complete_heads, head_named
-from ..convert.repo.manifest import CARD, FAILED, FORMAT, NAME, belongs, hash_files, read_manifest, write_manifest
+from ..convert.repo.manifest import (
+    CARD,
+    FAILED,
+    FORMAT,
+    NAME,
+    belongs,
+    hash_files,
+    read_manifest,
+    refuse_export,
+    write_manifest,
+)
 from ..convert.repo.modelcode import class_name
-from ..convert.repo.origin import ELSEWHERE, lasting, stated_origin
+from ..convert.repo.origin import ELSEWHERE, lasting, missing_facts, stated_origin
 from ..convert.repo.sentence import require_module_files, sentence_class
 from ..convert.target import Target
 from ..convert.text import one_or_several
@@ -171,13 +181,15 @@ def _before(folder: Path, config: Mapping[str, Any], origin: Path | None) -> dic
     if stated is not None:
         return stated
     if converted(config) is None:
+        refuse_export(folder)
         raise BadInputError(
             f"this is a {config.get('model_type')} model, not a model that effconv converted",
             where=f"{folder}: config.json",
             hint=f"convert it first: effconv inspect {folder} lists the targets that take it",
         )
     raise BadInputError(
-        "config.json does not say where the model comes from: an effconv older than 0.2 made it",
+        "config.json does not say which repo the model comes from: "
+        f"its field {', '.join(missing_facts(config))} is missing or damaged",
         where=str(folder),
         hint=f"give the repo that was trained: effconv adopt {folder} --from REPO",
     )

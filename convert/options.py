@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,13 @@ MAX_LENGTH_HELP = "Maximum input length in tokens."
 CALIBRATE_HELP = (
     "Text, .jsonl, .csv or .parquet file (column text) to fit on, can be repeated. [default: built-in English text]"
 )
+LINES_HELP = (
+    "Treat each line of a text file as one text. [default: the whole file, or each article of a file with headings "
+    "such as ` = Title = `]"
+)
 DTypeName = Literal["float32", "float16", "bfloat16"]
 NAME = re.compile(r"(?<![\w-])[a-z][a-z0-9_]*(?![\w-])")
+SUBJECTS = re.compile(r"([a-z][a-z0-9_]*) and ([a-z][a-z0-9_]*)(?![\w-])")  # with which a fault begins
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 Progress = Callable[[str, int, int], None]  # called with a step, what of it is done, and how much there is
 
@@ -101,13 +107,35 @@ def require_sound(
 
 
 def _with_flags(fault: str, flags: Mapping[str, str]) -> str:
-    """A fault that names flags instead of fields. A field that is an ordinary word is one only at the beginning."""
+    """A fault that names flags instead of fields.
+
+    A field that is an ordinary word is one only at the beginning, as in "steps and epochs exclude each other".
+    """
+    subjects = SUBJECTS.match(fault)
+    end = subjects.end() if subjects and {*subjects.groups()} <= flags.keys() else 1
 
     def flag(match: re.Match[str]) -> str:
         name = match[0]
-        return flags[name] if name in flags and ("_" in name or match.start() == 0) else name
+        return flags[name] if name in flags and ("_" in name or match.start() < end) else name
 
     return NAME.sub(flag, fault)
+
+
+@contextlib.contextmanager
+def asked_by(command: str, owner: str, flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Lets errors about options that a command shares with another one name the command that was run.
+
+    Args:
+        owner: the other command, which the errors name. flags: its flags that have other names here.
+    """
+    try:
+        yield
+    except UsageError as error:
+        for name in ("what", "where", "hint"):
+            said = getattr(error, name).replace(f"effconv {owner} --help", f"effconv {command} --help")
+            said = f"effconv {command}" if said == f"effconv {owner}" else said
+            setattr(error, name, FLAG.sub(lambda match: (flags or {}).get(match[0], match[0]), said))
+        raise
 
 
 def parse_size(text: str | int, where: str = "--max-shard-size", such_as: str = "5GB or 500MB") -> int:

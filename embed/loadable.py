@@ -15,10 +15,9 @@ from ..convert.io.layout import without_config
 from ..convert.io.reader import FILES, open_checkpoint
 from ..convert.io.source import Source, located, require_no_pointers, rooted, sentence_modules
 from ..convert.io.tokenizer import require_tokenizer
-from ..convert.repo.manifest import repo_folder
+from ..convert.repo.manifest import refuse_export, repo_folder
 from ..convert.repo.own_modules import PIECES
 from ..convert.repo.sentence import MODULES, kind_of, require_module_files
-from ..export.run import RECORD
 
 ENCODERS = ("Transformer", PIECES)
 UNCHECKED = "the whitening does not say which model it was fitted with, so effconv cannot tell whether it fits this one"
@@ -32,21 +31,11 @@ def sentence_folder(repo: str | os.PathLike[str]) -> Path:
     """The folder of a model as a user names it.
 
     Raises:
-        BadInputError: there is no such folder.
-        UnsupportedError: `effconv export` wrote it.
+        BadInputError: there is no such folder, or `effconv export` wrote it.
     """
     folder = repo_folder(repo, "a folder with a sentence-transformers model, converted or not")
-    _refuse_export(folder)
+    refuse_export(folder)
     return folder
-
-
-def _refuse_export(folder: Path) -> None:
-    if (folder / RECORD).is_file():
-        raise UnsupportedError(
-            "the folder is an export of effconv, not a model",
-            where=str(folder),
-            hint="give the repo that was exported; docs/how-to/export.md says how to run an export",
-        )
 
 
 def require_modules(place: Path, folder: Path, hint: str) -> None:
@@ -65,10 +54,9 @@ def require_loadable(folder: Path, *, trust_remote_code: bool) -> None:
 
     Raises:
         BadInputError: a file is missing or damaged.
-        UnsupportedError: the folder is an export of effconv.
         UsageError: the tokenizer has code that must not run.
     """
-    _refuse_export(folder)
+    refuse_export(folder)
     source = located(folder)
     modules = sentence_modules(source)
     if MODULES in source.files and not modules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..convert.options import option, require_sound
+from ..convert.options import LINES_HELP, option, require_sound
 
 FORMS = (".parquet", ".npy")
 DANGER = "Dangerous: only for sources you trust"
@@ -38,7 +38,7 @@ class EmbedOptions:
     )
     text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.")
     id_column: str | None = option(None, "Column with the id of a text. [default: FILE#ROW]")
-    lines: bool = option(False, "Treat each line of a text file as one text.")
+    lines: bool = option(False, LINES_HELP)
     batch_size: int = option(8, "Texts per run of the model.")
     normalize: bool = option(False, "Scale vectors to length 1, also if the model does not.")
     device: str | None = option(None, "Device, such as cuda. [default: a GPU if there is one]")
@@ -82,7 +82,7 @@ class PiecesOptions:
     pieces: int = option(30, "Tokens per piece.")
     max_length: int = option(65_536, "Maximum length of a document in tokens. The rest is cut off.", flag="--max-len")
     text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.")
-    lines: bool = option(False, "Treat each line of a text file as one text.")
+    lines: bool = option(False, LINES_HELP)
     output: Path | None = option(None, "Folder of the new repo. [default: REPO-pieces]", short="-o")
     batch_size: int = option(8, "Texts per run of the model.")
     device: str | None = option(None, "Device, such as cuda. [default: a GPU if there is one]")

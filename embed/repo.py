@@ -91,7 +91,7 @@ def make_pieces(
     with output_errors(output):
         check_apart(folder, output)
         check_output(output, overwrite=options.overwrite)
-    read, texts = None, iter(())
+    read, texts = None, iter(list[NamedText]())
     if options.data:
         read = read_named(options.data, column=options.text_column, lines=options.lines)
         texts = itertools.chain([next(read)], read)  # raises before a model is loaded if there is none

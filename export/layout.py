@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.families.registry import FAMILIES
-from ..convert.io.source import config_of
+from ..convert.repo.manifest import config_of
 from ..convert.repo.origin import FIELD as ORIGIN
 
 CODE, WEIGHTS = (".py",), (".safetensors", ".safetensors.index.json", ".msgpack", ".bin")

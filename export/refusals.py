@@ -9,7 +9,7 @@ from typing import Any
 
 from ..convert.errors import UnsupportedError, UsageError
 from ..convert.families.registry import ENCODER_DECODERS
-from ..convert.io.source import config_of
+from ..convert.repo.manifest import config_of
 from ..convert.target import Target
 from .options import ExportOptions
 

@@ -13,14 +13,13 @@ from ..convert.errors import EffconvError, UnsupportedError
 from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
-from ..convert.repo.manifest import NAME, check_hashes, hash_files, read_manifest, repo_folder
+from ..convert.repo.manifest import EXPORTED, NAME, check_hashes, hash_files, read_manifest, repo_folder
 from ..targets.registry import target_named
 from ..version import __version__
 from .layout import copy_files
 from .options import ExportOptions
 from .refusals import require_exportable, require_packages
 
-RECORD = "effconv-export.json"
 GRAPH, INT8, FP16, PROGRAM = "onnx/model.onnx", "onnx/model_qint8.onnx", "onnx/model_fp16.onnx", "model.pt2"
 
 
@@ -71,7 +70,7 @@ def export_repo(
         record = {"effconv": __version__, "repo": _named(folder, manifest)}
         record |= write_graphs(folder, staging.folder, manifest, options, progress)
         record["files"] = hash_files(staging.folder)
-        (staging.folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (staging.folder / EXPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         progress("moving the folder into place", 0, 0)
         staging.publish()
     return ExportResult(output, record)

@@ -14,12 +14,12 @@ from ..adapt.opening import CHANGEABLE as FOR_ALL
 from ..adapt.opening import first_alone, output_of, refuse_pieces, require_place, stoppable
 from ..convert.errors import UsageError
 from ..convert.families.grammar import Head
-from ..convert.io.source import config_of, go_offline
+from ..convert.io.source import go_offline
 from ..convert.io.staging import output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
-from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
+from ..convert.repo.manifest import check_hashes, config_of, read_manifest, repo_folder
 from ..convert.target import PADDING_CHANGES_NOTHING, Target
 from ..convert.text import counted
 from ..data.rows import Rows, held_out, require_datasets
@@ -198,6 +198,8 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     Returns:
         The trained tensors and the measurements. None on all ranks but rank 0.
     """
+    from accelerate import PartialState
+
     from .checkpoints import TrainerCheckpoints
     from .features import collator, features_of
     from .metrics import metrics_for
@@ -223,26 +225,26 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         plan = plan_of(options, len(features))
         args = arguments_of(task, options, asked.metrics, plan, beside)
     shifted = model.prepare_decoder_input_ids_from_labels if task.name == "summarize" else None
-    trainer = make_trainer(
-        model,
-        task,
-        options,
-        asked.metrics,
-        plan,
-        args,
-        features,
-        heldout,
-        collator(task, tokenizer, shifted),
-        metrics_for(task, asked.metrics, labels.names, tokenizer)(heldout, texts[1]),
-        watch,
-        output.with_name(output.name + ".tensorboard") if options.tensorboard and args.process_index == 0 else None,
-    )
-    progress("training", 0, 0)
     checkpoints = TrainerCheckpoints(beside, _started_with(asked))
-    first_alone(trainer.accelerator, lambda: _begin(checkpoints, options))
-    began, cpu = time.monotonic(), time.process_time()
-    resumed = checkpoints.last() if options.resume else None
+    first_alone(PartialState(), lambda: _begin(checkpoints, options))  # Trainer makes the folder if it is missing
     with stoppable(checkpoints), output_errors(beside):
+        trainer = make_trainer(
+            model,
+            task,
+            options,
+            asked.metrics,
+            plan,
+            args,
+            features,
+            heldout,
+            collator(task, tokenizer, shifted),
+            metrics_for(task, asked.metrics, labels.names, tokenizer)(heldout, texts[1]),
+            watch,
+            output.with_name(output.name + ".tensorboard") if options.tensorboard and args.process_index == 0 else None,
+        )
+        progress("training", 0, 0)
+        resumed = checkpoints.last() if options.resume else None
+        began, cpu = time.monotonic(), time.process_time()
         try:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         except Complete:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..adopt.run import adopt
 from ..adopt.view import saved_elsewhere
-from ..convert.errors import BadInputError, OutputError, UnsupportedError, UsageError
+from ..convert.errors import BadInputError, UnsupportedError, UsageError
 from ..convert.families.converted import named_classes
 from ..convert.families.registry import FAMILIES
 from ..convert.io.source import HUB_ID, cached, hub_errors
@@ -192,14 +192,10 @@ def _refresh(
     fresh = _fresh(folder, manifest)
     in_place = output == folder.absolute()
     if not in_place:
-        try:
-            check_apart(folder, output)
-            check_output(output, overwrite=False)
-        except OutputError as error:
-            error.hint = "choose another folder with --output"  # there is no --overwrite here
-            raise
+        check_apart(folder, output)
+        check_output(output, overwrite=None)
     measured = None
-    with Staging(output, overwrite=in_place) as staging, output_errors(output):
+    with Staging(output, overwrite=in_place or None) as staging, output_errors(output):
         for name in manifest["files"]:
             if name not in fresh.files and name not in fresh.gone and name != CARD:
                 (staging.folder / name).parent.mkdir(parents=True, exist_ok=True)

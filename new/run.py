@@ -20,7 +20,7 @@ from ..convert.io.source import resolve
 from ..convert.io.staging import check_apart, check_output, check_replaceable, output_errors
 from ..convert.io.tokenizer import SpecialTokens, special_tokens
 from ..convert.ops import New
-from ..convert.options import Progress, flag_of
+from ..convert.options import Progress, asked_by, flag_of
 from ..convert.prepare import Prepared, plan_tensors
 from ..convert.run import Result, absolute, make_repo
 from ..convert.target import Context, Rule, Scratch, Target
@@ -45,6 +45,11 @@ def new_repo(
     Returns:
         The result, as of a conversion. When this returns, the output folder is complete. If it raises, there is none.
     """
+    with asked_by(f"new {command}", command, {"--max-len": "--length"}):
+        return _made(command, options, given, progress)
+
+
+def _made(command: str, options: NewOptions, given: Mapping[str, Any], progress: Progress) -> Result:
     begin = time.monotonic()
     progress("plan", 0, 0)
     asked, own, usual = ask(command, options, given)

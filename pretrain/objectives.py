@@ -17,7 +17,7 @@ from typing import Any
 from ..convert.errors import UnsupportedError
 from ..convert.families.grammar import Family, Head
 from ..convert.families.registry import FAMILIES
-from ..convert.io.source import config_of
+from ..convert.repo.manifest import config_of
 from ..convert.target import Target
 
 OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop", "clm")

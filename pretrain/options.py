@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 from ..convert.errors import UsageError
-from ..convert.options import option, require_sound
+from ..convert.options import asked_by, option, require_sound
 from ..data.pretraining_options import Documents, Objective, PretrainingOptions, Sentences
 from .presets import PRESETS
 from .schedules import ENDING, SCHEDULES, Schedule
@@ -134,7 +134,8 @@ class PretrainOptions:
         names = {known.name for known in fields(PretrainingOptions)} - {"length", "masks", "copies", "shortest"}
         values = {name: getattr(chosen, name) for name in names}
         share = 0.0 if self.heldout else self.heldout_share
-        return PretrainingOptions(**{**values, "length": length, "heldout_share": share})
+        with asked_by("pretrain", "prepare"):
+            return PretrainingOptions(**{**values, "length": length, "heldout_share": share})
 
 
 def settings(options: PretrainOptions) -> Any:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..convert.target import Target
 
 
+WITH_SUFFIX = "SOURCE-{0}, or SOURCE-{0}-LENGTH with --max-len"
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """Where a target is, and the command that makes it.
@@ -27,6 +30,7 @@ class Row:
         help: what the command says of itself.
         example: a source of it, as a Hub id or a folder.
         new: what `effconv new` says of it; "" for a target that it does not make.
+        output: its default output folder as the help says it; "" for TARGET-SOURCE-LENGTH.
     """
 
     place: str
@@ -34,6 +38,7 @@ class Row:
     help: str = ""
     example: str = "bert-base-uncased"
     new: str = ""
+    output: str = ""
 
 
 ROWS = {
@@ -67,12 +72,14 @@ ROWS = {
         "effconv.targets.bigs.options:BiGSOptions",
         "Convert a BiGS checkpoint (gated state-space encoder, arXiv 2212.10544) from JAX to PyTorch.",
         "JunxiongWang/BiGS_512",
+        output=WITH_SUFFIX.format("torch"),
     ),
     "torch2jax": Row(
         "effconv.targets.bigs.target:TORCH2JAX",
         "effconv.targets.bigs.options:BiGSOptions",
         "Convert a BiGS checkpoint from PyTorch to JAX.",
         "BiGS_512-torch, made by jax2torch",
+        output=WITH_SUFFIX.format("jax"),
     ),
     "bigs": Row(
         "effconv.targets.bigs.target:RESIZED",
@@ -80,6 +87,7 @@ ROWS = {
         "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
         "BiGS_512-torch, made by jax2torch",
         new="BiGS: gated state-space encoder, without attention.",
+        output=WITH_SUFFIX.format("torch"),
     ),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +28,30 @@ def without_config(source: Source) -> EffconvError:
     if source.has("adapter_config.json"):
         return adapter_alone(source)
     checkpoints = checkpoints_hint(source)
-    folders = [str(PurePosixPath(name).parent) for name in source.files if name.endswith("/config.json")]
+    folders = list(itertools.islice(_model_folders(source), 4))
     hint = "give the folder or Hub id of a transformers checkpoint"
     if checkpoints:
         hint = checkpoints
     elif folders:
-        hint = f"give one of the folders that have one: {', '.join(_place(source, name) for name in folders[:4])}"
+        hint = f"give one of the folders that have one: {', '.join(_place(source, name) for name in folders)}"
     what = "no config.json"
     if checkpoints:
         what = "no config.json: this is the output folder of a training, whose checkpoints are in subfolders"
     return BadInputError(what, where=source.where(), hint=hint)
+
+
+def is_model_config(config: object) -> bool:
+    """Whether a config.json is that of a model, not that of a module such as a pooling."""
+    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+
+
+def _model_folders(source: Source) -> Iterator[str]:
+    """Subfolders that have the config of a model."""
+    for name in source.files:
+        if name.endswith("/config.json"):
+            with contextlib.suppress(EffconvError):  # a file that only helps the hint
+                if is_model_config(source.object(name)):
+                    yield str(PurePosixPath(name).parent)
 
 
 def checkpoints_hint(source: Source) -> str:

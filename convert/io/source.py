@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BadInputError, HubError, UnsupportedError, UsageError
-from .layout import refuse_adapter, refuse_router, without_config
+from .layout import is_model_config, refuse_adapter, refuse_router, without_config
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -155,20 +155,6 @@ def read_json(path: Path, name: str) -> Any:
             where=str(path),
             hint="check that the file is there, and its permissions",
         ) from None
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The config.json of a repo.
-
-    Raises:
-        BadInputError: it is missing, cannot be read or is not a JSON object.
-    """
-    parsed = read_json(folder / "config.json", "config.json")
-    if not isinstance(parsed, dict):
-        raise BadInputError(
-            "config.json is not a JSON object", where=str(folder / "config.json"), hint="restore the file"
-        )
-    return parsed
 
 
 def checked_name(name: object, where: str) -> str:
@@ -409,5 +395,4 @@ def rooted(source: Source, modules: list[dict[str, Any]]) -> Source:
 
 
 def _is_model_config(source: Source, root: str) -> bool:
-    config = read_json(source.fetch(f"{root}config.json"), "config.json")
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    return is_model_config(read_json(source.fetch(f"{root}config.json"), "config.json"))

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..errors import EffconvError, OutputError
+from ..errors import EffconvError, OutputError, UsageError
 from . import system
 
 LONGEST_NAME = 255  # bytes of a file's name, on Linux and macOS
@@ -31,12 +31,15 @@ class Staging:
     A run holds an exclusive lock on its staging folder, so that the next run can recognise the folder of a killed run
     and remove it.
 
+    Args:
+        overwrite: whether to replace a non-empty output. None: the command never does, and has no --overwrite.
+
     Raises:
-        OutputError: the output exists and `overwrite` is off, no permission, disk full.
+        OutputError: the output exists and may not be replaced, no permission, disk full.
         UnsupportedError: on Windows.
     """
 
-    def __init__(self, output: Path, *, overwrite: bool) -> None:
+    def __init__(self, output: Path, *, overwrite: bool | None) -> None:
         system.require_supported_system()
         self.output = output
         self.overwrite = overwrite
@@ -106,8 +109,12 @@ class Staging:
         return kept
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuses a non-empty output unless it may be overwritten, and a path where no folder can be created."""
+def check_output(output: Path, *, overwrite: bool | None) -> None:
+    """Refuses a non-empty output unless it may be overwritten, and a path where no folder can be created.
+
+    Args:
+        overwrite: None if the command has no --overwrite.
+    """
     _check_above(output)
     _check_loadable(output)
     if output.is_symlink() or (output.exists() and not output.is_dir()):
@@ -118,7 +125,9 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise OutputError(
             "the output folder is not empty",
             where=str(output),
-            hint="pass --overwrite, or choose another path with --output",
+            hint="choose another folder with --output"
+            if overwrite is None
+            else "pass --overwrite, or choose another path with --output",
         )
     check_writable(output)
 
@@ -181,6 +190,15 @@ def _check_above(output: Path) -> None:
         )
 
 
+def require_folder(folder: Path, flag: str) -> None:
+    """Raises UsageError where an option names a folder, and a file is in its place or in place of one above it."""
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        what = f"{flag} is a file" if there == folder else f"a part of the path of {flag} is a file"
+        raise UsageError(what, where=str(there), hint=f"give a folder with {flag}")
+
+
 def check_apart(source: Path | None, output: Path) -> None:
     """Refuses an output inside the source, or around it."""
     if source is None:
@@ -209,8 +227,12 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def output_errors(output: Path) -> Iterator[None]:
-    """Turns operating system errors about the output into OutputErrors with a hint."""
+def output_errors(output: Path, flag: str = "--output") -> Iterator[None]:
+    """Turns operating system errors about the output into OutputErrors with a hint.
+
+    Args:
+        flag: the option that names the output.
+    """
     hints: Mapping[int | None, tuple[str, str]] = {
         errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with --output"),
         errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with --output"),
@@ -235,7 +257,7 @@ def output_errors(output: Path) -> Iterator[None]:
         if error.errno not in hints:
             raise
         what, hint = hints[error.errno]
-        raise OutputError(what, where=str(output), hint=hint) from None
+        raise OutputError(what, where=str(output), hint=hint.replace("--output", flag)) from None
 
 
 def clear_stale(output: Path) -> None:

@@ -22,6 +22,7 @@ from ..io.tensorfile import file_sha256
 NAME = "effconv.json"
 CARD = "README.md"
 FAILED = "effconv-failed.json"  # what a conversion that failed its checks has instead
+EXPORTED = "effconv-export.json"  # the record of an export, which has no manifest
 FORMAT = 1
 UNHASHED = (NAME, ".gitattributes")
 # What a training leaves beside a model: states of optimisers and generators, options, logs, other checkpoints. No model
@@ -130,13 +131,9 @@ def read_manifest(repo: Path) -> dict[str, Any]:
     if (repo / FAILED).is_file():
         raise _kept_to_be_looked_at(repo)
     if not path.is_file():
+        refuse_export(repo)
         raise _no_manifest(repo)
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(
-            f"{NAME} is not readable JSON ({error})", where=str(path), hint="convert the source again"
-        ) from None
+    manifest = _parsed(path)
     odd = [
         key for key, kind in FIELDS.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
     ]
@@ -151,6 +148,47 @@ def read_manifest(repo: Path) -> dict[str, Any]:
             hint="upgrade effconv",
         )
     return dict(manifest)
+
+
+def config_of(repo: Path) -> dict[str, Any]:
+    """A repo's config.json, for what is read before the files are compared with the manifest.
+
+    Raises:
+        BadInputError: it is missing or damaged.
+    """
+    path, hint = repo / "config.json", "restore config.json, or convert the source again"
+    if not path.is_file():
+        raise BadInputError("the repo has no config.json", where=str(repo), hint=hint)
+    config = _parsed(path, hint)
+    if not isinstance(config, dict):
+        raise BadInputError("config.json is not a JSON object", where=str(path), hint=hint)
+    return config
+
+
+def _parsed(path: Path, hint: str = "convert the source again") -> Any:
+    """A JSON file of a repo.
+
+    Args:
+        hint: what to do about a damaged one.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(
+            f"{path.name} cannot be read ({error.strerror or error})", where=str(path), hint="check its permissions"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{path.name} is not readable JSON ({error})", where=str(path), hint=hint) from None
+
+
+def refuse_export(folder: Path) -> None:
+    """Raises BadInputError for a folder that effconv export made."""
+    if (folder / EXPORTED).is_file():
+        raise BadInputError(
+            "the folder is an export of effconv, not a converted repo",
+            where=str(folder),
+            hint=f"give the repo that was exported: {EXPORTED} has its name",
+        )
 
 
 def _no_manifest(repo: Path) -> EffconvError:
@@ -219,8 +257,19 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 
 
 def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Differences between a repo and its manifest, one line each."""
-    found, stated = hash_files(repo), manifest["files"]
+    """Differences between a repo and its manifest, one line each.
+
+    Raises:
+        BadInputError: a file may not be read.
+    """
+    try:
+        found, stated = hash_files(repo), manifest["files"]
+    except PermissionError as error:
+        raise BadInputError(
+            "a file of the repo cannot be read (Permission denied)",
+            where=str(error.filename or repo),
+            hint="check its permissions",
+        ) from None
     return [
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),

@@ -83,14 +83,21 @@ def trained_before(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def stated_origin(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a config says of its origin, as a manifest has it; None where it says nothing, or nothing complete."""
-    stated = config.get(FIELD)
-    if not isinstance(stated, dict) or not isinstance(stated.get("version"), str):
+    if missing_facts(config):
         return None
-    if not all(isinstance(stated.get(name), kind) for name, kind in FACTS.items()):
-        return None
+    stated = config[FIELD]
     facts = {name: value for name, value in stated.items() if name not in ("version", TOKENIZER)}
     records = {TOKENIZER: stated[TOKENIZER]} if TOKENIZER in stated else {}
     return {"effconv": stated["version"], **facts, "measurements": records}
+
+
+def missing_facts(config: Mapping[str, Any]) -> list[str]:
+    """What a config lacks to state its origin: the field, or some of its fields."""
+    stated = config.get(FIELD)
+    if not isinstance(stated, dict):
+        return [FIELD]
+    kinds = {"version": str, **FACTS}
+    return [f"{FIELD}.{name}" for name, kind in kinds.items() if not isinstance(stated.get(name), kind)]
 
 
 def write_origin(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..repo.manifest import Measured, check_hashes, read_manifest, repo_folder
 from ..target import Target
 from ..text import Named, one_or_several
 from .against import Against, named_source, source_of
-from .run import measure_fidelity, require_passed, run_checks
+from .run import NO_SOURCE, measure_fidelity, require_passed, run_checks
 
 
 def verify_repo(
@@ -60,7 +60,11 @@ def verify_repo(
         trust_remote_code=trust_remote_code,
     )
     require_passed(measured, target, _advice(source, manifest), folder)
-    return measured
+    # Said here, as other commands that run the checks have no --against.
+    return [
+        replace(result, why=f"{result.why} (give --against SOURCE)") if NO_SOURCE in result.why else result
+        for result in measured
+    ]
 
 
 def _advice(source: Against | None, manifest: Mapping[str, Any]) -> str:

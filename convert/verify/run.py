@@ -19,6 +19,7 @@ from ..target import Check, Target
 
 PYTHON = (sys.executable,)  # the command of the fresh process, and the module that it runs
 CHILD = "effconv.convert.verify.stranger"
+NO_SOURCE = "no source was given"  # begins why a check does not apply that --against would make apply
 PREFIX = "effconv: "  # of the lines that are for us: the repo's code, or the source's, may print too
 
 
@@ -46,7 +47,7 @@ def run_checks(
     for check in target.checks:
         why = check.left_out(manifest)
         if not why and source is None and check.needs_source:
-            why = "no source was given to compare with"
+            why = f"{NO_SOURCE} to compare with"
         (left_out if why else applying).append((check, why))
     checks = [{"name": c.name, "function": c.function, "says": c.says, "tolerance": c.tolerance} for c, _ in applying]
     reply = _child(_job(repo, source, manifest, trust_remote_code) | {"checks": checks}, progress)

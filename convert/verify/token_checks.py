@@ -18,6 +18,7 @@ import transformers
 from ..io.tokenizer import has_tokenizer, tokenizer_in
 from ..repo.origin import trained_elsewhere
 from .loaded import DoesNotApply, Loaded
+from .run import NO_SOURCE
 
 RECORD = "tokenizer"  # of a manifest's measurements: what `verify` compares with where no source is given
 VERSION = 1  # of the texts and of what is made of them: a record of another version cannot be compared
@@ -162,7 +163,7 @@ def _compared_with_record(record: dict[str, Any], manifest: Mapping[str, Any]) -
     """The manifest's record, where it agrees with what the repo's tokenizer made just now."""
     stated = manifest.get("measurements", {}).get(RECORD)
     if not isinstance(stated, Mapping) or stated.get("texts") != record["texts"]:
-        raise DoesNotApply("no source was given, and the manifest has no record of what its tokenizer made")
+        raise DoesNotApply(f"{NO_SOURCE}, and the manifest has no record of what its tokenizer made")
     if stated.get("sha256") == record["sha256"]:
         return dict(stated)
     if stated.get("versions") != record["versions"]:

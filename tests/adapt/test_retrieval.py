@@ -105,6 +105,8 @@ def test_a_repo_that_equals_its_source_ranks_as_truncation_does_where_nothing_is
         ("no such folder", BadInputError, {"repos": tmp_path / "nowhere"}),
         ("no repo to measure", UsageError, {"repos": ()}),
         ("not made by effconv", BadInputError, {"repos": tmp_path / "source"}),
+        ("--cache is a file", UsageError, {"cache": text}),
+        ("a part of the path of --cache is a file", UsageError, {"cache": text / "new"}),
     ):
         asked = {"repos": tmp_path / "lsg", "against": tmp_path / "source", "data": text, "tokens": 144, **options}
         with pytest.raises(error, match=says) as caught:

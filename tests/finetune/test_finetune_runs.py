@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +149,23 @@ def _fails(*_, **__):
 def test_nothing_to_resume_is_refused(place, data, tmp_path):
     with pytest.raises(UsageError, match="no checkpoint to continue from"):
         effconv.finetune(place / "bert", output=tmp_path / "out", resume=True, **FAST, **data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_written_is_named(place, data, tmp_path, monkeypatch):
+    def guarded(make):
+        def denied(path, *args, **named):
+            if tmp_path in Path(path).parents:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return make(path, *args, **named)
+
+        return denied
+
+    monkeypatch.setattr(Path, "mkdir", guarded(Path.mkdir))  # as the superuser may write everywhere
+    monkeypatch.setattr(os, "makedirs", guarded(os.makedirs))
+    with pytest.raises(OutputError, match="no permission to write the output"):
+        effconv.finetune(place / "bert", output=tmp_path / "out", **FAST, **data)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(place, data, tmp_path, monkeypatch):

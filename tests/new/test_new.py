@@ -250,6 +250,9 @@ def test_sizes_override_the_preset_and_the_feed_forward_keeps_its_ratio(tmp_path
         ("lambda", {"vocab": 50, "groups": "1", "position_std": -1.0}, UsageError, "at least 0, got -1.0"),
         ("bigs", {"vocab": 50, "heads": 4}, UsageError, "no attention heads"),
         ("jax2torch", {}, UsageError, "makes no 'jax2torch'"),
+        ("lsg", {"vocab": 50, "block_size": 0}, UsageError, "effconv new lsg --help describes"),
+        ("linformer", {"vocab": 50, "proj_dim": 0}, UsageError, "effconv new linformer --help describes"),
+        ("lsg", {"vocab": 50, "length": 1 << 30}, UsageError, "--length must be an integer"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_nothing_is_written(target, options, error, says, tokenizer, tmp_path):

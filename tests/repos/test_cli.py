@@ -8,12 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import read_json, snapshot
 from tiers import daily
+from typer.testing import CliRunner
 
 import effconv
+from effconv.cli import app
 from effconv.commands import CONVERTING
 from effconv.convert.families.registry import FAMILIES
 from effconv.report.console import WORDS
@@ -78,6 +81,8 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
     assert "4096" in lsg
     adapt = effconv_("adapt", "-h", COLUMNS="200").stdout
     assert "[DATA]..." in adapt.splitlines()[0]  # several files after one --data
+    assert adapt.startswith("Usage: effconv adapt [OPTIONS] REPO [--data FILE [DATA]...]\n")
+    assert "More files for --data. Give them after it" in adapt
     assert "<list" not in adapt
 
 
@@ -94,6 +99,42 @@ def test_help_stands_under_headings_with_every_default_to_be_read():
     assert headings[-1] == "Dangerous: only for sources you trust:"
     assert any("Hub access token. [default: HF_TOKEN, else the stored login]" in line for line in lines)
     assert "[default: your user name and the folder name]" in effconv_("push-to-hub", "--help", COLUMNS="120").stdout
+
+
+def help_of(*words):
+    """In one line, as it wraps."""
+    return " ".join(CliRunner().invoke(app, [*words, "--help"]).stdout.split())
+
+
+def test_help_names_the_default_folder_of_each_target():
+    for name, row in CONVERTING.items():
+        options = SimpleNamespace(max_length=128)
+        made = TARGETS[name].folder("SOURCE", options, options)
+        assert made == row.output.rpartition("or ")[2].partition(" ")[0].replace("LENGTH", "128") or not row.output
+        assert bool(row.output) == (made != f"{name}-SOURCE-128")
+        assert (row.output or "TARGET-SOURCE-LENGTH in the") in help_of(name)
+        options = SimpleNamespace(max_length=None)
+        assert not row.output or TARGETS[name].folder("SOURCE", options, options) == row.output.partition(",")[0]
+
+
+def test_help_of_a_new_model_speaks_of_no_source_and_of_what_it_takes():
+    bigs = help_of("new", "bigs")
+    assert "the source's" not in bigs
+    assert "[default: tanh, or the preset's]" in bigs
+    assert "bigs is the only one" in bigs
+    assert "--causal" not in bigs
+    assert "--causal" in help_of("new", "lsg")
+    refused = CliRunner().invoke(app, ["new", "bigs", "--vocab", "50", "--causal"])
+    assert "bigs attention is never causal" in str(refused.exception)
+
+
+def test_help_says_what_is_checked_how_files_are_read_and_what_is_measured():
+    for command in ("embed", "eval", "pieces"):
+        assert "those of other models are not checked" in help_of(command)
+    for command in ("embed", "pieces"):
+        assert "[default: the whole file, or each article of a file with headings" in help_of(command)
+    assert "R@1 is the share of queries" in help_of("retrieval")
+    assert "--offline Use no network: a push stops with an error" in help_of("push-to-hub")
 
 
 def test_a_command_that_is_nearly_one_is_suggested():

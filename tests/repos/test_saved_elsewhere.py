@@ -229,7 +229,8 @@ def test_what_is_no_such_model_is_refused(made, tmp_path):
         (other, CheckFailedError, "lsg_attention.py: differs"),
         (stray, CheckFailedError, "train.py: no file of such a repo"),
         (adapter, UnsupportedError, "adapter"),
-        (copy(effconv=None), BadInputError, "does not say where the model comes from"),
+        (copy(effconv=None), BadInputError, "its field effconv is missing or damaged"),
+        (copy(effconv={"version": "0.1.0", "target": 1}), BadInputError, "effconv.target, effconv.family"),
         (copy(architectures=["MyBert"]), UnsupportedError, "MyBert is no class"),
         (sharded, BadInputError, "no readable weights"),
         (made / "source", BadInputError, "not a model that effconv converted"),
@@ -249,6 +250,11 @@ def test_what_is_no_such_model_is_refused(made, tmp_path):
     with pytest.raises(BadInputError, match="adopt") as refused:
         effconv.verify(older)
     assert "--from REPO" in refused.value.hint
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(OutputError, match="not empty") as refused:
+        effconv.adopt(older, origin=made / "lsg-source", output=tmp_path / "full")
+    assert refused.value.hint == "choose another folder with --output"  # there is no --overwrite
     assert effconv.adopt(older, origin=made / "lsg-source", verify=False).manifest["source"]["name"] == "source"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from effconv.cli import app
 from effconv.convert import run
 from effconv.convert.errors import BadInputError, CheckFailedError, UnsupportedError, UsageError
 from effconv.convert.options import Settings
+from effconv.convert.repo import manifest
 from effconv.convert.repo.manifest import FIELDS, check_hashes, read_manifest
 from effconv.convert.verify import recheck
 from effconv.convert.verify import run as verify
@@ -164,7 +166,8 @@ def test_without_a_source_what_needs_one_is_left_out(made):
     measured = {check.name: check for check in effconv.verify(made[1])}
     needing = {check.name for check in LSG.checks if check.needs_source}
     assert needing == {"equal_to_source", "stock_attention_equals_source", "same_embedding"}
-    assert all("no source was given" in measured[name].why for name in needing)
+    why = "does not apply: no source was given to compare with (give --against SOURCE)"
+    assert all(measured[name].why == why for name in needing)
     assert {name for name, check in measured.items() if not check.passed} == needing
 
 
@@ -246,6 +249,60 @@ def test_a_damaged_manifest_is_named(kind, repo):
         effconv.verify(repo)
     assert caught.value.where
     assert caught.value.hint
+
+
+def test_a_manifest_that_may_not_be_read_is_told_from_a_damaged_one(repo, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(BadInputError, match=r"effconv.json cannot be read \(Permission denied\)") as caught:
+        read_manifest(repo)
+    assert caught.value.hint == "check its permissions"
+
+
+def test_a_file_that_may_not_be_read_is_named(repo, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "file_sha256", denied)
+    with pytest.raises(BadInputError, match="a file of the repo cannot be read") as caught:
+        effconv.verify(repo)
+    assert caught.value.where.startswith(str(repo))
+    assert caught.value.hint == "check its permissions"
+
+
+BEFORE_THE_HASHES = {
+    "export": {},
+    "finetune": {"data": "rows.jsonl"},
+    "pretrain": {"data": "text.txt"},
+    "adapt": {"data": "text.txt", "objective": "mlm"},
+}
+CONFIGS = {None: "no config.json", '{"a": ': "not readable JSON", "[]": "not a JSON object", "null": "not a JSON"}
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+@pytest.mark.parametrize("command", BEFORE_THE_HASHES)
+def test_a_damaged_config_is_named(command, text, repo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"text": "it", "label": "a"}\n' * 4)
+    Path("text.txt").write_text("it was the\n")
+    (repo / "config.json").unlink()
+    if text is not None:
+        (repo / "config.json").write_text(text)
+    with pytest.raises(BadInputError, match=CONFIGS[text]) as caught:
+        getattr(effconv, command)(repo, output=tmp_path / "out", **BEFORE_THE_HASHES[command])
+    assert caught.value.where
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("command", ["export", "verify", "adopt"])
+def test_an_export_is_called_one(command, repo):
+    (repo / "effconv.json").rename(repo / "effconv-export.json")
+    edit_json(repo / "config.json", effconv=None, model_type="bert", architectures=["BertModel"], auto_map=None)
+    with pytest.raises(BadInputError, match="the folder is an export of effconv") as caught:
+        getattr(effconv, command)(repo)
+    assert caught.value.hint == "give the repo that was exported: effconv-export.json has its name"
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS))

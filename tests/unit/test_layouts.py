@@ -56,6 +56,20 @@ def test_folders_with_a_config_are_named(tmp_path):
     assert str(tmp_path / "models" / "encoder") in caught.value.hint
 
 
+def test_folders_of_modules_are_not_named_as_models(tmp_path):
+    source = save_tiny_sentence_encoder(tmp_path / "source")
+    (source / "config.json").unlink()
+    with pytest.raises(BadInputError, match=r"no config\.json") as caught:
+        resolve(source)
+    assert "1_Pooling" not in caught.value.hint
+    write(source / "broken" / "config.json", None)
+    (source / "broken" / "config.json").write_text("{")
+    write(source / "0_Transformer" / "config.json", {"model_type": "bert"})
+    with pytest.raises(BadInputError) as caught:
+        resolve(source)
+    assert caught.value.hint == f"give one of the folders that have one: {source / '0_Transformer'}"
+
+
 def test_an_adapter_beside_a_model_in_a_folder_of_its_own_is_refused_too(tmp_path):
     source = save_tiny_sentence_encoder(tmp_path / "source")
     modules = json.loads((source / "modules.json").read_text())

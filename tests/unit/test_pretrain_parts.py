@@ -105,8 +105,11 @@ def test_all_invalid_options_are_named_at_once():
         )
     for flag in ("--mask-share", "--steps", "--beta1", "--power", "--warmup-from", "--dropout"):
         assert flag in str(raised.value), flag
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="--steps and --epochs exclude each other"):
         PretrainOptions(steps=1, epochs=1.0)
+    with pytest.raises(UsageError, match="--multiple-docs-separator names none") as raised:
+        PretrainOptions(documents="separator")  # which effconv prepare checks
+    assert raised.value.hint == "effconv pretrain --help describes each option"
     with pytest.raises(UsageError, match="unknown preset"):
         PretrainOptions(preset="gpt")
 
