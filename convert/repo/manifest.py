@@ -231,8 +231,8 @@ def hash_files(repo: Path, known: Mapping[str, str] | None = None) -> dict[str, 
         return {name: (known or {}).get(name) or file_sha256(path) for name, path in names.items()}
     except OSError as error:
         raise BadInputError(
-            f"cannot read a file of the repo ({error.strerror})",
-            where=str(error.filename),
+            f"a file of the repo cannot be read ({error.strerror})",
+            where=str(error.filename or repo),
             hint="check its permissions",
         ) from None
 
@@ -262,14 +262,7 @@ def changed_files(repo: Path, manifest: Mapping[str, Any]) -> list[str]:
     Raises:
         BadInputError: a file may not be read.
     """
-    try:
-        found, stated = hash_files(repo), manifest["files"]
-    except PermissionError as error:
-        raise BadInputError(
-            "a file of the repo cannot be read (Permission denied)",
-            where=str(error.filename or repo),
-            hint="check its permissions",
-        ) from None
+    found, stated = hash_files(repo), manifest["files"]
     return [
         *(f"{name}: missing" for name in stated.keys() - found.keys()),
         *(f"{name}: not in the manifest" for name in found.keys() - stated.keys()),

@@ -83,7 +83,7 @@ DAMAGES = {
     "unknown model": (holding("config.json", b'{"model_type": "nobodys"}'), BadInputError, "cannot load the model"),
     "no modules": (holding("modules.json", b"[]"), BadInputError, "names no modules"),
     "modules": (holding("modules.json", b"[{]"), BadInputError, "modules.json is not readable JSON"),
-    "export": (holding("effconv-export.json", b"{}"), UnsupportedError, "an export of effconv"),
+    "export": (holding("effconv-export.json", b"{}"), BadInputError, "an export of effconv"),
 }  # fmt: skip
 
 
