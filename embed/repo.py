@@ -197,7 +197,7 @@ def _checked(new: Path, encoder: PieceEncoder, options: PiecesOptions) -> dict[s
     if wrong:
         raise CheckFailedError(
             f"the new repo does not embed as it should: {', '.join(wrong)} (tolerance {TOLERANCE:g})",
-            hint="report this, with the name of the model",
+            hint="use effconv embed --pieces --whiten, which needs no such repo, or another sentence-transformers",
         )
     return found
 

@@ -187,6 +187,10 @@ class EncoderMixin(AdaptedModel):
         for layers in self.layer_lists():
             for place, layer in enumerate(layers):
                 layers[place] = self.adapted_layer(layer, index)
+                for module in layers[place].modules():  # in the layers of BERT's kin; DistilBERT and ALBERT
+                    for name in ("feed_forward_chunk", "ff_chunk"):
+                        if hasattr(module, name):
+                            setattr(module, name, functools.partial(in_parts, getattr(module, name)))
                 index += 1
 
     def adapted_layer(self, layer: nn.Module, index: int) -> nn.Module:
@@ -195,9 +199,6 @@ class EncoderMixin(AdaptedModel):
         for module in layer.modules():  # whose chunks need not divide the rows when a target adds some
             if hasattr(module, "chunk_size_feed_forward"):
                 module.chunk_size_feed_forward = 0
-            for name in ("feed_forward_chunk", "ff_chunk"):  # in the layers of BERT's kin; DistilBERT and ALBERT
-                if hasattr(module, name):
-                    setattr(module, name, functools.partial(in_parts, getattr(module, name)))
         return layer
 
     def replace_attention(self, layer: nn.Module, index: int) -> None:
@@ -398,10 +399,12 @@ def in_parts(feed_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Its inner states are the largest tensors of a layer. Those of a part stay in the cache, and in memory that need not
     be asked for anew: a batch of eight texts of MiniLM (13,096 tokens) takes a tenth less time.
     """
-    rows = x.flatten(0, -2)
-    if len(rows) <= 4 * PART or torch.is_grad_enabled() or x.device.type != "cpu" or not values_are_at_hand(x):
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not values_are_at_hand(x):
         return feed_forward(x)
-    return torch.cat([feed_forward(part[None])[0] for part in rows.split(PART)]).view(x.shape)
+    rows = x.flatten(0, -2)
+    if len(rows) <= 4 * PART:
+        return feed_forward(x)
+    return torch.cat([feed_forward(part[None])[0] for part in rows.split(PART)]).unflatten(0, x.shape[:-1])
 
 
 def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | Unpadded | None, *cross: Tensor | None) -> Tensor:

@@ -420,7 +420,7 @@ def test_help_names_files_and_models_without_types_of_lists(capsys):
     app(["bench", "--help"], standalone_mode=False)
     text = capsys.readouterr().out
     assert "list[" not in text
-    for words in ("{MODEL}...", "  MODEL ", "--plot FILE", "--data FILE"):
+    for words in ("MODEL...", "  MODEL ", "--plot FILE", "--data FILE"):
         assert words in text
 
 

@@ -29,7 +29,9 @@ def in_parts_of(model) -> list[functools.partial]:
         ("albert", "lsg", {"block_size": 16, "sparse_block_size": 16}),
         ("distilbert", "lsg", {"block_size": 16, "sparse_block_size": 16}),
         ("xlm-roberta-xl", "linformer", {"proj_dim": 8}),
+        ("xmod", "lsg", {"block_size": 16, "sparse_block_size": 16}),  # whose part of the layer ends at the inner size
         ("bert", "transnormer", {"block_size": 16, "ffn": "glu"}),
+        ("albert", "transnormer", {"ffn": "glu"}),  # whose gate is in a layer of its own
     ],
 )
 def test_parts_give_what_the_whole_gives(family, target, options, tmp_path, monkeypatch):
