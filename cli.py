@@ -24,7 +24,6 @@ from .commands import (
     EVALUATING,
     EXPORTING,
     MEASURING,
-    PIECES,
     PREPARING,
     TRAINING,
     Json,
@@ -38,7 +37,6 @@ from .commands import (
     hub_progress,
     measuring_command,
     new_command,
-    pieces_command,
     preparing_command,
     together,
     training_command,
@@ -71,7 +69,7 @@ class Commands(PlainGroup):
     """All commands. Those that convert, train or measure are built on demand, since a run needs one at most."""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        made_later = [*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *PIECES, *MEASURING, *EVALUATING]
+        made_later = [*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *MEASURING, *EVALUATING]
         return [*made_later, *(name for name in super().list_commands(ctx) if name not in made_later)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
@@ -81,7 +79,7 @@ class Commands(PlainGroup):
             makers = dict.fromkeys(CONVERTING, converting_command) | dict.fromkeys(TRAINING, training_command)
             makers |= dict.fromkeys(PREPARING, preparing_command) | dict.fromkeys(EMBEDDING, embedding_command)
             makers |= dict.fromkeys(EXPORTING, exporting_command) | dict.fromkeys(MEASURING, measuring_command)
-            makers |= dict.fromkeys(EVALUATING, evaluating_command) | dict.fromkeys(PIECES, pieces_command)
+            makers |= dict.fromkeys(EVALUATING, evaluating_command)
             for name in (cmd_name,) if cmd_name in makers else makers:
                 self.commands[name] = makers[name](name)
             found = super().get_command(ctx, cmd_name)
@@ -91,8 +89,8 @@ class Commands(PlainGroup):
         yield from (("Convert", name, row.help) for name, row in CONVERTING.items())
         yield from (("Train", name, help) for name, help in (PREPARING | TRAINING).items())
         yield from (("Inspect and measure", name, help) for name, help in (MEASURING | EVALUATING).items())
-        yield from (("Serve", name, help) for name, help in (EXPORTING | EMBEDDING | PIECES).items())
-        made_later = (*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *PIECES, *MEASURING, *EVALUATING)
+        yield from (("Serve", name, help) for name, help in (EXPORTING | EMBEDDING).items())
+        made_later = (*CONVERTING, *PREPARING, *TRAINING, *EXPORTING, *EMBEDDING, *MEASURING, *EVALUATING)
         yield from (row for row in super().listed() if row[1] not in made_later)
 
 

