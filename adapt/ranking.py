@@ -11,7 +11,7 @@ documents), not over queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..convert.errors import BadInputError
 from ..convert.text import counted
 from ..convert.windows import around
 from ..embed.chunks import PIECE, cut, cut_twice, passes
+from ..embed.whitening import Whitening
 from .teacher import pooled
 
 CHUNKS = 8  # run at once
@@ -121,11 +122,11 @@ class PiecesEncoder(Encoder):
     Pieces are cut within chunks, so that one run gives the vectors of chunks, too (`encode_document` cuts the text).
 
     Attributes:
-        piece_tokens: of a piece, at most. whitening: embeddings (b, w) → whitened ones of length 1.
+        whitening: of pieces. piece_tokens: of a piece, at most.
     """
 
+    whitening: Whitening = field(kw_only=True)
     piece_tokens: int = PIECE
-    whitening: Callable[[Tensor], Tensor] = field(default_factory=nn.Identity)
 
     def several(self, texts: Sequence[Tensor]) -> Tensor:
         return self.whitening(super().several(texts))
@@ -133,8 +134,8 @@ class PiecesEncoder(Encoder):
     def in_context(self, body: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
         chunks = cut_twice(len(body), size, self.piece_tokens)
         pieces = super().several([body[begin:end] for chunk in chunks for begin, end in chunk])
-        means = torch.stack([part.mean(0) for part in torch.split(pieces, [len(chunk) for chunk in chunks])])
-        return self.whitening(means), self.whitening(pieces.mean(0, keepdim=True))
+        counts = [len(chunk) for chunk in chunks]
+        return self.whitening.pooled(pieces, counts), self.whitening.pooled(pieces, [len(pieces)])
 
 
 def make_task(

@@ -18,7 +18,7 @@ from ..convert.io.staging import require_folder
 from ..convert.io.tokenizer import require_tokenizer
 from ..convert.options import Progress
 from ..convert.repo.manifest import check_hashes, read_manifest, repo_folder
-from ..convert.repo.own_modules import average_of, piece_tokens_of
+from ..convert.repo.own_modules import DOCUMENT_TOKENS, PIECE_TOKENS, average_of, piece_settings
 from ..convert.text import Named, one_or_several
 from ..convert.verify.against import source_of
 from ..data.files import require_files, require_forms
@@ -125,7 +125,7 @@ def retrieval(
             progress(f"{repo.name}: {found.doubt}", 0, 0)
     reach = min(int(manifest["source_max_length"]) for manifest in manifests)
     asked = _Asked(files, documents, tokens, queries, query_tokens, seed, text_column, reach)
-    _require_room(asked, whole, min(int(manifest["max_length"]) for manifest in manifests))
+    _require_room(asked, whole, min(map(_longest, folders, manifests)))
     ways = _possible(ways, with_ is not None, str(manifests[0]["family"]))
 
     import transformers
@@ -295,7 +295,7 @@ def _models(
                 return encoder
             fields = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
             whitening = Whitening.load(average / "model.safetensors")
-            return PiecesEncoder(**fields, piece_tokens=piece_tokens_of(place), whitening=whitening)
+            return PiecesEncoder(**fields, piece_tokens=piece_settings(place)[PIECE_TOKENS], whitening=whitening)
 
         measured = ["repo", *(way for way in ways if way == "repo-chunks")]
         models.append(
@@ -308,14 +308,22 @@ def _queries(count: int) -> str:
     return "1 query" if count == 1 else f"{count} queries"
 
 
+def _longest(folder: Path, manifest: Mapping[str, Any]) -> int:
+    """Tokens of the longest document that a repo takes: in pieces, more than its encoder does."""
+    by_pieces = average_of(folder) is not None
+    return piece_settings(folder)[DOCUMENT_TOKENS] if by_pieces else int(manifest["max_length"])
+
+
 def _checked(folder: Path, tokens: int, trust_remote_code: bool) -> dict[str, Any]:
     """The manifest of a repo whose files are what it says, and that takes documents of so many tokens."""
     manifest = read_manifest(folder)
-    if int(manifest["max_length"]) < tokens:
+    longest = _longest(folder, manifest)
+    if longest < tokens:
+        command = "effconv pieces" if average_of(folder) is not None else "convert"
         raise UsageError(
-            f"{folder.name} takes {manifest['max_length']} tokens, but a document has {tokens}",
+            f"{folder.name} takes {longest} tokens, but a document has {tokens}",
             where="--tokens",
-            hint=f"give --tokens {manifest['max_length']} or fewer, or convert with --max-len {tokens}",
+            hint=f"give --tokens {longest} or fewer, or {command} with --max-len {tokens}",
         )
     require_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_hashes(folder, manifest)

@@ -1,7 +1,8 @@
 """The text that windows are cut from: one stream of tokens, and the article or file that each token is from.
 
-Windows of one article are not independent. Where a text has WikiText headings, an article is a unit; else, of several
-files, a file; else a window. Where a file is a table, a row is a unit, and an article or a whole file beside it.
+Windows of one article are not independent, so errors are over units: articles where a text has WikiText headings,
+otherwise files where there are several, otherwise windows. Of a table, each row is a unit, and so is each article or
+whole file that is given beside it.
 """
 
 from __future__ import annotations

@@ -94,8 +94,7 @@ def _averaged(queries: Tensor, pieces: Embedded, task: Task, size: int, *, of_ch
     inner = [[len(chunk) for chunk in cut_twice(len(body), size, PIECE)] for body in task.documents]
     counts = [len(chunks) if of_chunks else 1 for chunks in inner]
     parts = [count for chunks in inner for count in (chunks if of_chunks else [sum(chunks)])]
-    means = torch.stack([part.mean(0) for part in torch.split(pieces.vectors, parts)])
-    return whitening(queries), replace(pieces, vectors=whitening(means), counts=counts)
+    return whitening(queries), replace(pieces, vectors=whitening.pooled(pieces.vectors, parts), counts=counts)
 
 
 def _row(

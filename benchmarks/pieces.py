@@ -1,11 +1,12 @@
-"""Documents as sums of their pieces: short pieces embedded by the dense source, whitened, and averaged.
+"""Documents as averages of their pieces: short pieces embedded by the dense source, whitened, and averaged.
 
 `python -m benchmarks.pieces DATA... --fit TEXT... [--source MODEL] [--repo REPO] [--whole] [--tokens 2042]
-[--documents 1000] [--queries N] [--piece 30] [--floor 0.01] [--vectors 1 4]`
+[--documents 1000] [--queries N] [--piece 30] [--floor 0.01] [--ridges 0.05] [--vectors 1 4]`
 
 `effconv retrieval --with chunk-mean,chunk-max,pieces,pieces-chunks` measures the product. This command changes its
-settings: the tokens of a piece, the floor of the variances, how many vectors a document has (it is cut into as many
-parts), and what the whitening is fitted on: pieces of other text (`--fit`), of the documents themselves, or of both.
+settings: the tokens of a piece, the floor of the variances, the ridges of the average (`inf`: a plain one), how many
+vectors a document has (it is cut into as many parts), and what the whitening is fitted on: pieces of other text
+(`--fit`), of the documents themselves, or of both.
 With `--repo`, the pieces are pooled from one pass of a long model, which embeds the queries, too. The task is that of
 `effconv retrieval`, and so are the standard errors; the chunk average and maximum of the source stand beside.
 """
@@ -13,6 +14,7 @@ With `--repo`, the pieces are pooled from one pass of a long model, which embeds
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +33,7 @@ from effconv.adapt.whole import whole_task
 from effconv.bench.machine import described, machine
 from effconv.convert.text import special_ends
 from effconv.data.named import read_named
+from effconv.embed.even import RIDGE, even
 from effconv.embed.whitening import Moments
 
 FIT = 4000  # pieces of other text on which a whitening is fitted, at most
@@ -67,13 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     others = torch.cat([cut(torch.tensor(other[i : i + length])) for i in range(0, len(other) - length + 1, length)])
     own = torch.cat(pieces)
     samples = {"other text": [others], "other text and the documents": [others, own], "the documents": [own]}
-    for name, sample in {"": [], **samples}.items():
+    for name, sample in {
+        "not whitened": [],
+        **{f"whitened on {name}": sample for name, sample in samples.items()},
+    }.items():
         change = _whitening(sample, asked.floor)
-        for count in dict.fromkeys(asked.vectors):
-            parts = [[change(part.mean(0)) for part in rows.tensor_split(min(count, len(rows)))] for rows in pieces]
-            what = f"whitened on {name}" if name else "not whitened"
-            ways.append((f"pieces, {what}", change(queries), parts, piece_seconds))
+        changed = [change(rows) for rows in pieces]
+        for ridge in asked.ridges if sample else [math.inf]:
+            what = f"pieces, {name}" + (f", ridge {ridge:g}" if len(asked.ridges) > 1 and sample else "")
+            for count in dict.fromkeys(asked.vectors):
+                parts = [
+                    [_average(part, ridge) for part in rows.tensor_split(min(count, len(rows)))] for rows in changed
+                ]
+                ways.append((what, change(queries), parts, piece_seconds))
     _print(ways, task)
+
+
+def _average(pieces: Tensor, ridge: float) -> Tensor:
+    return pieces.mean(0) if math.isinf(ridge) else even(pieces, ridge)
 
 
 def _whitening(sample: Sequence[Tensor], floor: float) -> Callable[[Tensor], Tensor]:
@@ -145,6 +159,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, help="of a document, by default 16, and 4 with --whole")
     parser.add_argument("--piece", type=int, default=30, help="tokens of a piece")
     parser.add_argument("--floor", type=float, default=0.01, help="of the variances, as a share of their mean")
+    parser.add_argument("--ridges", type=float, nargs="+", default=[RIDGE], help="of the average, inf for a plain one")
     parser.add_argument("--vectors", type=int, nargs="+", default=[1, 4])
     asked = parser.parse_args(arguments)
     asked.source = asked.source or packaged_source()

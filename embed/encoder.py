@@ -7,10 +7,10 @@ run on the states of each chunk in place of those of the whole text.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from .loadable import require_loadable
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+T = TypeVar("T")
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # as SentenceTransformer.encode_document looks for them
 OF_ONE_TOKEN = ("cls", "lasttoken")  # pooling modes that take a special token's state
 
@@ -163,14 +164,7 @@ class ChunkEncoder:
             )[0]
         lead = self._prompt(prompt, prompt_name)
         texts = [self._cut(self._read(text, lead), chunk_tokens) for text in sentences]
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        found: dict[int, Tensor] = {}
-        self.model.eval()
-        with torch.no_grad():
-            for begin in range(0, len(order), batch_size):
-                several = order[begin : begin + batch_size]
-                found |= zip(several, self._embed([texts[i] for i in several], batch_size), strict=True)
-        vectors = [found[i] for i in range(len(texts))]
+        vectors = self._in_batches(texts, batch_size, self._embed)
         if normalize_embeddings:
             vectors = [F.normalize(rows, dim=-1) for rows in vectors]
         return vectors if convert_to_tensor else [np.asarray(rows.float().cpu()) for rows in vectors]
@@ -192,6 +186,17 @@ class ChunkEncoder:
         """Each text as one chunk, whatever the model takes."""
         texts = [self._read(text, self._prompt(None, None)) for text in sentences]
         return [_chunk(text, 0, len(text.ids)) for text in texts]
+
+    @torch.no_grad()
+    def _in_batches(self, texts: list[Text], size: int, embed: Callable[[list[Text], int], list[T]]) -> list[T]:
+        """What `embed` gives for each text: texts of like lengths together, in the order in which they were given."""
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+        found: dict[int, T] = {}
+        self.model.eval()
+        for begin in range(0, len(order), size):
+            several = order[begin : begin + size]
+            found |= zip(several, embed([texts[i] for i in several], size), strict=True)
+        return [found[i] for i in range(len(texts))]
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         """The prompt, as SentenceTransformer.encode_document chooses it."""

@@ -1,8 +1,8 @@
 """`PieceEncoder`: a long text as the average of its pieces, each embedded by itself, and whitened.
 
-The embedding of a chunk says what the chunk is about. The average of the embeddings of its sentences keeps more of each
-of them, once what all pieces have in common is taken out (`whitening`). No training, and no model for long texts, is
-needed.
+The embedding of a chunk says what the chunk is about. A weighted average (`even`) of the embeddings of its sentences
+keeps more of each of them, once what all pieces have in common is taken out (`whitening`). No training, and no model
+for long texts, is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,8 +35,20 @@ T = TypeVar("T")
 ROWS = 4  # pieces that are run together for each text that would be
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Embeddings of the pieces of a text, which wait for their whitening.
+
+    Attributes:
+        vectors: (n, w) float32, of length 1. counts: pieces of each chunk.
+    """
+
+    vectors: Tensor
+    counts: list[int]
+
+
 class PieceEncoder(ChunkEncoder):
-    """Embeds texts as averages of short pieces, each embedded by itself.
+    """Embeds texts as averages of short pieces, each embedded by itself: weighted ones with a whitening, plain without.
 
     Args:
         model: as of `ChunkEncoder`: any sentence-transformers model, converted or not.
@@ -80,7 +92,7 @@ class PieceEncoder(ChunkEncoder):
         if not 1 <= piece_tokens <= room:
             raise UsageError(
                 f"pieces must have 1 to {room} tokens, got {piece_tokens}",
-                where="piece_tokens",
+                where="--pieces, piece_tokens",
                 hint=f"give a number of tokens, such as {min(PIECE, room)}",
             )
         self.piece_tokens = piece_tokens
@@ -101,7 +113,7 @@ class PieceEncoder(ChunkEncoder):
         return embedding_digest(self._folder, read_manifest(self._folder)["files"] if ours else {})
 
     def encode(self, sentences: str | Sequence[str], *, chunk_tokens: int | None = None, **options: Any) -> Any:
-        """Embeds texts, one vector a chunk: the average of its pieces, whitened if there is a whitening.
+        """Embeds texts, one vector a chunk: the average of its pieces, whitened and weighted if there is a whitening.
 
         Args:
             sentences: a text, or several.
@@ -121,16 +133,33 @@ class PieceEncoder(ChunkEncoder):
     def fit_encode(self, sentences: Sequence[str], **options: Any) -> Any:
         """Fits the whitening to the pieces of these texts, keeps it, and embeds them: as `encode`, at the same cost.
 
+        All pieces are in memory at once: for w numbers a vector, 4 w bytes a piece. `effconv embed` has them in a file.
+
         Raises:
             BadInputError: the texts have fewer pieces than a vector has numbers.
         """
         tensors = options.pop("convert_to_tensor", False)
+        options.pop("normalize_embeddings", None)  # a whitened vector has length 1
         self.whitening, self.seen = None, Moments()
         texts = list(self.with_enough_pieces(iter(sentences), str, options.get("chunk_tokens")))
-        found: list[Tensor] = self.encode(texts, **options, convert_to_tensor=True)
+        held = self.pieces(texts, **options)
         whitening = self.fit()
-        whitened = [whitening(vectors.cpu()) for vectors in found]
-        return whitened if tensors else [np.asarray(vectors) for vectors in whitened]
+        found = [whitening.pooled(text.vectors, text.counts) for text in held]
+        return found if tensors else [np.asarray(vectors) for vectors in found]
+
+    def pieces(
+        self,
+        sentences: Sequence[str],
+        *,
+        chunk_tokens: int | None = None,
+        batch_size: int = 8,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> list[Pieces]:
+        """The pieces of texts, not whitened, with the options of `encode`. `Whitening.pooled` makes vectors of them."""
+        lead = self._prompt(prompt, prompt_name)
+        texts = [self._cut(self._read(text, lead), chunk_tokens) for text in sentences]
+        return self._in_batches(texts, batch_size, self._pieces)
 
     def fit(self) -> Whitening:
         """Fits the whitening to all pieces that were embedded since the encoder was made, and keeps it.
@@ -172,7 +201,8 @@ class PieceEncoder(ChunkEncoder):
         tensors = options.pop("convert_to_tensor", False)
         found = self._queries(sentences, **options, convert_to_tensor=True)
         rows = F.normalize(found.float(), dim=-1)
-        whitened = self._whitened(rows[None] if rows.ndim == 1 else rows).view(rows.shape)
+        self._require_width(self.whitening, rows.shape[-1])
+        whitened = self.whitening(rows.cpu())
         return whitened if tensors else np.asarray(whitened)
 
     def _queries(self, sentences: str | Sequence[str], **options: Any) -> Any:
@@ -187,19 +217,15 @@ class PieceEncoder(ChunkEncoder):
         """Where `encode` cuts texts into chunks, as `ChunkEncoder.chunks`."""
         return super().chunks(sentences, chunk_tokens)
 
-    def _whitened(self, vectors: Tensor) -> Tensor:
-        """Vectors (n, w), whitened if there is a whitening."""
-        if self.whitening is None:
-            return vectors
-        self._require_fit(self.whitening, "whitening")
-        width = len(self.whitening.mean)
-        if width != vectors.shape[1]:
+    def _require_width(self, whitening: Whitening, width: int) -> None:
+        """Raises BadInputError for a whitening of other vectors than those of the model, which have `width` numbers."""
+        self._require_fit(whitening, "whitening")
+        if len(whitening.mean) != width:
             raise BadInputError(
-                f"the whitening is for vectors of {width} numbers, and those of the model have {vectors.shape[1]}",
+                f"the whitening is for vectors of {len(whitening.mean)} numbers, and those of the model have {width}",
                 where="whitening",
                 hint="give one that was fitted with this model",
             )
-        return self.whitening(vectors.cpu())
 
     def _require_fit(self, whitening: Whitening, where: str) -> None:
         """Raises BadInputError for a whitening of other embeddings, as far as it says which it is for."""
@@ -224,6 +250,14 @@ class PieceEncoder(ChunkEncoder):
         return replace(text, chunks=cut(len(text.ids), size or max(len(text.ids), 1)))
 
     def _embed(self, texts: list[Text], batch_size: int) -> list[Tensor]:
+        found = self._pieces(texts, batch_size)
+        if self.whitening is None:
+            return [torch.stack([part.mean(0) for part in text.vectors.split(text.counts)]) for text in found]
+        self._require_width(self.whitening, found[0].vectors.shape[1])
+        return [self.whitening.pooled(text.vectors, text.counts) for text in found]
+
+    def _pieces(self, texts: list[Text], batch_size: int) -> list[Pieces]:
+        """The pieces of each text, which the moments have seen."""
         pieces: list[Text] = []
         counts: list[list[int]] = []
         for text in texts:
@@ -234,11 +268,9 @@ class PieceEncoder(ChunkEncoder):
                     Text(text.ids[begin + first : begin + behind], text.prompt, None, [(0, behind - first)])
                     for first, behind in several
                 ]
-        vectors = F.normalize(torch.cat(super()._embed(pieces, ROWS * batch_size)).float(), dim=-1)
-        self.seen.add(vectors.cpu())
-        chunks = torch.split(vectors, [count for several in counts for count in several])
-        means = self._whitened(torch.stack([chunk.mean(0) for chunk in chunks]))
-        return list(torch.split(means, [len(several) for several in counts]))
+        vectors = F.normalize(torch.cat(super()._embed(pieces, ROWS * batch_size)).float(), dim=-1).cpu()
+        self.seen.add(vectors)
+        return [Pieces(*text) for text in zip(vectors.split([sum(some) for some in counts]), counts, strict=True)]
 
 
 def fitted(seen: Moments) -> Whitening:

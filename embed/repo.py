@@ -26,12 +26,21 @@ from ..convert.options import Progress
 from ..convert.repo.card_blocks import with_block, without_scores
 from ..convert.repo.manifest import CARD, NAME, belongs, read_manifest
 from ..convert.repo.old_card import old_card
-from ..convert.repo.own_modules import AVERAGE, CODE, PIECES, average_of, module_code
+from ..convert.repo.own_modules import (
+    AVERAGE,
+    CODE,
+    DOCUMENT_TOKENS,
+    PIECE_TOKENS,
+    PIECES,
+    average_of,
+    module_code,
+)
 from ..convert.repo.record import write_record
 from ..convert.repo.sentence import MODULES, SETTINGS, SETTINGS_NAMES
 from ..convert.text import counted
 from ..data.named import NamedText, read_named
 from .encoder import load_model
+from .even import RIDGE
 from .loadable import UNCHECKED, require_modules
 from .options import PiecesOptions
 from .pieces import PieceEncoder
@@ -138,9 +147,9 @@ def write_modules(folder: Path, whitening: Whitening, piece_tokens: int, documen
     there = encoder / name
     settings = json.loads(there.read_text(encoding="utf-8")) if there.is_file() else {}
     (folder / f"{CODE}.py").write_text(module_code(), encoding="utf-8")
-    _write(there, {**settings, "piece_tokens": piece_tokens, "document_tokens": document_tokens})
+    _write(there, {**settings, PIECE_TOKENS: piece_tokens, DOCUMENT_TOKENS: document_tokens})
     (folder / path).mkdir()
-    _write(folder / path / "config.json", {"width": len(whitening.mean)})
+    _write(folder / path / "config.json", {"width": len(whitening.mean), "ridge": RIDGE})
     whitening.save(folder / path / "model.safetensors")
     _write(folder / MODULES, [first, *modules[1:], average])
 
@@ -225,7 +234,7 @@ def block(record: Mapping[str, Any]) -> str:
     else:
         sample = f"another collection ({record['whitening']})"
     longest = record["document_tokens"]
-    return f"""`encode_document` gives one vector for a text of up to {longest:,} tokens: the average of
+    return f"""`encode_document` gives one vector for a text of up to {longest:,} tokens: a weighted average of
 the embeddings of its pieces of {record["piece_tokens"]} tokens, whitened with the mean and covariance of {sample}.
 Compare it with `encode_query`. `encode` is the model as it was before: use it to compare texts with each other, and
 never with the other two.

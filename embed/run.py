@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,19 +79,16 @@ def embed_texts(
         texts = encoder.with_enough_pieces(texts, _text_of, options.chunks)
     begun = time.perf_counter()
     counts = {"texts": 0, "vectors": 0, "width": 0, "longer_than_the_model": 0}
-    held: list[tuple[list[dict[str, Any]], np.ndarray]] = []  # until the whitening is known
+    parts = _parts(texts, AT_ONCE * options.batch_size)
     partial = whitening.with_name(f".{whitening.name}{PARTIAL}")
     try:
         with output_errors(output), vectors_file(output) as write:
-            for part in _parts(texts, AT_ONCE * options.batch_size):
-                progress("embedding", 0, 0)
-                rows, vectors = _embedded(encoder, part, options, counts)
-                if options.whiten:
-                    held.append((rows, vectors))
-                else:
-                    write(rows, vectors)
             if options.whiten:
-                _write_whitened(encoder, held, write, partial)
+                _write_whitened(encoder, parts, options, counts, write, partial, progress)
+            else:
+                for part in parts:
+                    progress("embedding", 0, 0)
+                    write(_rows(encoder, part, options, counts), _vectors(encoder, part, options, counts))
         if options.whiten:
             partial.replace(whitening)  # now that the vectors are there: an older file stays with its own
     finally:
@@ -135,14 +133,36 @@ def _encoder(folder: Path, options: EmbedOptions) -> ChunkEncoder:
 
 
 def _write_whitened(
-    encoder: Any, held: list[tuple[list[dict[str, Any]], np.ndarray]], write: Write, path: Path
+    encoder: Any,
+    parts: Iterator[list[NamedText]],
+    options: EmbedOptions,
+    counts: dict[str, int],
+    write: Write,
+    path: Path,
+    progress: Progress,
 ) -> None:
-    """Fits the whitening to all pieces that were embedded, writes it, and the whitened vectors."""
+    """Embeds pieces, fits the whitening to all of them, and writes it and the vectors.
+
+    Until the whitening is known, the pieces are in a file without a name beside the output: 4 bytes a number.
+    """
     import torch
 
-    whitening = encoder.fit()
-    for rows, vectors in held:
-        write(rows, whitening(torch.from_numpy(vectors)).numpy())
+    held: list[tuple[list[dict[str, Any]], list[int]]] = []  # rows, and the pieces of each
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        for part in parts:
+            progress("embedding", 0, 0)
+            texts = [text.text for text in part]
+            pieces = encoder.pieces(texts, chunk_tokens=options.chunks, batch_size=options.batch_size)
+            for text in pieces:
+                file.write(text.vectors.numpy().tobytes())
+            held.append((_rows(encoder, part, options, counts), [count for text in pieces for count in text.counts]))
+        whitening = encoder.fit()
+        width = counts["width"] = len(whitening.mean)
+        file.seek(0)
+        for rows, sizes in held:
+            read = file.read(4 * width * sum(sizes))
+            vectors = torch.frombuffer(bytearray(read), dtype=torch.float32).view(-1, width)
+            write(rows, whitening.pooled(vectors, sizes).numpy())
     whitening.save(path)
 
 
@@ -172,12 +192,29 @@ def _text_of(text: NamedText) -> str:
     return text.text
 
 
-def _embedded(
+def _rows(
     encoder: ChunkEncoder, part: list[NamedText], options: EmbedOptions, counts: dict[str, int]
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The rows (id, chunk, start, end, tokens) of some texts, and their vectors (rows, w); counts what was done."""
+) -> list[dict[str, Any]]:
+    """The rows (id, chunk, start, end, tokens) of some texts; counts them."""
     texts = [text.text for text in part]
     rows: list[dict[str, Any]] = []
+    longest = encoder.max_seq_length - encoder.tokenizer.num_special_tokens_to_add()
+    if options.chunks is None:
+        cut = [[chunk] for chunk in encoder.whole(texts)]
+    else:
+        cut = encoder.chunks(texts, options.chunks)
+    for text, chunks in zip(part, cut, strict=True):
+        counts["longer_than_the_model"] += sum(chunk.tokens for chunk in chunks) > longest
+        for i, chunk in enumerate(chunks):
+            rows.append({"id": text.id, "chunk": i, "start": chunk.start, "end": chunk.end, "tokens": chunk.tokens})
+    counts["texts"] += len(part)
+    counts["vectors"] += len(rows)
+    return rows
+
+
+def _vectors(encoder: ChunkEncoder, part: list[NamedText], options: EmbedOptions, counts: dict[str, int]) -> np.ndarray:
+    """The vectors (rows, w) float32 of some texts."""
+    texts = [text.text for text in part]
     if options.chunks is None and options.pieces is None:
         vectors = encoder.model.encode_document(
             texts,
@@ -191,19 +228,8 @@ def _embedded(
             texts,
             chunk_tokens=options.chunks,
             batch_size=options.batch_size,
-            normalize_embeddings=options.normalize and not options.whiten,  # the plain averages are whitened
+            normalize_embeddings=options.normalize,
         )
         vectors = np.concatenate(found)
-    longest = encoder.max_seq_length - encoder.tokenizer.num_special_tokens_to_add()
-    if options.chunks is None:
-        cut = [[chunk] for chunk in encoder.whole(texts)]
-    else:
-        cut = encoder.chunks(texts, options.chunks)
-    for text, chunks in zip(part, cut, strict=True):
-        counts["longer_than_the_model"] += sum(chunk.tokens for chunk in chunks) > longest
-        for i, chunk in enumerate(chunks):
-            rows.append({"id": text.id, "chunk": i, "start": chunk.start, "end": chunk.end, "tokens": chunk.tokens})
-    counts["texts"] += len(part)
-    counts["vectors"] += len(vectors)
     counts["width"] = vectors.shape[1]
-    return rows, np.asarray(vectors, dtype=np.float32)
+    return np.asarray(vectors, dtype=np.float32)

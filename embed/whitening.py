@@ -12,6 +12,7 @@ tells little of from being blown up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..convert.errors import BadInputError
+from .even import even_parts
 
 FLOOR = 0.01
 MODEL, PIECE_TOKENS = "model_sha256", "piece_tokens"  # names in the file's metadata
@@ -52,6 +54,13 @@ class Whitening:
         """Embeddings (..., w) → whitened ones of length 1, in float32."""
         return F.normalize((embeddings.float() - self.mean) @ self.matrix, dim=-1)
 
+    def pooled(self, pieces: Tensor, counts: Sequence[int]) -> Tensor:
+        """Embeddings (n, w) of the pieces of several texts, and how many each has → one vector a text (texts, w).
+
+        Whitened and pooled evenly (`even`), of length 1, in float32.
+        """
+        return even_parts(self(pieces), counts)
+
     def to_bytes(self) -> bytes:
         """A safetensors file with `mean` and `matrix`; its metadata says which embeddings it is for."""
         from safetensors.torch import save
@@ -67,7 +76,7 @@ class Whitening:
 
     @classmethod
     def load(cls, path: Path) -> Whitening:
-        """Reads what `save` wrote. Files of effconv before 0.2 do not say which embeddings they are for.
+        """Reads what `save` wrote. Older files do not say which embeddings they are for.
 
         Raises:
             BadInputError: the file is missing, or was written by something else.

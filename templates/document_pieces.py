@@ -3,9 +3,9 @@
 
 `encode_document` cuts a text into pieces of `piece_tokens` tokens, nearly equally long, and runs each by itself. The
 modules behind the encoder (pooling, dense layers, normalisation) see pieces in place of texts. `WhitenedAverage`, the
-last module, averages the pieces of each text and whitens the average: with m and W as stored, x becomes (x - m) W,
-scaled to length 1. `encode_query` whitens the embedding of a query alike. `encode` is left as it is without these
-modules.
+last module, whitens the pieces: with m and W as stored, x becomes (x - m) W, scaled to length 1. Of the pieces of a
+text it makes a weighted average that is about equally near to each of them. `encode_query` whitens the embedding of a
+query alike. `encode` is left as it is without these modules.
 
 A document may have `document_tokens` tokens, of which there can be more than the encoder takes.
 """
@@ -99,24 +99,29 @@ class DocumentPieces(Transformer):
 
 
 class WhitenedAverage(Module):
-    """The last module: averages the pieces of documents, and whitens documents and queries.
+    """The last module: whitens queries and the pieces of documents, and averages the pieces.
+
+    The average of pieces X (n, w) is generalised max pooling (Murray and Perronnin, arXiv 1406.0312): the vector v with
+    the least |X v - 1|² + r n |v|², which is Xᵀ (X Xᵀ + r n I)⁻¹ 1, scaled to length 1. A plain average would be near
+    to what many pieces say, and far from the one piece that is looked for.
 
     Args:
-        width: numbers of an embedding.
+        width: numbers of an embedding. ridge: r.
 
     Attributes:
         mean (w,), matrix (w, w): the whitening, float32.
     """
 
-    config_keys: ClassVar[list[str]] = ["width"]
+    config_keys: ClassVar[list[str]] = ["width", "ridge"]
     forward_kwargs: ClassVar[set[str]] = {"task"}
 
     mean: Tensor
     matrix: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ridge: float = 0.05) -> None:
         super().__init__()
         self.width = width
+        self.ridge = ridge
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("matrix", torch.eye(width))
 
@@ -125,13 +130,21 @@ class WhitenedAverage(Module):
         if task not in ("document", "query"):
             return features
         vectors = F.normalize(features["sentence_embedding"].float(), dim=-1)
+        whitened = F.normalize((vectors - self.mean.float()) @ self.matrix.float(), dim=-1)
         if "pieces" in features:
-            counts = features["pieces"]
-            texts = torch.repeat_interleave(torch.arange(len(counts), device=vectors.device), counts)
-            sums = vectors.new_zeros(len(counts), vectors.shape[1]).index_add_(0, texts, vectors)
-            vectors = sums / counts[:, None]
-        whitened = (vectors - self.mean.float()) @ self.matrix.float()
-        return {**features, "sentence_embedding": F.normalize(whitened, dim=-1)}
+            texts = whitened.split(features["pieces"].tolist())
+            whitened = torch.stack([self.average(pieces) for pieces in texts])
+        return {**features, "sentence_embedding": whitened}
+
+    def average(self, pieces: Tensor) -> Tensor:
+        """Whitened pieces (n, w) of a text → its vector (w,) of length 1."""
+        count, width = pieces.shape
+        ridge = self.ridge * count * torch.eye(min(count, width), device=pieces.device)
+        if count <= width:
+            found = torch.linalg.solve(pieces @ pieces.T + ridge, pieces.new_ones(count)) @ pieces
+        else:  # the same vector, by the smaller matrix
+            found = torch.linalg.solve(pieces.T @ pieces + ridge, pieces.sum(0))
+        return F.normalize(found, dim=-1)
 
     def get_sentence_embedding_dimension(self) -> int:
         return self.width

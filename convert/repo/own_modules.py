@@ -13,6 +13,7 @@ from ... import templates
 from .sentence import SETTINGS_NAMES, modules_of
 
 CODE, PIECES, AVERAGE = "document_pieces", "DocumentPieces", "WhitenedAverage"
+PIECE_TOKENS, DOCUMENT_TOKENS = SETTINGS_OF_PIECES = ("piece_tokens", "document_tokens")
 
 
 def module_code() -> str:
@@ -25,11 +26,12 @@ def own_modules(repo: Path) -> dict[str, str]:
     return {f"{CODE}.py": module_code()} if average_of(repo) is not None else {}
 
 
-def piece_tokens_of(repo: Path) -> int:
-    """Tokens of a piece, of a repo that embeds documents by pieces."""
+def piece_settings(repo: Path) -> dict[str, int]:
+    """`SETTINGS_OF_PIECES` of a repo that embeds documents by pieces."""
     settings = (repo / name for name in SETTINGS_NAMES)
     found = (json.loads(path.read_text(encoding="utf-8")) for path in settings if path.is_file())
-    return int(next(stated["piece_tokens"] for stated in found if "piece_tokens" in stated))
+    stated = next(stated for stated in found if PIECE_TOKENS in stated)
+    return {name: int(stated[name]) for name in SETTINGS_OF_PIECES}
 
 
 def average_of(repo: Path) -> Path | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..io.portable import portable
 from ..io.source import MODULE_DEPTH, checked_name, read_json
+from ..repo.own_modules import AVERAGE, CODE, SETTINGS_OF_PIECES, average_of
 from ..repo.sentence import (
     DOCUMENT_LENGTHS,
     MODEL_SETTINGS,
@@ -27,6 +28,7 @@ from .loaded import DoesNotApply, Loaded, difference
 from .token_checks import LONG, TEXTS
 
 PYLATE = "pylate.models.Dense.Dense"  # which sentence-transformers reads as its own
+UNCOMPARED = ("max_seq_length", *DOCUMENT_LENGTHS, *SETTINGS_OF_PIECES)
 SHARED = (
     "prompts",
     "default_prompt_name",
@@ -144,20 +146,26 @@ def _models(loaded: Loaded, root: Path, kind: str, overrides: dict[str, Any]) ->
 def _require_same_files(repo: Path, root: Path) -> list[str]:
     """Compares what the files of both say, but for the length and the place of the encoder; returns their names.
 
+    What `effconv pieces` added to the repo is no difference: `encode`, which this check is of, passes it by.
+
     Raises:
         AssertionError: with every file that differs.
     """
-    theirs, ours = (dict(_settings(folder)) for folder in (root, repo))
+    added = average_of(repo) is not None and average_of(root) is None
+    theirs, ours = (dict(_settings(folder, without_pieces=added)) for folder in (root, repo))
     differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if differing:
         raise AssertionError(f"these files differ from the source's: {', '.join(differing)}")
     return sorted(theirs)
 
 
-def _settings(folder: Path) -> Iterator[tuple[str, Any]]:
+def _settings(folder: Path, *, without_pieces: bool) -> Iterator[tuple[str, Any]]:
     modules = [dict(module) for module in _modules(folder)]
     if not modules:
         return
+    if without_pieces:
+        modules = [module for module in modules if module.get("type") != f"{CODE}.{AVERAGE}"]
+        modules[0]["type"] = ""  # one of them is the other's encoder, in pieces
     encoder = folder / checked_name(modules[0]["path"], MODULES) if modules[0].get("path") else folder
     modules[0]["path"] = ""
     yield MODULES, portable(modules)
@@ -174,4 +182,4 @@ def _settings(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _without_lengths(settings: dict[str, Any]) -> Any:
-    return portable({key: value for key, value in settings.items() if key not in ("max_seq_length", *DOCUMENT_LENGTHS)})
+    return portable({key: value for key, value in settings.items() if key not in UNCOMPARED})

@@ -7,10 +7,10 @@ import statistics
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 import transformers
 from adapt_text import documents, write_wiki
+from piece_oracles import even, whitened
 from typer.testing import CliRunner
 
 import effconv
@@ -178,20 +178,16 @@ def test_too_few_long_documents_are_refused(tokenizer):
 
 
 @pytest.mark.parametrize("of_chunks", [False, True])
-def test_averages_of_pieces_are_whitened_by_the_formula(of_chunks):
+def test_pieces_are_whitened_and_averaged_by_the_formula(of_chunks):
     lengths, size = [100, 70], 50  # two chunks each, of 50 and 35 tokens: two pieces of at most 30 each
     pieces = np.random.default_rng(0).normal(size=(8, 3)) + 2
     queries = np.random.default_rng(1).normal(size=(4, 3)) + 2
     task = Task([torch.zeros(length) for length in lengths], torch.zeros(4, 1), torch.zeros(4), torch.zeros(4))
     embedded = ways.Embedded(torch.tensor(pieces), [4, 4], 1.0, None)
     changed, found = ways._averaged(torch.tensor(queries), embedded, task, size, of_chunks=of_chunks)
-    covariance = np.cov(pieces.T)
-    root = scipy.linalg.sqrtm(np.linalg.inv(covariance + 0.01 * np.trace(covariance) / 3 * np.eye(3)))
-    means = pieces.reshape((4, 2, 3) if of_chunks else (2, 4, 3)).mean(1)
-    for got, rows in ((changed, queries), (found.vectors, means)):
-        expected = (rows - pieces.mean(0)) @ root
-        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-        np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(changed.numpy(), whitened(pieces, queries), atol=1e-5)
+    parts = whitened(pieces, pieces).reshape((4, 2, 3) if of_chunks else (2, 4, 3))
+    np.testing.assert_allclose(found.vectors.numpy(), [even(part) for part in parts], atol=1e-5)
     assert found.counts == ([2, 2] if of_chunks else [1, 1])
 
 

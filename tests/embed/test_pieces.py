@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adapt_text import documents
-from piece_oracles import pieces_of, unit, whitened
+from piece_oracles import even, pieces_of, unit, whitened
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -18,6 +18,7 @@ import effconv
 from effconv.convert.errors import BadInputError, OutputError, UsageError
 from effconv.convert.io.tensorfile import file_sha256
 from effconv.embed import PieceEncoder, Whitening
+from effconv.embed.even import even as even_of
 from effconv.embed.pieces import fitted
 from effconv.embed.whitening import Moments
 from tiny import save_tiny_sentence_encoder
@@ -49,6 +50,16 @@ def test_moments_in_parts_are_those_of_the_whole():
     np.testing.assert_allclose(centred(rows).numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 40])
+def test_an_even_vector_is_the_least_squares_solution(count):
+    rows = unit(np.random.default_rng(count).normal(size=(count, 8)) + 0.5)
+    found = even_of(torch.from_numpy(rows).float(), 0.1).numpy()
+    np.testing.assert_allclose(found, even(rows, 0.1), atol=1e-5)
+    # What it is for: the piece that is farthest from it is nearer than it is to the mean.
+    assert (rows @ found).min() >= (rows @ unit(rows.mean(0))).min() - 1e-6
+    np.testing.assert_allclose(even_of(torch.from_numpy(rows).float(), 1e5).numpy(), unit(rows.mean(0)), atol=1e-3)
+
+
 def test_a_text_is_the_average_of_its_pieces(source, texts):
     encoder = PieceEncoder(source, piece_tokens=9)
     found = encoder.encode(texts)
@@ -66,7 +77,7 @@ def test_the_whitening_of_a_collection_is_that_of_the_formula(source, texts):
     pieces = [pieces_of(encoder.model, text, 9) for text in texts]
     sample = np.concatenate(pieces)
     assert encoder.seen.count == len(sample) > sample.shape[1]
-    expected = whitened(sample, np.array([rows.mean(0) for rows in pieces]))
+    expected = np.array([even(whitened(sample, rows)) for rows in pieces])
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3)
     query = unit(encoder.model.encode(["a short query"]))
     np.testing.assert_allclose(encoder.encode_query(["a short query"]), whitened(sample, query), atol=1e-3)
@@ -196,7 +207,7 @@ def test_a_collection_that_is_too_small_is_refused_before_it_is_embedded(source,
     def embedded(*_: object) -> None:
         raise AssertionError("embedded")
 
-    monkeypatch.setattr(PieceEncoder, "_embed", embedded)
+    monkeypatch.setattr(PieceEncoder, "_pieces", embedded)
     for run in (
         lambda: effconv.embed(source, data=few, pieces=9, whiten=True, output=tmp_path / "out.npy"),
         lambda: effconv.pieces(source, data=few, pieces=9, output=tmp_path / "out"),

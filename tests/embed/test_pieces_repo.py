@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -10,16 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapt_text import documents
+from adapt_text import documents, write_wiki
 from environments import FIVE, FOUR, stranger, warm
-from piece_oracles import pieces_of, unit, whitened
+from piece_oracles import even, pieces_of, unit, whitened
 from places import ROOT
 from typer.testing import CliRunner
 
 import effconv
 from effconv.adapt.ranking import Encoder, PiecesEncoder
 from effconv.cli import app
-from effconv.convert.errors import BadInputError, CheckFailedError, EffconvError, OutputError, UnsupportedError
+from effconv.convert.errors import (
+    BadInputError,
+    CheckFailedError,
+    EffconvError,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+)
+from effconv.convert.verify.loaded import Loaded
+from effconv.convert.verify.sentence_checks import same_embedding
 from effconv.embed import ChunkEncoder, PieceEncoder, Whitening
 from tiny import save_tiny_sentence_encoder
 
@@ -65,7 +75,7 @@ def by_hand(folder, texts) -> dict[str, np.ndarray]:
     plain = model.encode(QUERIES)
     asked = model.encode([PROMPTS["query"] + query for query in QUERIES])
     return {
-        "documents": whitened(sample, np.array([rows.mean(0) for rows in pieces])),
+        "documents": np.array([even(whitened(sample, rows)) for rows in pieces]),
         "queries": whitened(sample, unit(asked)),
         "plain": plain,
         "pieces": np.array(len(sample)),
@@ -111,6 +121,32 @@ def test_the_manifest_and_the_card_say_what_was_done(made, expected):
     assert (made / "source-pieces" / "README.md").read_text(encoding="utf-8").startswith("# Mine\n")
     checks = {check.name: check.passed for check in effconv.verify(made / "lsg-pieces", against=made / "source")}
     assert checks["same_embedding"] is True
+
+
+def test_without_sentence_transformers_its_modules_are_no_difference(made, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    manifest = json.loads((made / "lsg-pieces" / "effconv.json").read_text(encoding="utf-8"))
+    value, details = same_embedding(Loaded(made / "lsg-pieces", made / "source", manifest, False))
+    assert (value, "1_Pooling/config.json" in details["files"]) == (0, True)
+
+
+def test_retrieval_takes_longer_documents_than_the_encoder(made, tmp_path):
+    text = write_wiki(tmp_path / "text.txt", count=4, words=400)
+    task = {
+        "against": made / "source",
+        "data": text,
+        "tokens": 200,
+        "queries": 2,
+        "query_tokens": 8,
+        "with_": "chunk-max",
+    }
+    found = effconv.retrieval(made / "lsg-pieces", **task)
+    assert [row["documents"] for row in found["rows"]] == ["chunk maximum", "lsg-pieces"]
+    with pytest.raises(UsageError, match="lsg takes 128 tokens"):
+        effconv.retrieval(made / "lsg", **task)
+    with pytest.raises(UsageError, match="takes 65536 tokens") as caught:
+        effconv.retrieval(made / "lsg-pieces", **{**task, "tokens": 70_000})
+    assert "effconv pieces with --max-len" in caught.value.hint
 
 
 def test_a_refresh_keeps_the_modules_and_brings_their_code_up_to_date(made, tmp_path):
