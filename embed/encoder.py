@@ -20,7 +20,8 @@ from torch import Tensor
 from ..convert.errors import BadInputError, UnsupportedError, UsageError, memory_ran_out
 from ..convert.repo.manifest import NAME, check_hashes, read_manifest
 from ..convert.repo.own_modules import PIECES
-from ..convert.text import special_ends
+from ..convert.repo.sentence import modules_of
+from ..convert.text import counted, special_ends
 from .chunks import Bounds, Pass, cut, passes
 from .device import require_device
 from .loadable import require_loadable
@@ -336,7 +337,7 @@ def load_model(
         raise BadInputError("no such folder", where=str(model), hint="give a folder with a model")
     given = {name: value for name, value in others.items() if value}
     try:
-        return SentenceTransformer(str(folder if local else model), trust_remote_code=allowed, **given)
+        loaded = SentenceTransformer(str(folder if local else model), trust_remote_code=allowed, **given)
     except Exception as error:  # any: files and code of others are read
         if memory_ran_out(f"{type(error).__name__}: {error}"):
             raise
@@ -354,6 +355,26 @@ def load_model(
             if local
             else "check the id, and the network",
         ) from error
+    if local and not (folder / NAME).is_file():
+        _require_complete(loaded, folder)
+    return loaded
+
+
+def _require_complete(model: SentenceTransformer, folder: Path) -> None:
+    """Raises BadInputError for weights that lack tensors, in whose place transformers puts random numbers."""
+    encoder: Any = getattr(model[0], "auto_model", None)
+    place = folder / str((modules_of(folder) or [{}])[0].get("path") or "")
+    if encoder is None or not (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
+        return
+    # sentence-transformers does not pass on what transformers found missing, so the weights are read once more.
+    _, found = type(encoder).from_pretrained(place, config=encoder.config, output_loading_info=True)
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)  # which no vector is made of
+    if missing:
+        raise BadInputError(
+            f"the weights lack {counted(len(missing), 'tensor')} of the model, such as {missing[0]}",
+            where=str(place),
+            hint="download the model again, or train it: without them it would embed with random numbers",
+        )
 
 
 def _modes(pooling: Any) -> tuple[str, ...]:

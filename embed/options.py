@@ -31,7 +31,8 @@ class EmbedOptions:
     )
     whiten: bool = option(
         False,
-        "With --pieces: take out what all pieces have in common. Also writes NAME.whitening.safetensors, for queries.",
+        "With --pieces: take out what all pieces have in common, and weight them so that none is drowned out. "
+        "Also writes NAME.whitening.safetensors, for queries.",
     )
     whitening: Path | None = option(
         None, "With --pieces: the .whitening.safetensors file of an earlier run, for more texts or for queries."

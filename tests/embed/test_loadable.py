@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from adapt_text import documents
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import effconv
@@ -62,6 +63,16 @@ def dense_without_weights(folder: Path) -> None:
     (folder / "3_Dense" / "config.json").write_text('{"in_features": 32, "out_features": 8}')
 
 
+def lacking(*names: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in weights.items() if not any(part in name for part in names)}
+        assert len(kept) < len(weights)
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
 DAMAGES = {
     "tokenizer": (without("tokenizer.json", "vocab.txt"), BadInputError, "has no tokenizer"),
     "all of the tokenizer": (
@@ -74,6 +85,9 @@ DAMAGES = {
     "dense layer": (dense_without_weights, BadInputError, "missing: 3_Dense/model.safetensors"),
     "weights": (without("model.safetensors"), BadInputError, "no readable weights"),
     "cut weights": (cut, BadInputError, "model.safetensors"),
+    "some weights": (
+        lacking("layer.1.attention.self.key"), BadInputError, r"lack 2 tensors of the model, such as .*self\.key\.bias",
+    ),
     "pointer": (
         holding("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), BadInputError, "Git LFS",
     ),
@@ -102,6 +116,12 @@ def test_a_damaged_folder_is_refused_in_words(name, made, tmp_path):
         assert caught.value.where
         assert caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_without_a_pooler_embeds(made, tmp_path):
+    folder = Path(shutil.copytree(made / "source", tmp_path / "model"))
+    lacking("pooler")(folder)
+    np.testing.assert_array_equal(ChunkEncoder(folder).encode("the of"), ChunkEncoder(made / "source").encode("the of"))
 
 
 @pytest.mark.parametrize("name", ["pooling", "pooling's config", "dense layer"])
