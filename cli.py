@@ -123,7 +123,15 @@ Offline = Annotated[bool, typer.Option("--offline", help="Use no network. Read H
 
 def main() -> None:
     """Runs the command line and turns what went wrong into a message and an exit code."""
-    from .convert.errors import MEMORY, MEMORY_EXIT_CODE, EffconvError, StoppedError, memory_ran_out
+    from .convert.errors import (
+        MEMORY,
+        MEMORY_EXIT_CODE,
+        NO_EMBEDDING,
+        EffconvError,
+        StoppedError,
+        beyond_a_table,
+        memory_ran_out,
+    )
     from .convert.io.system import require_supported_system
 
     for name in ("stdout", "stderr"):
@@ -153,9 +161,13 @@ def main() -> None:
         complain(str(error))
         sys.exit(error.exit_code)
     except Exception as error:
-        if memory_ran_out(f"{type(error).__name__}: {error}"):
+        said = f"{type(error).__name__}: {error}"
+        if memory_ran_out(said):
             complain(f"{MEMORY}\n  where: {str(error).strip() or type(error).__name__}")
             sys.exit(MEMORY_EXIT_CODE)
+        if beyond_a_table(said):
+            complain(str(NO_EMBEDDING))
+            sys.exit(NO_EMBEDDING.exit_code)
         import traceback
 
         traceback.print_exc()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..convert.errors import EffconvError, OutputError, StoppedError, UnsupportedError
 from ..convert.families.registry import ENCODER_DECODERS
-from ..convert.io.staging import check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import check_apart, check_output, check_room, output_errors
 from ..convert.repo.old_card import old_card
 from ..convert.repo.own_modules import average_of
 from ..convert.target import Target
@@ -73,8 +73,7 @@ def require_place(
     with output_errors(output):
         check_apart(folder, output)
         check_apart(teacher, output)
-        check_output(output, overwrite=overwrite)
-        check_replaceable(output)
+        check_output(output, overwrite=overwrite, of_models=True)
         size = sum((folder / name).stat().st_size for name in manifest["files"])
         check_room(output.parent, times * size + (64 << 20))
 

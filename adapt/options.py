@@ -76,7 +76,9 @@ class AdaptOptions:
     )
     checkpoint_every: int = option(100, "Steps between checkpoints, 0 for none.", panel=TRAINING)
     resume: bool = option(False, "Continue the run from its last checkpoint.", panel=TRAINING)
-    overwrite: bool = option(False, "Replace the output folder and discard checkpoints of an earlier run.")
+    overwrite: bool = option(
+        False, "Replace the output folder. Without --resume, checkpoints of an earlier run are discarded."
+    )
     verify: bool = option(True, "Load the new repo in a fresh process and check it before it is saved.")
     bf16: bool = option(False, "Train with autocast to bfloat16.", panel=MACHINE)
     gradient_checkpointing: bool = option(False, "Use less memory, with about a third more computation.", panel=MACHINE)

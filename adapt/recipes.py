@@ -110,10 +110,12 @@ def training_lengths(
         objectives = {objective for phase in phases for objective in phase.objectives}
         most = whole if objectives <= set(ON_WINDOWS) else reach
         if max(asked) > most:
+            of_repo = max(asked) > whole
             raise UsageError(
-                f"texts of {max(asked)} tokens are too long: the repo and its teacher take {most}",
+                f"texts of {max(asked)} tokens are too long: the {'repo' if of_repo else 'teacher'} takes {most}",
                 where="--lengths",
-                hint="give shorter texts, or only the objectives hidden and sentence, which run the teacher on windows",
+                hint=f"give at most {most}"
+                + ("" if of_repo else ", or only the objectives hidden and sentence, which run the teacher on windows"),
             )
         _check_contrastive(phases, asked, int(manifest["source_max_length"]))
         _check_exact(target, manifest, phases, asked)

@@ -61,7 +61,7 @@ def require_objectives(
         raise UnsupportedError(
             "the repo has no masked-LM head",
             where="--objective mlm",
-            hint="convert with --architecture ForMaskedLM, pass --objective hidden, or train with effconv pretrain",
+            hint="convert with --architecture ForMaskedLM, or pass --objective hidden with the source as --teacher",
         )
     if "mlm" in objectives and config.get("is_decoder"):
         raise UnsupportedError(

@@ -109,7 +109,8 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         raise UsageError(
             f"the objective {recipe.objective} needs a teacher",
             where="--teacher",
-            hint="pass --teacher with the source of the repo, or --objective mlm",
+            hint="pass --teacher with the source of the repo"
+            + (", or --objective mlm" if "AutoModelForMaskedLM" in (manifest["auto"], *manifest["heads"]) else ""),
         )
     if taught and not manifest.get("dense_source", True):
         raise UnsupportedError(

@@ -62,6 +62,13 @@ class BadInputError(EffconvError):
     exit_code = 4
 
 
+NO_EMBEDDING = BadInputError(
+    "a token of a text has no embedding in the model: its tokenizer and its weights do not belong together",
+    hint="compare the ids in tokenizer.json with vocab_size in config.json, and download the model again or train the "
+    "new tokens' embeddings",
+)
+
+
 class CheckFailedError(EffconvError):
     """A repo fails a check, or its files differ from its manifest.
 
@@ -89,6 +96,11 @@ class StoppedError(EffconvError):
     """Ctrl-C in a run that leaves something behind, which the message names."""
 
     exit_code = 130
+
+
+def beyond_a_table(said: str) -> bool:
+    """Whether torch looked up a row that an embedding table does not have (on a CPU: on a GPU it says less)."""
+    return "IndexError: index out of range in self" in said
 
 
 def memory_ran_out(said: str) -> bool:

@@ -14,10 +14,11 @@ from .errors import CheckFailedError, OutputError, joined_hints, listing
 from .execute import SourceHash, Written, execute
 from .failed import refused
 from .io.source import resolve
-from .io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from .io.staging import Staging, check_apart, check_output, check_room, output_errors
 from .io.tensorfile import file_sha256
 from .io.tokenizer import tokenizer_of
 from .io.unwrapped import readable_folder
+from .io.vocabulary import largest_id
 from .notices import notices, overrides
 from .options import Progress, Settings, parse_size
 from .plan import Plan
@@ -130,8 +131,7 @@ def convert_source(
     output = absolute(settings.output or Path(target.folder(found.name, options, asked.options)))
     with output_errors(output):
         check_apart(found.folder, output)
-        check_output(output, overwrite=settings.overwrite)
-        check_replaceable(output)
+        check_output(output, overwrite=settings.overwrite, of_models=True)
     progress("plan", 0, 0)
     if found.remote_header:  # report faults before downloading gigabytes
         planned(asked, remote=True)
@@ -296,8 +296,14 @@ def _calibrate(ready: Prepared, progress: Progress) -> Calibration:
 
 
 def _of_tokenizer(ready: Prepared) -> list[str]:
-    """What a user must know of a tokenizer with code of its own."""
+    """What a user must know of a tokenizer: tokens without an embedding, or code of its own."""
     found = tokenizer_of(ready.source, ready.context.family)
+    largest, rows = largest_id(ready.source), ready.context.config.get("vocab_size")
+    if largest is not None and isinstance(rows, int) and largest >= rows:
+        return [
+            f"the tokenizer has ids up to {largest:,}, and the model has embeddings for {rows:,} tokens: a text with a "
+            f"token from id {rows:,} on cannot be run"
+        ]
     if not found.references:
         return []
     there = [reference for reference in found.references if "--" in reference]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import BadInputError, OutputError, UsageError
+from ..convert.io.source import resolve
 from ..convert.io.staging import Staging, check_output
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
@@ -94,6 +95,8 @@ def load_tokenizer(options: PrepareOptions) -> Any:
         )
     except Exception as error:  # each kind of tokenizer file fails in its own way
         said = next(iter(str(error).splitlines()), type(error).__name__)
+        if not Path(str(options.tokenizer)).expanduser().is_dir():
+            resolve(str(options.tokenizer), token=options.token, offline=options.offline)  # says what the Hub said
         raise BadInputError(
             f"cannot load the tokenizer ({said})",
             where=f"--tokenizer {options.tokenizer}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import EffconvError, UnsupportedError
-from ..convert.io.staging import Staging, check_apart, check_output, check_replaceable, check_room, output_errors
+from ..convert.io.staging import Staging, check_apart, check_output, check_room, output_errors
 from ..convert.io.tensorfile import file_sha256
 from ..convert.options import Progress
 from ..convert.repo.manifest import EXPORTED, NAME, check_hashes, hash_files, read_manifest, repo_folder
@@ -61,8 +61,7 @@ def export_repo(
     check_hashes(folder, manifest)
     with output_errors(output):
         check_apart(folder, output)
-        check_output(output, overwrite=options.overwrite)
-        check_replaceable(output)
+        check_output(output, overwrite=options.overwrite, of_models=True)
         size = sum((folder / name).stat().st_size for name in manifest["files"])
         check_room(output.parent, (2 + options.int8 + options.fp16 + options.torch) * size + (64 << 20))
     with Staging(output, overwrite=options.overwrite) as staging:

@@ -17,7 +17,7 @@ from ..convert.families.grammar import shape_of
 from ..convert.io.checkpoint import Checkpoint
 from ..convert.io.dtypes import BY_NAME, Array
 from ..convert.io.source import resolve
-from ..convert.io.staging import check_apart, check_output, check_replaceable, output_errors
+from ..convert.io.staging import check_apart, check_output, output_errors
 from ..convert.io.tokenizer import SpecialTokens, special_tokens
 from ..convert.ops import New
 from ..convert.options import Progress, asked_by, flag_of
@@ -55,8 +55,7 @@ def _made(command: str, options: NewOptions, given: Mapping[str, Any], progress:
     asked, own, usual = ask(command, options, given)
     output = absolute(options.output or Path(_folder(asked)))
     with output_errors(output):
-        check_output(output, overwrite=options.overwrite)
-        check_replaceable(output)
+        check_output(output, overwrite=options.overwrite, of_models=True)
     with tempfile.TemporaryDirectory(prefix="effconv-") as temporary:
         ready = prepared(asked, own, usual, Path(temporary))
         with output_errors(output):

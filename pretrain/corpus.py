@@ -58,7 +58,8 @@ def read_examples(options: PretrainOptions, objective: Any, tokenizer: Any, leng
         raise BadInputError(
             "there is no held-out example to evaluate on",
             where="--heldout, --heldout-share",
-            hint="raise --heldout-share (prepared folders: of effconv prepare), or give other text with --heldout",
+            hint=("prepare the text again" if prepared else "give more text")
+            + " with a larger --heldout-share, or give other text with --heldout",
         )
     if next(made.train(0), None) is None:
         raise BadInputError("there is no example to train on", where="--data", hint="give more text")

@@ -109,7 +109,9 @@ class PretrainOptions:
     end_rate: float | None = _open("end_rate", f"Rate after the last step of {', '.join(ENDING)}.", panel=RATE)
     power: float | None = _open("power", "Power of the polynomial.", panel=RATE)
     clip: float | None = _open("clip", "Largest norm of the gradient. 0 turns clipping off.", panel=RATE)
-    overwrite: bool = option(False, "Replace the output folder and discard checkpoints of an earlier run.")
+    overwrite: bool = option(
+        False, "Replace the output folder. Without --resume, checkpoints of an earlier run are discarded."
+    )
     verify: bool = option(True, "Load the new repo in a fresh process and check it before it is saved.")
     bf16: bool = option(False, "Train with autocast to bfloat16.", panel=MACHINE)
     gradient_checkpointing: bool = option(False, "Use less memory, with about a third more computation.", panel=MACHINE)

@@ -265,8 +265,13 @@ class Family:
         """
         suffix = self.suffix_of(architecture, target)
         if all(head.suffix != suffix for head in self.heads):
+            causal = [head.suffix for head in self.heads if head.causal]
+            if "causal" in suffix.lower() and causal:  # whose name may be nothing like it, such as LMHeadModel
+                meant = f". Its causal head is {causal[0]}"
+            else:
+                meant = did_you_mean(suffix, [head.suffix for head in self.heads])
             raise UsageError(
-                f"{self.name} has no head {suffix!r}{did_you_mean(suffix, [head.suffix for head in self.heads])}",
+                f"{self.name} has no head {suffix!r}{meant}",
                 where="--architecture",
                 hint=self._heads_there_are(),
             )

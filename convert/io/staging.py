@@ -109,11 +109,15 @@ class Staging:
         return kept
 
 
-def check_output(output: Path, *, overwrite: bool | None) -> None:
+def check_output(output: Path, *, overwrite: bool | None, of_models: bool = False) -> None:
     """Refuses a non-empty output unless it may be overwritten, and a path where no folder can be created.
 
     Args:
         overwrite: None if the command has no --overwrite.
+        of_models: the command replaces no folder that contains no model, in case the path was mistyped.
+
+    Raises:
+        OutputError: one of these.
     """
     _check_above(output)
     _check_loadable(output)
@@ -121,7 +125,16 @@ def check_output(output: Path, *, overwrite: bool | None) -> None:
         raise OutputError(
             "the output exists and is not a folder", where=str(output), hint="choose another path with --output"
         )
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if of_models and overwrite is not None and names and not names & {"effconv.json", "config.json"}:
+        raise OutputError(
+            "the output folder has other files and no model, so --overwrite does not replace it"
+            if overwrite
+            else "the output folder is not empty, and has no model that --overwrite would replace",
+            where=str(output),
+            hint="choose another path with --output, or remove the folder yourself",
+        )
+    if names and not overwrite:
         raise OutputError(
             "the output folder is not empty",
             where=str(output),
@@ -164,21 +177,6 @@ def _check_loadable(output: Path) -> None:
             f"_dot_ and _hyphen_ for every . and -, and so it has {excess} bytes too many",
             where=str(output),
             hint="choose a shorter name with --output",
-        )
-
-
-def check_replaceable(output: Path) -> None:
-    """Refuses to replace a folder that contains no model, in case the path was mistyped.
-
-    Raises:
-        OutputError: the folder has files, but neither a manifest nor a config.
-    """
-    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if names and not names & {"effconv.json", "config.json"}:
-        raise OutputError(
-            "the output folder has other files and no model, so --overwrite does not replace it",
-            where=str(output),
-            hint="choose another path with --output, or remove the folder yourself",
         )
 
 
@@ -239,7 +237,10 @@ def output_errors(output: Path, flag: str = "--output") -> Iterator[None]:
         errno.EACCES: ("no permission to write the output", "choose another folder with --output"),
         errno.EPERM: ("no permission to write the output", "choose another folder with --output"),
         errno.EROFS: ("the output is on a read-only disk", "choose another folder with --output"),
-        errno.EFBIG: ("the disk does not support files of this size", "pass --max-shard-size 2GB"),
+        errno.EFBIG: (
+            "a file would be larger than the disk or the process's limit (ulimit -f) allows",
+            "raise the limit, choose another disk with --output, or convert into smaller files with --max-shard-size",
+        ),
         errno.ENAMETOOLONG: ("the output path is too long", "choose a shorter one with --output"),
         errno.ENOTEMPTY: (
             "another process created the output folder during this run",

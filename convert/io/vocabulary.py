@@ -43,6 +43,21 @@ def token_ids(source: Source, kind: TokenizerClass | None, names: Names) -> dict
     return ids
 
 
+def largest_id(source: Source) -> int | None:
+    """The largest id in tokenizer.json and added_tokens.json; None for a tokenizer without the first."""
+    if not source.has(FILE):
+        return None
+    parsed = source.json(FILE)
+    vocabulary = _mapping(parsed).get("model")
+    words = _mapping(vocabulary).get("vocab")
+    ids: list[object] = [len(words) - 1] if isinstance(words, list) else list(_mapping(words).values())
+    added = _mapping(parsed).get("added_tokens")
+    ids += [_mapping(entry).get("id") for entry in added] if isinstance(added, list) else []
+    if source.has("added_tokens.json"):
+        ids += _mapping(source.json("added_tokens.json")).values()
+    return max((i for i in ids if type(i) is int), default=None)
+
+
 def _vocabulary(source: Source, kind: TokenizerClass | None, names: Names) -> Mapping[str, int]:
     """Ids from the first vocabulary file that the class would read."""
     settings = source.json("tokenizer_config.json") if source.has("tokenizer_config.json") else {}

@@ -133,12 +133,12 @@ def read_manifest(repo: Path) -> dict[str, Any]:
     if not path.is_file():
         refuse_export(repo)
         raise _no_manifest(repo)
-    manifest = _parsed(path)
+    manifest = _parsed(path, _restored(repo))
     odd = [
         key for key, kind in FIELDS.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
     ]
     if odd:
-        raise BadInputError(f"{NAME} has no {', '.join(odd)}", where=str(path), hint="convert the source again")
+        raise BadInputError(f"{NAME} has no {', '.join(odd)}", where=str(path), hint=_restored(repo))
     if "failed" in manifest:
         raise _kept_to_be_looked_at(repo)
     if manifest["format"] > FORMAT:
@@ -165,7 +165,15 @@ def config_of(repo: Path) -> dict[str, Any]:
     return config
 
 
-def _parsed(path: Path, hint: str = "convert the source again") -> Any:
+def _restored(repo: Path) -> str:
+    """What to do about a damaged manifest."""
+    return (
+        f"restore {NAME}, or convert the source again; if you trained the model, delete {NAME} and make the folder a "
+        f"repo again: effconv adopt {repo}"
+    )
+
+
+def _parsed(path: Path, hint: str) -> Any:
     """A JSON file of a repo.
 
     Args:

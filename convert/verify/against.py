@@ -76,12 +76,18 @@ def named_source(manifest: Mapping[str, Any]) -> str:
     return str(stated.get("hub_id") or stated.get("name") or "the checkpoint that the repo was made from")
 
 
+def _give(manifest: Mapping[str, Any]) -> str:
+    stated = manifest.get("source") or {}
+    local = stated.get("name") and not stated.get("hub_id")  # its folder's name alone: a manifest has no paths
+    return f"give {'the folder of ' if local else ''}{named_source(manifest)}"
+
+
 def _require_kin(found: Source, against: str, repo: Path, manifest: Mapping[str, Any], target: Target | None) -> None:
     """Raises UsageError for a model of another family or size, and for a converted one."""
     brought = target.brings if target else None
     before = converted(found.config)
     family = before.family if before else found.config.get("model_type")
-    give = f"give {named_source(manifest)}"
+    give = _give(manifest)
     if family not in (brought.model_types if brought else (manifest["family"],)):
         raise UsageError(
             f"the source is a {family}, but the repo was made from a {manifest['family']}", where=against, hint=give
@@ -159,5 +165,5 @@ def _require_reach(found: Source, against: str, manifest: Mapping[str, Any]) -> 
         raise UsageError(
             f"{found.name} is not the source of this repo: it takes {reach:,} tokens, the source took {had:,}",
             where=against,
-            hint=f"give {named_source(manifest)}",
+            hint=_give(manifest),
         )

@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import MEMORY, BadInputError, CheckFailedError, joined_hints, listing, memory_ran_out
+from ..errors import (
+    MEMORY,
+    NO_EMBEDDING,
+    BadInputError,
+    CheckFailedError,
+    EffconvError,
+    beyond_a_table,
+    joined_hints,
+    listing,
+    memory_ran_out,
+)
 from ..repo.manifest import Measured
 from ..target import Check, Target
 
@@ -113,8 +123,10 @@ def _compared(result: Measured) -> bool:
     return result.value is not None or not re.match(r"\w+(Error|Exception): ", result.why)
 
 
-def _died(returncode: int, said: str, repo: str) -> CheckFailedError:
+def _died(returncode: int, said: str, repo: str) -> EffconvError:
     """The error for a process that ended before it reported all results."""
+    if beyond_a_table(said):
+        return BadInputError(NO_EMBEDDING.what, where=repo, hint=NO_EMBEDDING.hint)
     tail = "\n".join(f"    {line}" for line in said.strip().splitlines()[-6:])
     ended = f"exit status {returncode}"
     hint = "read the lines above, and install or upgrade the package that they name"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,6 +77,30 @@ def test_a_misspelt_class_is_reported(source, tmp_path):
     assert said.endswith("Did you mean BertForMaskedLM?")
     asked = effconv.convert(odd, "lsg", output=tmp_path / "named", architecture="ForMaskedLM", verify=False, **BLOCKS)
     assert asked.findings == []
+
+
+def test_the_causal_head_is_named_whatever_its_name(source):
+    refused(lambda: effconv.plan(source(), "lsg", architecture="ForCausalLM", **BLOCKS), UsageError, "is LMHeadModel")
+    refused(lambda: effconv.plan(source(), "lsg", architecture="ForMaskdLM", **BLOCKS), UsageError, "mean ForMaskedLM")
+
+
+def test_tokens_without_an_embedding_are_said(source, tmp_path):
+    odd = edited(source(), tmp_path / "odd")
+    parsed = json.loads((odd / "tokenizer.json").read_text())
+    rows = json.loads((odd / "config.json").read_text())["vocab_size"]
+    parsed["model"]["vocab"]["beyond"] = rows
+    (odd / "tokenizer.json").write_text(json.dumps(parsed))
+    (said,) = effconv.convert(odd, "lsg", output=tmp_path / "repo", verify=False, **BLOCKS).findings
+    assert f"ids up to {rows}, and the model has embeddings for {rows} tokens" in said
+    (tmp_path / "text.txt").write_text("beyond the beyond", encoding="utf-8")
+    typed = "from effconv.cli import main; main()"
+    command = [sys.executable, "-c", typed, "fidelity", str(tmp_path / "repo"), "--against", str(odd)]
+    run = subprocess.run(
+        [*command, "--data", str(tmp_path / "text.txt"), "--lengths", "4"], capture_output=True, text=True
+    )
+    assert run.returncode == 4, run.stderr
+    assert "has no embedding" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize("asked", ["ForMaskedLM", "ForSequenceClassification", "BertForQuestionAnswering"])

@@ -249,6 +249,7 @@ def test_a_damaged_manifest_is_named(kind, repo):
         effconv.verify(repo)
     assert caught.value.where
     assert caught.value.hint
+    assert kind == "gone" or f"effconv adopt {repo}" in caught.value.hint
 
 
 def test_a_manifest_that_may_not_be_read_is_told_from_a_damaged_one(repo, monkeypatch):

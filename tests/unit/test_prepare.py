@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 import effconv
 from effconv import cli
-from effconv.convert.errors import BadInputError, EffconvError, OutputError, UsageError
+from effconv.convert.errors import BadInputError, EffconvError, HubError, OutputError, UsageError
 from effconv.data.layouts import tokenizer_digest
 from effconv.data.masking import IGNORED
 from effconv.data.prepared import is_prepared, prepared_examples, read_record, require_fitting
@@ -165,7 +165,8 @@ def test_the_options_of_the_recipes_are_options(row, text, folder, tmp_path):
     ("options", "kind", "what"),
     [
         ({"tokenizer": None}, UsageError, "no tokenizer is given"),
-        ({"tokenizer": "/nowhere/at/all"}, BadInputError, "cannot load the tokenizer"),
+        ({"tokenizer": "/nowhere/at/all"}, BadInputError, "no such folder"),
+        ({"tokenizer": "nobody/nothing", "offline": True}, HubError, "not in the Hub cache of this machine"),
         ({"objective": "mlm+sop", "documents": "heading"}, BadInputError, "no heading found"),
         ({"objective": "mlm+nsp", "documents": "file"}, BadInputError, "a single document"),
         ({"heldout_share": 1e-9}, BadInputError, "no document is held out"),

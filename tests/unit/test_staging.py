@@ -268,7 +268,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
         (errno.EDQUOT, "quota"),
         (errno.EROFS, "read-only"),
         (errno.EACCES, "no permission"),
-        (errno.EFBIG, "files of this size"),
+        (errno.EFBIG, "ulimit -f"),
     ],
 )
 def test_what_the_system_says_of_the_output_becomes_advice(number, says, tmp_path, monkeypatch):
@@ -280,6 +280,21 @@ def test_what_the_system_says_of_the_output_becomes_advice(number, says, tmp_pat
         publish(tmp_path / "out")
     assert caught.value.hint
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_overwrite_would_not_replace_is_said_to_be_one(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").touch()
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="no model") as caught:
+            check_output(output, overwrite=overwrite, of_models=True)
+        assert "--overwrite" not in caught.value.hint
+    (output / "config.json").touch()
+    with pytest.raises(OutputError, match="the output folder is not empty\n") as caught:
+        check_output(output, overwrite=False, of_models=True)
+    assert "--overwrite" in caught.value.hint
+    check_output(output, overwrite=True, of_models=True)
 
 
 def test_paths_that_cannot_be_are_refused(tmp_path):
