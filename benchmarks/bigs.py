@@ -36,7 +36,9 @@ def sections(threads: int, rounds: int, length: int) -> Iterator[Section]:
         times,
         [
             *faster(f"BiGS layer, float32, against its naive form, {at}", times, NAIVE_LAYER, LAYER, 1.2),
-            *faster(f"BiGS layer, bfloat16 dense layers, against the naive form, {at}", times, NAIVE_LAYER, HALF, 2.5),
+            *faster(
+                f"BiGS layer, bfloat16 dense layers, against the naive form, {at}", times, NAIVE_LAYER, HALF, 2.5, aim=3
+            ),
             *faster(f"BiGS convolution, both directions, against the naive form, {at}", times, NAIVE, CONVOLUTION, 6),
             *faster(f"the same against the naive form on (b, d, l), {at}", times, NAIVE_LAST, CONVOLUTION, 6),
         ],

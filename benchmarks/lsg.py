@@ -43,7 +43,7 @@ DENSE_REACH = 8192  # tokens from which on SDPA would take most of the time, and
 LIMITS: Mapping[tuple[str, int, bool], dict[str, Any]] = {  # of (form, length, with backward), in float32
     (PUBLISHED, 4096, False): {"limit": 4.0},
     (PUBLISHED, 16384, False): {"limit": 3.5},
-    (PUBLISHED, 4096, True): {"limit": 2.5, "aim": 3.5},
+    (PUBLISHED, 4096, True): {"limit": 2.5, "aim": 3.0},
     (SDPA, 1024, False): {"limit": 1.3},
     (SDPA, 4096, False): {"limit": 5.0},
     (FLOOR, 4096, False): {"limit": 1.6, "aim": 1.3, "at_most": True},
