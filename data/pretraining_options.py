@@ -88,7 +88,7 @@ class PretrainingOptions:
             if value is not None and value < least[name]
         ]
         if self.shortest >= self.length >= least["length"]:
-            faults.append(f"shortest must be less than length, got {self.shortest} and {self.length}")
+            faults.append(f"shortest must be less than --length, got {self.shortest} and {self.length}")
         if not 0 < self.mask_share < 1:
             faults.append(f"mask_share must be between 0 and 1, got {self.mask_share}")
         if not 0 <= self.heldout_share < 1:
