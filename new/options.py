@@ -97,7 +97,9 @@ class NewOptions:
             name, equals, text = item.partition("=")
             if not equals or not name.strip():
                 raise UsageError(
-                    f"{item!r} is not a field and a value", where="--set", hint="such as layer_norm_eps=1e-12"
+                    f"{item!r} is not a field and a value",
+                    where="--set",
+                    hint="give a field and a value, such as initializer_range=0.02",
                 )
             try:
                 found[name.strip()] = json.loads(text)

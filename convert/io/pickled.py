@@ -131,7 +131,7 @@ def _load(path: Path, *, weights_only: bool) -> Any:
     import torch
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # asks to report it to torch
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # its words are for the authors of torch
         try:
             return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
         except RuntimeError as error:

@@ -267,7 +267,7 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_written(target, options, 
     ("options", "where", "hint"),
     [
         ({"layers": 0}, "--layers", "such as 12"),
-        ({"set": "hidden_size"}, "--set", "layer_norm_eps"),
+        ({"set": "hidden_size"}, "--set", "initializer_range"),
         ({"set": "hidden_act=sillu"}, "--set hidden_act", "silu"),
         ({"set": "initializer_range=-1"}, "--set initializer_range", "another value"),
     ],
