@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .adapt.controls import LABELS
+from .adapt.controls import SAYS
 from .commands import (
     CONTEXT,
     CONVERTING,
@@ -109,7 +109,7 @@ new_models = typer.Typer(
 app.add_typer(
     new_models, name="new", help="Make a repo with random weights, to train from scratch.", rich_help_panel="Train"
 )
-WAYS = ", ".join(LABELS)  # of `effconv retrieval`
+WAYS = "; ".join(f"{name} ({says})" for name, says in SAYS.items())  # of `effconv retrieval`
 REPORT = "internal error in effconv. Please report it with the command and the lines above."
 
 Token = Annotated[
@@ -221,7 +221,10 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a converted repo: file hashes and the checks of its target. Runs in a fresh process."""
+    """Check a converted repo: file hashes and the checks of its target. Runs in a fresh process.
+
+    The model card (README.md) may be edited: its hash is not compared.
+    """
     from .api import verify as verify_repo
     from .report.console import Progress
     from .report.conversion import show_checks
@@ -296,7 +299,10 @@ def retrieval(
     ] = None,
     query_tokens: Annotated[int, typer.Option(help="Tokens per query.", min=4)] = 32,
     with_: Annotated[
-        str | None, typer.Option("--with", help=f"Ways to embed documents: {WAYS}. [default: all]", show_default=False)
+        str | None,
+        typer.Option(
+            "--with", help=f"Ways to embed documents, separated by commas. {WAYS}. [default: all]", show_default=False
+        ),
     ] = None,
     whole: Annotated[
         bool,
@@ -468,7 +474,10 @@ def adopt(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a converted model that was saved after training into a repo again: manifest, model card, checks."""
+    """Turn a converted model that was saved after training into a repo again: manifest, model card, checks.
+
+    Weights and settings are taken as they are: adopt cannot tell training from damage.
+    """
     from .api import adopt as adopt_folder
     from .report.console import Progress
     from .report.hub import show_adopted

@@ -63,7 +63,8 @@ ENCODER = (
 
 PLAN_HELP = (
     "Print what would happen to every tensor (copy; tile: repeat rows; derive: compute from others; new; drop), "
-    "and convert nothing. Equal plans have equal plan hashes."
+    "and convert nothing. The plan hash covers these operations. Options that change only config.json, such as "
+    "--block-size, do not change it."
 )
 
 
@@ -345,7 +346,7 @@ def measuring_command(name: str) -> Command:
 
     model = typer.Argument(
         metavar="MODEL",
-        help="Models to measure: converted repos, other model folders or Hub ids. With --data: models, then files.",
+        help="Models to measure: converted repos, other model folders or Hub ids.",
         show_default=False,
     )
     parameters = [_keyword("models", Annotated[list[str], model])]
@@ -391,7 +392,7 @@ def _parameters(options_class: type) -> list[inspect.Parameter]:
         names = [flag + (f"/--no-{flag[2:]}" if field.default is True or isinstance(fallback, bool) else "")]
         names += [field.metadata["short"]] if field.metadata.get("short") else []
         help = field.metadata["help"]
-        if fallback is not None:  # the value for a source that states none
+        if fallback is not None and "[default" not in help:  # the value for a source that states none
             usual = f"{'' if fallback else 'no-'}{flag[2:]}" if isinstance(fallback, bool) else fallback
             help = f"{help}  [default: {usual}]"
         option = typer.Option(

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from gettext import gettext as _
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MORE = "more"  # the argument for further files of an option, whose flag its help names first
 FLAG = re.compile(r"--[a-z-]+")
+NEEDED = "[required]"  # ends the help of an option that the command always needs, whatever its default is
 REQUIRED = re.compile(r"\{(.*)\}")  # Typer's form of an argument that must be given
 
 
@@ -30,15 +31,30 @@ class PlainCommand(TyperCommand):
         _write(formatter, _parameters(self, ctx))
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
-        """The arguments without braces, and further files behind the option that they belong to."""
+        """The arguments without braces, and further files behind the option that they belong to.
+
+        They are an argument for them alone, or stand among the models of a command that takes several.
+        """
         pieces = [REQUIRED.sub(r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
-        for argument in self.params:
-            if argument.name == MORE:
-                own = argument.get_usage_pieces(ctx)
-                flag = FLAG.findall(getattr(argument, "help", ""))[0]
-                shown = f"[{flag} FILE [{argument.metavar}]...]"
-                pieces = [shown if piece in own else piece for piece in pieces]
+        more = next((argument for argument in self.params if argument.name == MORE), None)
+        if more is not None:
+            own, shown = (
+                more.get_usage_pieces(ctx),
+                self._usage_of(FLAG.findall(getattr(more, "help", ""))[0], more.metavar),
+            )
+            pieces = [shown if piece in own else piece for piece in pieces]
+        elif any(parameter.nargs == -1 for parameter in self.params) and self._option("--data") is not None:
+            pieces.append(self._usage_of("--data", "FILE"))
         return pieces
+
+    def _option(self, flag: str) -> Any:
+        return next((parameter for parameter in self.params if flag in parameter.opts), None)
+
+    def _usage_of(self, flag: str, others: str | None) -> str:
+        """An option for several files, in brackets unless the command needs it. `others`: name of the further files."""
+        option = self._option(flag)
+        shown = f"{flag} FILE [{others}]..."
+        return shown if option.required or (option.help or "").endswith(NEEDED) else f"[{shown}]"
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         try:

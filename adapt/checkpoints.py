@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..convert.errors import BadInputError, OutputError, UsageError, listing
 from ..convert.io.staging import output_errors
+from ..convert.options import flag_of
 
 RUN, PLACE, BEST = "run.json", "place.json", "best.safetensors"
 STEP = re.compile(r"step-(\d{6,})")
@@ -54,10 +55,12 @@ class Checkpoints:
 
     Args:
         folder: beside the output. started_with: what must be the same for a run to be continued.
+        options: the class of the command's options, whose fields `started_with` has by name.
     """
 
-    def __init__(self, folder: Path, started_with: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, started_with: Mapping[str, Any], options: type) -> None:
         self.folder, self._started_with = folder, json.loads(json.dumps(started_with))
+        self._options = options
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
         """Creates the folder, or checks that the same run left it.
@@ -76,11 +79,8 @@ class Checkpoints:
                 raise BadInputError(
                     f"{RUN} cannot be read ({error})", where=str(stated), hint="leave out --resume to start again"
                 ) from None
-            differ = sorted(k for k in {*other, *self._started_with} if other.get(k) != self._started_with.get(k))
-            if differ:
-                lines = [
-                    f"{key}: started with {other.get(key)!r}, now {self._started_with.get(key)!r}" for key in differ
-                ]
+            lines = self._differences(other)
+            if lines:
                 raise BadInputError(
                     f"the run to resume was started with other settings:\n{listing(lines)}",
                     where=str(stated),
@@ -97,6 +97,29 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             stated.write_text(json.dumps(self._started_with, indent=2) + "\n", encoding="utf-8")
+
+    def _differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What differs from the settings that a run was started with, as a user gives them."""
+        flags = {field.name: flag_of(field) for field in fields(self._options)}
+        now = self._started_with
+        differ = sorted(name for name in {*other, *now} if other.get(name) != now.get(name))
+        lines = [
+            f"{flags[name]}: started with {_typed(other.get(name))}, now {_typed(now.get(name))}"
+            for name in differ
+            if name in flags
+        ]
+        if "repo" in differ:
+            lines.append("the repo to train is another one, or its files changed")
+        if {"text", "rows"} & {*differ} and not {"data", "heldout", "dataset"} & {*differ}:
+            lines.append("the data are others: files of the same names with other content, or other rows of them")
+        before, after = other.get("recipe") or {}, now.get("recipe") or {}
+        if not lines:  # else the recipe follows from what was given
+            lines += [
+                f"{flags.get(name, name)}: the default was {_typed(before.get(name))}, now it is {_typed(value)}"
+                for name, value in after.items()
+                if before.get(name) != value
+            ]
+        return lines or ["the run was started by another version of effconv"] * bool(differ)
 
     def last(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -170,3 +193,12 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes the folder: the run is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _typed(value: Any) -> str:
+    """A value of an option as one gives it on the command line."""
+    if value is None:
+        return "the default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

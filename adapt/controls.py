@@ -23,6 +23,18 @@ LABELS = {  # as rows are called; a repo's row has its name before that
     "dense-chunks": "dense, chunks",
     "repo-chunks": "chunks",
 }
+SAYS = {  # in the help of `--with`
+    "truncation": "the first tokens that the source takes",
+    "chunk-mean": "average of its chunks",
+    "chunk-max": "its best chunk",
+    "late-chunking": "chunks pooled from overlapping windows",
+    "pieces": "average of whitened short pieces",
+    "pieces-chunks": "the same for each chunk",
+    "dense": "the source with repeated positions, on the whole document",
+    "dense-interpolated": "the same with interpolated positions",
+    "dense-chunks": "dense, pooled per chunk",
+    "repo-chunks": "each repo, pooled per chunk",
+}
 STRETCHED = ("dense", "dense-interpolated", "dense-chunks")
 
 

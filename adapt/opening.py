@@ -99,23 +99,32 @@ def first_alone(accelerator: Any, work: Callable[[], None]) -> None:
 
 
 @contextmanager
-def stoppable(checkpoints: Kept) -> Iterator[None]:
-    """A training that says what is kept of it if it is interrupted, and leaves no checkpoints without a state."""
+def stoppable(checkpoints: Kept, every: str, log: Path | None = None) -> Iterator[None]:
+    """A training that says what is kept of it if it is interrupted, and leaves no checkpoints without a state.
+
+    Args:
+        every: the option that says when checkpoints are made. log: a file that goes with the checkpoints.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        raise _stopped(checkpoints) from None
-    except OutputError:
+    except (KeyboardInterrupt, OutputError) as error:
         if checkpoints.last() is None:
             checkpoints.clear()
-        raise
+            if log is not None:
+                log.unlink(missing_ok=True)
+        if isinstance(error, OutputError):
+            raise
+        raise _stopped(checkpoints, every) from None
 
 
-def _stopped(checkpoints: Kept) -> StoppedError:
+def _stopped(checkpoints: Kept, every: str) -> StoppedError:
     last = checkpoints.last()
     if last is None:
-        checkpoints.clear()
-        return StoppedError("interrupted before the first checkpoint; no output was written")
+        return StoppedError(
+            "interrupted before the first checkpoint; no output was written",
+            where=every,
+            hint=f"run the command again to start from the beginning; {every} sets the steps between checkpoints",
+        )
     return StoppedError(
         f"interrupted; the state of {last.name.replace('-', ' ')} is kept",
         where=str(last),

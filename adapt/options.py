@@ -22,7 +22,7 @@ class AdaptOptions:
     """Options of `effconv adapt`."""
 
     teacher: str | None = option(None, "Source model of the repo, a folder or a Hub id. Not needed for mlm alone.")
-    data: tuple[str, ...] = option((), "Text, JSONL, CSV or parquet file, or Hub dataset, can be repeated.")
+    data: tuple[str, ...] = option((), "Text, JSONL, CSV or parquet file, or Hub dataset, can be repeated. [required]")
     output: Path | None = option(None, "Output folder. [default: REPO-adapted]", short="-o")
     heldout: tuple[str, ...] = option(
         (), "Text to evaluate on, never trained on, can be repeated. [default: some documents of the data]", panel=DATA
@@ -34,8 +34,9 @@ class AdaptOptions:
     )
     objective: str | None = option(
         None,
-        "Losses: attention, hidden, logits, sentence, contrastive, mlm. Example: attention:0.5,hidden+logits trains "
-        "attention for the first half, then both other losses. [default: from the target]",
+        "Losses: attention, hidden, logits, sentence, contrastive, mlm. Example: hidden:0.5,hidden+sentence trains "
+        "hidden for the first half, then both losses. attention needs a repo without global tokens (LSG has one unless "
+        "it was made with --num-global-tokens 0), logits a head, mlm a masked-LM head. [default: from the target]",
         panel=TRAINING,
     )
     train: Trained | None = option(
@@ -47,7 +48,9 @@ class AdaptOptions:
         panel=TRAINING,
     )
     steps: int | None = option(None, "Total number of steps. [default: 300 without --budget]", panel=TRAINING)
-    budget: str | None = option(None, "Training time instead of steps, such as 90s, 10m or 2h.", panel=TRAINING)
+    budget: str | None = option(
+        None, "Training time instead of steps, such as 90s, 10m or 2h. A plain number is seconds.", panel=TRAINING
+    )
     budget_clock: Clock = option(
         "wall", "Time that the budget counts: wall time, or CPU time of this process.", panel=TRAINING
     )

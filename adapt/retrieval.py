@@ -108,7 +108,7 @@ def retrieval(
     if not folders:
         raise UsageError("no repo to measure", where="REPO", hint="give at least one repo that effconv made")
     if documents < 2:
-        raise UsageError("--documents must be at least 2", where="--documents", hint="such as --documents 50")
+        raise UsageError("--documents must be at least 2", where="--documents", hint="give a number such as 50")
     if not files:
         raise UsageError("no text given", where="--data", hint="give one or more files with texts with --data")
     if cache is not None:

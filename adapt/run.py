@@ -177,7 +177,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     )
     pieces = pieces_of(corpus, options.piece_tokens, int(pair.base.config.hidden_size)) if options.whiten else None
     progress("training", 0, 0)
-    checkpoints = Checkpoints(beside, _started_with(folder, manifest, options, recipe, corpus.record))
+    checkpoints = Checkpoints(beside, _started_with(folder, manifest, options, recipe, corpus.record), AdaptOptions)
     pair.student.to(accelerator.device)
     if pair.teacher is not None:
         pair.teacher.to(accelerator.device)
@@ -188,7 +188,7 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
     before = heldout.measure(pair.student)
     run = Run(accelerator, pair, corpus, heldout, phases, recipe, lengths, options, checkpoints, watch)
     first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
-    with stoppable(checkpoints):
+    with stoppable(checkpoints, "--checkpoint-every"):
         trained = run.train()
     if not accelerator.is_main_process:
         return None

@@ -60,6 +60,12 @@ class Adopted:
         }
 
 
+UNKNOWN_CHANGES = (
+    f"the folder had an {NAME}, which is replaced: weights and settings are taken as they are. adopt cannot tell "
+    "training from damage"
+)
+
+
 def adopt(
     folder: str | os.PathLike[str],
     *,
@@ -100,6 +106,7 @@ def adopt(
         manifest = read_manifest(given)
         if not [line for line in changed_files(given, manifest) if not line.startswith(f"{CARD}:")]:
             return Adopted(given, manifest, (), None, ("the folder is a repo already, and no file has changed",))
+    had_manifest = (given / NAME).is_file()
     if output is None:
         check_writable(given / NAME)
     view = view_of(given, None if origin is None else _fetched(origin, token, offline))
@@ -115,7 +122,8 @@ def adopt(
             _put_in_place(view.folder, given, made)
         else:
             _write_apart(view.folder, target_folder)
-    return Adopted(target_folder, read_manifest(target_folder), tuple(made), measured, view.findings)
+    findings = (*view.findings, *([UNKNOWN_CHANGES] if had_manifest else []))
+    return Adopted(target_folder, read_manifest(target_folder), tuple(made), measured, findings)
 
 
 def finish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from .plan import Plan, Row
 from .repo.modelcode import class_name
 from .requested import Requested
 from .target import Context, Rule, Target
+from .text import counted
 
 
 def choose_head(
@@ -124,6 +126,7 @@ class _Planner:
                 self.faults.append(f"{row.target}: produced twice")
             made.update([row.target] if row.target else [])
         if self.faults:
+            self._count_layers()
             faults = listing(dict.fromkeys(self.faults))
             raise BadInputError(
                 f"the checkpoint does not fit {self.family.class_name(self.head)}:\n{faults}",
@@ -139,6 +142,27 @@ class _Planner:
             rows=tuple(self._ordered()),
             carried=frozenset(self.carried),
         )
+
+    def _count_layers(self) -> None:
+        """Puts one fault in the place of those of every tensor of a layer that only config or weights have."""
+        config, known = self.context.config, {tensor.name for tensor in self.stored.values()}
+        names = [*self.stored, *(name for name in self.checkpoint.tensors if name not in known)]
+        for kind, paths in (
+            ("layer", self.family.layer_paths(config)),
+            ("decoder layer", self.family.decoder_layer_paths(config)),
+        ):
+            stack = re.fullmatch(r"(.+)\.\d+", paths[0]) if paths else None
+            if stack is None:
+                continue
+            parts = r"[./]".join(map(re.escape, stack[1].split(".")))  # JAX names have slashes
+            layer = re.compile(rf"(?<![^\s./]){parts}[./](\d+)[./]")
+            found = {int(match[1]) for match in map(layer.search, names) if match}
+            if found != set(range(len(found))) or len(found) in (0, len(paths)):
+                continue
+            least = min(len(found), len(paths))
+            others = [fault for fault in self.faults if not (at := layer.search(fault)) or int(at[1]) < least]
+            if len(others) < len(self.faults):
+                self.faults = [f"config.json says {counted(len(paths), kind)}, the weights have {len(found)}", *others]
 
     def _ordered(self) -> list[Row]:
         """Rows in the order of the source, as far as the form allows: wide types first, or a tree in one walk.

@@ -83,7 +83,13 @@ def settle(
     """
     again = target.name if target.accepts_converted else ""
     family = family_of(
-        config, target.families, again=again, abilities=target.can, brought=target.brings, own_code=own_code
+        config,
+        target.families,
+        again=again,
+        abilities=target.can,
+        brought=target.brings,
+        own_code=own_code,
+        taker=f"effconv {target.asked_for}",
     )
     require_activation(config)
     config = family.read_config(config)

@@ -162,7 +162,8 @@ class Target:
         upgraded: of a repo that it takes again, what it was, for card and manifest; {} for a dense source.
         scratch: how a model with random weights begins (`effconv new`); None where there is no such model.
         folder_suffix: appended to the source's name to name the default output folder, for a target that keeps the
-            source's length unless another is given.
+            source's length unless another is given. If the source's name ends in it, only the length is appended, or
+            the target's name where no length is given.
     """
 
     name: str
@@ -218,7 +219,9 @@ class Target:
             given: the options as they were given. options: with a value for each that was left open.
         """
         if self.folder_suffix:
-            return "-".join(str(part) for part in (source, self.folder_suffix, given.max_length) if part)
+            doubled = source.endswith(f"-{self.folder_suffix}")
+            suffix = "" if doubled and given.max_length else self.name if doubled else self.folder_suffix
+            return "-".join(str(part) for part in (source, suffix, given.max_length) if part)
         if self.accepts_converted and source.startswith(f"{self.name}-"):  # the default name of a conversion
             source = re.sub(r"-\d+$", "", source.removeprefix(f"{self.name}-"))
         return f"{self.name}-{source}-{options.max_length}"

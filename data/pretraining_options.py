@@ -43,13 +43,21 @@ class PretrainingOptions:
     short_share: float | None = option(
         None, "Share of examples that are shorter, of random length. [default: 0.1, clm 0]", panel=PACKING
     )
-    shortest: int = option(2, "Least length of such an example, without special tokens.", panel=PACKING)
+    shortest: int = option(2, "Least length of such an example, without special tokens: below --length.", panel=PACKING)
     copies: int = option(1, "Times that the texts are used, with other masks and pairs.", panel=PACKING)
     buffer: int = option(1000, "Documents among which mlm+nsp draws the random one.", panel=PACKING)
     shuffle: int = option(0, "Examples in the buffer that shuffles them. 0 keeps the order of the text.", panel=PACKING)
-    masks: Masks = option("dynamic", "Make masks while training (dynamic), or write them (static).", panel=MASKING)
-    mask_share: float = option(0.15, "Fraction of tokens that are masked.", panel=MASKING)
-    max_predictions: int | None = option(None, "Masked tokens of an example, at most. [default: any]", panel=MASKING)
+    masks: Masks = option(
+        "dynamic", "static: write masks. dynamic: effconv pretrain makes them, with its own options.", panel=MASKING
+    )
+    mask_share: float = option(
+        0.15,
+        "Fraction of tokens that are masked. Only for --masks static, which pretrain then uses as they are.",
+        panel=MASKING,
+    )
+    max_predictions: int | None = option(
+        None, "Masked tokens of an example, at most. Only for --masks static. [default: any]", panel=MASKING
+    )
     whole_words: bool = option(False, "Mask whole words.", panel=MASKING)
     heldout_share: float = option(
         0.0, "Share of documents to keep apart for evaluation, chosen by their hash.", panel=TEXT
@@ -79,6 +87,8 @@ class PretrainingOptions:
             for name, value in given.items()
             if value is not None and value < least[name]
         ]
+        if self.shortest >= self.length >= least["length"]:
+            faults.append(f"shortest must be less than --length, got {self.shortest} and {self.length}")
         if not 0 < self.mask_share < 1:
             faults.append(f"mask_share must be between 0 and 1, got {self.mask_share}")
         if not 0 <= self.heldout_share < 1:

@@ -15,7 +15,7 @@ DANGER = "Dangerous: only for sources you trust"
 class EmbedOptions:
     """Options of `effconv embed`."""
 
-    data: tuple[str, ...] = option((), "Text, .jsonl, .csv or .parquet file, can be repeated.")
+    data: tuple[str, ...] = option((), "Text, .jsonl, .csv or .parquet file, can be repeated. [required]")
     output: Path | None = option(
         None,
         "FILE.parquet, or FILE.npy with the rows' ids in FILE.ids.jsonl. [default: REPO.parquet]",
@@ -75,12 +75,18 @@ class PiecesOptions:
     """Options of `effconv pieces`."""
 
     data: tuple[str, ...] = option(
-        (), "Text, .jsonl, .csv or .parquet file with the documents to be found, can be repeated. They are whitened on."
+        (),
+        "Text, .jsonl, .csv or .parquet file with the documents to be found, can be repeated. The whitening is fitted "
+        "to them. [required without --whitening]",
     )
     whitening: Path | None = option(
         None, "Instead of --data: the .whitening.safetensors file that effconv embed --pieces --whiten wrote."
     )
-    pieces: int = option(30, "Tokens per piece.")
+    pieces: int = option(
+        30,
+        "Tokens per piece. The vector of a document is a weighted average of the vectors of its pieces, which are "
+        "whitened: what all pieces have in common is taken out.",
+    )
     max_length: int = option(65_536, "Maximum length of a document in tokens. The rest is cut off.", flag="--max-len")
     text_column: str = option("text", "Column with the text in .jsonl, .csv and .parquet files.")
     lines: bool = option(False, LINES_HELP)

@@ -246,7 +246,9 @@ class PieceEncoder(ChunkEncoder):
 
     def _cut(self, text: Text, size: int | None) -> Text:
         if size is not None and size < 1:
-            raise UsageError(f"chunks must have at least 1 token, got {size}", where="chunk_tokens", hint="such as 512")
+            raise UsageError(
+                f"chunks must have at least 1 token, got {size}", where="chunk_tokens", hint="give a number such as 512"
+            )
         return replace(text, chunks=cut(len(text.ids), size or max(len(text.ids), 1)))
 
     def _embed(self, texts: list[Text], batch_size: int) -> list[Tensor]:

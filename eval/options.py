@@ -17,7 +17,7 @@ class EvalOptions:
     tasks: tuple[str, ...] = option(
         (),
         "Tasks of mteb, separated by commas, or a folder with a retrieval task: corpus.jsonl, queries.jsonl and "
-        "qrels/SPLIT.tsv, as BEIR has them. Can be repeated.",
+        "qrels/SPLIT.tsv, as BEIR has them. Can be repeated. [required]",
         metavar="NAMES|FOLDER",
     )
     against: str | None = option(None, "Source model (folder or Hub id): measure it too, and report the difference.")

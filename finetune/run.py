@@ -225,9 +225,9 @@ def train(asked: Asked, progress: Progress, watch: Any) -> Finished | None:
         plan = plan_of(options, len(features))
         args = arguments_of(task, options, asked.metrics, plan, beside)
     shifted = model.prepare_decoder_input_ids_from_labels if task.name == "summarize" else None
-    checkpoints = TrainerCheckpoints(beside, _started_with(asked))
+    checkpoints = TrainerCheckpoints(beside, _started_with(asked), FinetuneOptions)
     first_alone(PartialState(), lambda: _begin(checkpoints, options))  # Trainer makes the folder if it is missing
-    with stoppable(checkpoints), output_errors(beside):
+    with stoppable(checkpoints, "--evaluate-every"), output_errors(beside):
         trainer = make_trainer(
             model,
             task,

@@ -34,7 +34,7 @@ class LSGOptions:
         "norm",
         "How sparse keys are made. norm: keys of the largest norm, a good first choice. pooling: means of neighbours. "
         "bos_pooling: means weighted by the first token's query. lsh: means of similar keys. stride, block_stride: "
-        "every n-th key. none: local attention only, the fastest. For MPNet and T5 the default is bos_pooling.",
+        "every n-th key. none: local attention only, the fastest.  [default: norm; MPNet and T5: bos_pooling]",
     )
     num_global_tokens: int = from_source_or(1, "Learned global tokens, which attend to all tokens: 0 to 512.")
     mask_first_token: bool = from_source_or(False, "Mask the first token (CLS). A global token replaces it.")
@@ -46,7 +46,9 @@ class LSGOptions:
         "mask", "Initial global tokens: the mask token's embedding, or random."
     )
     global_positional_stride: int = option(
-        64, "Global token i is initialised with position embedding i × this, of a table of 512."
+        64,
+        "Distance between the position embeddings of new global tokens. 64: the first global token starts with that of "
+        "position 0, the next with 64, then 128.  [1 to 512]",
     )
     positions: Literal["repeat", "interpolate"] = option(
         "repeat", "How position embeddings are extended to the new length."

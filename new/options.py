@@ -12,6 +12,9 @@ from ..convert.options import DTypeName, Settings, option
 
 HUB = "Hub"
 SIZES = "Sizes (each overrides --like)"
+USUAL = {  # sizes of BERT base, as examples in errors
+    "length": 512, "layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072, "embedding": 128, "vocab": 30522,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,9 @@ class NewOptions:
         "Sizes, or a published model: NAMES. [default: FIRST]",
         short="--preset",
     )
-    family: str | None = option(None, "Family of the stock model, such as roberta. [default: bert]")
+    family: str | None = option(
+        None, "Family of the model, such as roberta: all of it but the attention. [default: bert]"
+    )
     length: int | None = option(None, "Maximum input length in tokens. [default: the preset's, 512 for most]")
     tokenizer: str | None = option(
         None, "Tokenizer: a folder or a Hub id. Needed, unless --vocab makes a model without a tokenizer."
@@ -70,11 +75,13 @@ class NewOptions:
         if isinstance(given, dict):
             given = tuple(f"{name}={json.dumps(value)}" for name, value in given.items())
         object.__setattr__(self, "set", (given,) if isinstance(given, str) else tuple(given))  # type: ignore[arg-type]
-        for name in ("length", "layers", "hidden", "heads", "intermediate", "embedding", "vocab"):
+        for name, usual in USUAL.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise UsageError(
-                    f"--{name} must be a positive integer, got {value!r}", where=f"--{name}", hint="such as 128"
+                    f"--{name} must be a positive integer, got {value!r}",
+                    where=f"--{name}",
+                    hint=f"give a number such as {usual}",
                 )
 
     @property
@@ -89,7 +96,11 @@ class NewOptions:
         for item in self.set:
             name, equals, text = item.partition("=")
             if not equals or not name.strip():
-                raise UsageError(f"{item!r} is not a field and a value", where="--set", hint="such as num_ssm=32")
+                raise UsageError(
+                    f"{item!r} is not a field and a value",
+                    where="--set",
+                    hint="give a field and a value, such as initializer_range=0.02",
+                )
             try:
                 found[name.strip()] = json.loads(text)
             except ValueError:

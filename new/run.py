@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import UsageError
+from ..convert.errors import BadInputError, UsageError
 from ..convert.families.activations import require_activation
 from ..convert.families.grammar import shape_of
 from ..convert.io.checkpoint import Checkpoint
@@ -57,10 +59,25 @@ def _made(command: str, options: NewOptions, given: Mapping[str, Any], progress:
     with output_errors(output):
         check_output(output, overwrite=options.overwrite, of_models=True)
     with tempfile.TemporaryDirectory(prefix="effconv-") as temporary:
-        ready = prepared(asked, own, usual, Path(temporary))
+        with _set_named(options):
+            ready = prepared(asked, own, usual, Path(temporary))
         with output_errors(output):
             check_apart(ready.source.folder, output)
         return make_repo(ready, output, progress, begin)
+
+
+@contextmanager
+def _set_named(options: NewOptions) -> Iterator[None]:
+    """Lets an error about a field of config.json that was given with `--set` name that option."""
+    try:
+        yield
+    except BadInputError as error:
+        named = [name for name in options.further_fields() if re.search(rf"\b{name}\b", f"{error.what} {error.where}")]
+        if named and error.where.startswith("config.json"):
+            error.where = ", ".join(f"--set {name}" for name in named)
+            if "config.json" in error.hint:
+                error.hint = "give another value, or leave out --set"
+        raise
 
 
 def ask(command: str, options: NewOptions, given: Mapping[str, Any]) -> tuple[Asked, Any, dict[str, Any]]:

@@ -58,7 +58,9 @@ def _text(name: str, default: Any = None) -> Any:
 class PretrainOptions:
     """Options of `effconv pretrain`."""
 
-    data: tuple[str, ...] = option((), "Text, JSONL, CSV or parquet file, Hub dataset, or folder of effconv prepare.")
+    data: tuple[str, ...] = option(
+        (), "Text, JSONL, CSV or parquet file, Hub dataset, or folder of effconv prepare, can be repeated. [required]"
+    )
     output: Path | None = option(None, "Output folder. [default: REPO-pretrained]", short="-o")
     preset: PresetName | None = option(
         None, "Published recipe: " + ", ".join(PRESETS) + ". Options that are given override its values."
@@ -80,8 +82,14 @@ class PretrainOptions:
     short_share: float | None = _text("short_share")
     buffer: int = _text("buffer", 1000)
     shuffle: int = option(10_000, "Examples in the buffer that shuffles them. 0 keeps the order.", panel=DATA)
-    mask_share: float | None = _text("mask_share")
-    max_predictions: int | None = _text("max_predictions")
+    mask_share: float | None = _open(
+        "mask_share", "Fraction of tokens that are masked. Examples with static masks keep their own.", panel=DATA
+    )
+    max_predictions: int | None = _open(
+        "max_predictions",
+        "Masked tokens of an example, at most. Examples with static masks keep their own. [default: any]",
+        panel=DATA,
+    )
     whole_words: bool = _text("whole_words", False)
     batch_size: int | None = _open("batch_size", "Examples per step over all processes.", panel=TRAINING)
     accumulation: int = option(1, "Gradient accumulation: parts into which each process splits a step.", panel=TRAINING)

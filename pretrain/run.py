@@ -166,7 +166,7 @@ def _train(asked: Asked, progress: Progress, watch: Any) -> Any:
     )
     findings = [*examples.findings, *_findings(rates)]
     checkpoints = Checkpoints(
-        output.with_name(output.name + ".checkpoints"), _started_with(asked, examples.record, steps)
+        output.with_name(output.name + ".checkpoints"), _started_with(asked, examples.record, steps), PretrainOptions
     )
     words, pair = words_of(chosen.objective), pair_kind(chosen.objective)
     collate = _collator(chosen, tokenizer, model, causal=words == "clm", pairs=pair is not None)
@@ -175,11 +175,11 @@ def _train(asked: Asked, progress: Progress, watch: Any) -> Any:
     heldout = HeldOut(examples.heldout, collate, words, pair, asked.length, accelerator.device)
     before = heldout.measure(model)
     first_alone(accelerator, lambda: checkpoints.begin(resume=options.resume, overwrite=options.overwrite))
-    log = None
+    log, beside = None, output.with_name(output.name + ".log.jsonl")
     if accelerator.is_main_process:
-        log = Log(output.with_name(output.name + ".log.jsonl"), checkpoints.place().step if options.resume else 0)
+        log = Log(beside, checkpoints.place().step if options.resume else 0)
     run = Pretraining(accelerator, model, examples, heldout, collate, chosen, rates, checkpoints, watch, log)
-    with stoppable(checkpoints):
+    with stoppable(checkpoints, "--checkpoint-every", beside):
         trained = run.train()
     if not accelerator.is_main_process:
         return None

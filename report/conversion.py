@@ -85,7 +85,7 @@ def show_checks(measured: Sequence[Measured], repo: Path, *, as_json: bool) -> N
         return print_json([asdict(result) for result in measured])
     console = new_console()
     if (repo.expanduser() / NAME).is_file():
-        console.print("all files match the manifest")
+        console.print("all files match the manifest (README.md, which may be edited, is not compared)")
     else:
         again = f"effconv adopt {escape(str(repo))}"
         console.print(f"no {NAME}, but the code files are effconv's. To make it a repo again: {again}", soft_wrap=True)

@@ -87,7 +87,8 @@ ROWS = {
         "Change the maximum length or the GELU variant of a PyTorch BiGS checkpoint.",
         "BiGS_512-torch, made by jax2torch",
         new="BiGS: gated state-space encoder, without attention.",
-        output=WITH_SUFFIX.format("torch"),
+        output="SOURCE-bigs (with --max-len SOURCE-LENGTH) if SOURCE ends in -torch, else "
+        + WITH_SUFFIX.format("torch"),
     ),
 }
 

@@ -19,6 +19,7 @@ def family_of(
     brought: Family | None = None,
     abilities: Collection[str] | None = None,
     own_code: bool = False,
+    taker: str = "this target",
 ) -> Family:
     """The family of a checkpoint from its config's model_type.
 
@@ -27,6 +28,7 @@ def family_of(
         again: the target whose own repos are taken, as the family that they were made from.
         abilities: what the target can do, of `NEEDS`; None where that is not known.
         brought: a family that only the target reads, whose `read_config` knows what its configs can say.
+        taker: the target as the errors name it.
         own_code: whether a source with modeling code of its own is taken for what its model_type says.
 
     Raises:
@@ -51,10 +53,10 @@ def family_of(
     if isinstance(model_type, str) and model_type in FAMILIES and model_type not in names and abilities is not None:
         missing = sorted(FAMILIES[model_type].requirements - set(abilities))
         raise UnsupportedError(
-            f"this target does not take {model_type}"
+            f"{taker} does not take {model_type}"
             + (f": {', and '.join(NEEDS[name] for name in missing)}" if missing else ""),
             where="config.json: model_type",
-            hint=f"effconv targets lists the targets that take {model_type}; this one takes {', '.join(names)}",
+            hint=f"effconv targets lists the targets that take {model_type}; {taker} takes {', '.join(names)}",
         )
     if model_type not in names:
         reason, instead = REFUSED.get(str(model_type), ("", ""))

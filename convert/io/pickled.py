@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 MAGIC = (b"PK\x03\x04", b"\x80")  # a zip, and a bare pickle as torch wrote before 1.6
+TORCHS_OWN = bytes.fromhex("6cfc9c46f9206aa85019")  # the number with which torch's bare pickles begin
 
 
 class PickledCheckpoint(Checkpoint):
@@ -82,8 +84,15 @@ def _state_dict(path: Path, name: str, allow_pickle: bool) -> Mapping[str, torch
     import torch
 
     with path.open("rb") as file:
-        if not file.read(4).startswith(MAGIC):
-            raise damaged(name, ["the file was not written by torch.save"])
+        head = file.read(64)
+    if not head.startswith(MAGIC):
+        raise damaged(name, ["the file was not written by torch.save"])
+    if head.startswith(MAGIC[1]) and TORCHS_OWN not in head:
+        raise BadInputError(
+            f"{name} was written by pickle.dump, which effconv does not read: loading it can run code",
+            where=name,
+            hint="if you trust the file, load it with pickle and save it with torch.save or safetensors",
+        )
     try:
         state = _load(path, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -121,12 +130,14 @@ def _load_trusted(path: Path, name: str) -> Any:
 def _load(path: Path, *, weights_only: bool) -> Any:
     import torch
 
-    try:
-        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=weights_only)  # the format before 1.6 cannot be mapped
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # its words are for the authors of torch
+        try:
+            return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=weights_only)  # torch before 1.6: cannot be mapped
 
 
 def _dtype(value: torch.Tensor) -> str:

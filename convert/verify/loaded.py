@@ -108,8 +108,7 @@ class Loaded:
         asked = self.manifest.get("source_config", {})  # fields that the conversion was asked to change
         before: dict[str, Any] = {}
         if "upgraded" in self.manifest and self.source is not None:  # whose own code, if it still loads, is not run
-            fields = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
-            dense = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
+            dense = {key: value for key, value in self.dense_fields().items() if key != "model_type"}
             before = {"config": transformers.AutoConfig.for_model(self.manifest["family"], **{**dense, **asked})}
         family = FAMILIES.get(self.manifest["family"])
         read = getattr(transformers, family.stock_auto(auto) if family else auto).from_pretrained
@@ -126,12 +125,31 @@ class Loaded:
         evaluating: nn.Module = model.eval()
         return evaluating
 
+    def dense_fields(self) -> dict[str, Any]:
+        """config.json of a source that was converted before, as that of the dense model of its weights."""
+        assert self.source is not None
+        fields = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
+        return {
+            **{key: value for key, value in fields.items() if key != "auto_map"},
+            "model_type": self.manifest["family"],
+        }
+
     def stored_floats(self) -> list[str]:
         """Names of the floating-point tensors in the repo's weights files, as they are stored."""
         names = []
         for path in sorted(self.repo.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 names += [name for name in file.keys() if file.get_slice(name).get_dtype() in FLOATS]  # noqa: SIM118
+        return names
+
+    def not_finite(self) -> list[str]:
+        """Names of the stored tensors with NaN or infinite values."""
+        names = []
+        for path in sorted(self.repo.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    if file.get_slice(name).get_dtype() in FLOATS and not bool(file.get_tensor(name).isfinite().all()):
+                        names.append(name)
         return names
 
     @property

@@ -16,7 +16,7 @@ from ..repo.manifest import Measured, check_hashes, read_manifest, repo_folder
 from ..target import Target
 from ..text import Named, one_or_several
 from .against import Against, named_source, source_of
-from .run import NO_SOURCE, measure_fidelity, require_passed, run_checks
+from .run import CORRECT_WEIGHTS, NO_SOURCE, measure_fidelity, require_passed, run_checks
 
 
 def verify_repo(
@@ -59,7 +59,7 @@ def verify_repo(
         progress=lambda name: progress(f"verify: {name}", 0, 0),
         trust_remote_code=trust_remote_code,
     )
-    require_passed(measured, target, _advice(source, manifest), folder)
+    require_passed(measured, target, _advice(source, manifest), folder, hint_if_not_finite=CORRECT_WEIGHTS)
     # Said here, as other commands that run the checks have no --against.
     return [
         replace(result, why=f"{result.why} (give --against SOURCE)") if NO_SOURCE in result.why else result

@@ -26,10 +26,16 @@ from ..errors import (
 )
 from ..repo.manifest import Measured
 from ..target import Check, Target
+from ..text import counted
 
 PYTHON = (sys.executable,)  # the command of the fresh process, and the module that it runs
 CHILD = "effconv.convert.verify.stranger"
 NO_SOURCE = "no source was given"  # begins why a check does not apply that --against would make apply
+NOT_FINITE = "not_finite"  # in the details of a check that gave NaN: the tensors that hold some
+CORRECT_WEIGHTS = (
+    "correct the weights where they come from (the source or a training), or use others. Converting the same weights "
+    "again fails the same checks"
+)
 PREFIX = "effconv: "  # of the lines that are for us: the repo's code, or the source's, may print too
 
 
@@ -93,24 +99,44 @@ def measure_fidelity(
     return list(reply["fidelity"])
 
 
-def require_passed(measured: Sequence[Measured], target: Target, hint: str, repo: Path | None = None) -> None:
+def require_passed(
+    measured: Sequence[Measured],
+    target: Target,
+    hint: str,
+    repo: Path | None = None,
+    *,
+    hint_if_not_finite: str = "",
+) -> None:
     """Raises CheckFailedError with every failed check, its value and a possible cause.
 
     Args:
         hint: what to do next. repo: a folder that is kept for inspection.
+        hint_if_not_finite: what to do next where the cause is that the weights have NaN or infinite values.
     """
     means = {check.name: check.means for check in target.checks}
     failed = [result for result in measured if result.passed is False]
     if not failed:
         return
+    undefined = next((result.details[NOT_FINITE] for result in failed if result.details.get(NOT_FINITE)), None)
+    cause = ""
+    if undefined:
+        cause = (
+            f", because the weights have NaN or infinite values ({counted(len(undefined), 'tensor')}: {undefined[0]}"
+        )
+        cause += ", ...)" if undefined[1:] else ")"
+        hint = hint_if_not_finite or hint
     lines = [
         f"{result.name}: {result.why}"
-        + (f". Possible cause: {means[result.name]}" if _compared(result) and means.get(result.name) else "")
+        + (
+            f". Possible cause: {means[result.name]}"
+            if _compared(result) and means.get(result.name) and not result.details.get(NOT_FINITE)
+            else ""
+        )
         for result in failed
     ]
     short = MEMORY if any(memory_ran_out(result.why) for result in failed) else ""
     error = CheckFailedError(
-        f"{len(failed)} of {len(measured)} checks failed:\n{listing(lines)}",
+        f"{len(failed)} of {len(measured)} checks failed{cause}:\n{listing(lines)}",
         where=str(repo) if repo else "",
         hint=joined_hints(short, hint),
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +135,8 @@ def _models(loaded: Loaded, root: Path, kind: str, overrides: dict[str, Any]) ->
     if load is None:
         raise DoesNotApply(f"sentence-transformers {sentence_transformers.__version__} has no {kind}")
     try:
-        theirs = load(str(root), device="cpu", trust_remote_code=loaded.trust_remote_code)
+        with _dense(loaded, root) as folder:
+            theirs = load(str(folder), device="cpu", trust_remote_code=loaded.trust_remote_code)
         theirs[0].auto_model  # noqa: B018 - a router, or an encoder of another kind, has none
     except Exception as error:
         reason = str(error).strip().splitlines() or [""]
@@ -141,6 +145,24 @@ def _models(loaded: Loaded, root: Path, kind: str, overrides: dict[str, Any]) ->
         ) from None
     ours = load(str(loaded.repo), device="cpu", trust_remote_code=True, config_kwargs=dict(overrides))
     return ours.eval().to(torch.float32), theirs.eval().to(torch.float32)
+
+
+@contextmanager
+def _dense(loaded: Loaded, root: Path) -> Iterator[Path]:
+    """The source's folder; of a source that was converted before, a view of it as the dense model of its weights.
+
+    So none of its code runs, as in `Loaded.source_model`.
+    """
+    if "upgraded" not in loaded.manifest or loaded.source is None or loaded.source.resolve() != root.resolve():
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="effconv-") as name:
+        view = Path(name)
+        for path in root.resolve().iterdir():
+            if path.name != "config.json" and path.suffix != ".py":
+                (view / path.name).symlink_to(path, target_is_directory=path.is_dir())
+        (view / "config.json").write_text(json.dumps(loaded.dense_fields()), encoding="utf-8")
+        yield view
 
 
 def _require_same_files(repo: Path, root: Path) -> list[str]:

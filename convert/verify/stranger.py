@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import transformers
 
 from ..errors import BadInputError
 from .loaded import DoesNotApply, Loaded
-from .run import PREFIX
+from .run import NOT_FINITE, PREFIX
 from .token_checks import RECORD
 
 
@@ -45,6 +46,11 @@ def run_check(loaded: Loaded, check: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "passed": passed, "value": value, "why": why, "details": details}
 
 
+def gives_nan(result: Mapping[str, Any]) -> bool:
+    """Whether a check failed because an output is NaN or infinite."""
+    return "NaN" in result["why"] or (result["value"] is not None and not math.isfinite(result["value"]))
+
+
 def main() -> None:
     """Runs the job on stdin."""
     job = json.load(sys.stdin)
@@ -58,6 +64,10 @@ def main() -> None:
         results.append(run_check(loaded, check))
     fidelity = []
     failed = [result for result in results if result["passed"] is False]
+    undefined = [result for result in failed if gives_nan(result)]
+    if undefined and (names := loaded.not_finite()):
+        for result in undefined:
+            result["details"][NOT_FINITE] = names
     if loaded.manifest.get("dense_source", True) and source and not failed:
         from .fidelity import builtin_fidelity, file_fidelity
 

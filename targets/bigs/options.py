@@ -34,7 +34,7 @@ class BiGSOptions:
             raise UsageError(
                 f"--max-len must be an integer from 1 to 1,048,576, got {self.max_length}",
                 where="--max-len",
-                hint="such as 1024",
+                hint="give a number such as 1024",
             )
         for name, value, choices in (
             ("--positions", self.positions, ("repeat", "interpolate")),

@@ -24,7 +24,7 @@ class LambdaOptions:
     local_context: int = option(15, "Window of the local term in tokens: odd, or 0 for none.")
     key_depth: int = option(
         16,
-        "Landmarks per head: fitted keys that summarise the text. More landmarks are closer to the source, and slower.",
+        "Landmarks per head: keys that summarise the text. More landmarks are closer to full attention, and slower.",
     )
     intra_depth: int = option(1, "Multiplies the number of landmarks (--key-depth).")
     groups: Literal["heads", "1"] = option(

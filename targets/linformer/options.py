@@ -20,18 +20,24 @@ class LinformerOptions:
     max_length: int = option(4096, MAX_LENGTH_HELP, flag="--max-len")
     proj_dim: int = option(256, "Number of projected keys and values per head. Inputs up to this length are exact.")
     sharing: Literal["heads", "kv", "layers", "none"] = option(
-        "kv", "heads: E and F per layer. kv: E = F per layer. layers: one for all layers. none: E and F per head."
+        "kv",
+        "Which parts share the two projections: E turns the keys of all tokens into --proj-dim keys, F the values. "
+        "heads: E and F per layer. kv: E = F per layer. layers: one for all layers. none: E and F per head.",
     )
     init: Init = option(
-        "segment", "Initial E and F: weighted means of neighbours (segment), means, single tokens (strided), or random."
+        "segment",
+        "Initial projections E and F. segment: weighted means of neighbours. mean: plain means. strided: single "
+        "tokens. gaussian, truncated-normal, xavier: random.",
     )
     weighting: Literal["none", "salience"] = option(
         "none", "Weight tokens by how much the queries attend to them (salience)."
     )
     mask_mode: Literal["masked", "published"] = option(
-        "masked", "published: fixed E and F, with padding set to zero instead of masked.", panel=PUBLISHED
+        "masked", "published: fixed projections E and F, with padding set to zero instead of masked.", panel=PUBLISHED
     )
-    projection_bias: bool = option(False, "Add biases to E and F (only with --mask-mode published).", panel=PUBLISHED)
+    projection_bias: bool = option(
+        False, "Add biases to the projections E and F (only with --mask-mode published).", panel=PUBLISHED
+    )
 
     def __post_init__(self) -> None:
         """Raises UsageError with every invalid option."""

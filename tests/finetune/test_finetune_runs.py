@@ -116,7 +116,7 @@ def test_an_interrupted_run_says_what_is_left_and_goes_on(place, data, tmp_path)
     assert not (tmp_path / "out").exists()
     with pytest.raises(OutputError, match="checkpoints of an earlier run"):
         effconv.finetune(place / "bert", output=tmp_path / "out", **options)
-    with pytest.raises(BadInputError, match=r"learning_rate: started with None, now 0\.5"):
+    with pytest.raises(BadInputError, match=r"--lr: started with the default, now 0\.5"):
         effconv.finetune(place / "bert", output=tmp_path / "out", resume=True, learning_rate=0.5, **options)
     result = effconv.finetune(place / "bert", output=tmp_path / "out", resume=True, **options)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))

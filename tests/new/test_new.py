@@ -263,6 +263,22 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_written(target, options, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "where", "hint"),
+    [
+        ({"layers": 0}, "--layers", "such as 12"),
+        ({"set": "hidden_size"}, "--set", "initializer_range"),
+        ({"set": "hidden_act=sillu"}, "--set hidden_act", "silu"),
+        ({"set": "initializer_range=-1"}, "--set initializer_range", "another value"),
+    ],
+)
+def test_a_wrong_size_or_field_names_its_option_and_gives_an_example(options, where, hint, tokenizer, tmp_path):
+    with pytest.raises(effconv.EffconvError) as caught:
+        effconv.new("lsg", tokenizer=tokenizer, like="tiny", output=tmp_path / "out", **options)
+    assert caught.value.where == where
+    assert hint in caught.value.hint
+
+
 def test_a_repo_without_a_source_is_compared_with_none(make):
     with pytest.raises(UsageError, match="random weights"):
         effconv.verify(make("linformer"), against="bert-base-uncased", offline=True)

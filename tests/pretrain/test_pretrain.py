@@ -235,6 +235,16 @@ def test_parts_of_a_step_give_the_weights_of_the_whole(how, made, text, tmp_path
 # What a run leaves
 
 
+def test_a_run_that_stops_before_its_first_checkpoint_leaves_nothing(made, text, tmp_path):
+    def stop(tick):
+        raise KeyboardInterrupt
+
+    with pytest.raises(StoppedError, match="no output was written") as stopped:
+        effconv.pretrain(made("lambda --groups 1"), data=text, output=tmp_path / "out", watch=stop, **RUN)
+    assert list(tmp_path.iterdir()) == []
+    assert "--checkpoint-every" in stopped.value.hint
+
+
 @pytest.mark.parametrize("keep", daily(["last"], of=["last", "best"]))
 def test_a_stopped_and_continued_run_gives_the_weights_of_an_unbroken_one(keep, made, text, tmp_path):
     """With dropout, batch norms and an odd step: all that a step draws and moves is in the checkpoint or its number."""

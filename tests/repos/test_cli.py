@@ -81,7 +81,7 @@ def test_help_lists_the_commands_and_each_has_help_of_its_own():
     assert "4096" in lsg
     adapt = effconv_("adapt", "-h", COLUMNS="200").stdout
     assert "[DATA]..." in adapt.splitlines()[0]  # several files after one --data
-    assert adapt.startswith("Usage: effconv adapt [OPTIONS] REPO [--data FILE [DATA]...]\n")
+    assert adapt.startswith("Usage: effconv adapt [OPTIONS] REPO --data FILE [DATA]...\n")
     assert "More files for --data. Give them after it" in adapt
     assert "<list" not in adapt
 
@@ -112,9 +112,41 @@ def test_help_names_the_default_folder_of_each_target():
         made = TARGETS[name].folder("SOURCE", options, options)
         assert made == row.output.rpartition("or ")[2].partition(" ")[0].replace("LENGTH", "128") or not row.output
         assert bool(row.output) == (made != f"{name}-SOURCE-128")
-        assert (row.output or "TARGET-SOURCE-LENGTH in the") in help_of(name)
+        assert (row.output or "TARGET-SOURCE-LENGTH in the") in help_of(name).replace("- ", "-")  # as it wraps
         options = SimpleNamespace(max_length=None)
-        assert not row.output or TARGETS[name].folder("SOURCE", options, options) == row.output.partition(",")[0]
+        usual = row.output.rpartition(", or ")[0].rpartition(" ")[2]
+        assert not row.output or TARGETS[name].folder("SOURCE", options, options) == usual
+
+
+def test_the_default_folder_of_bigs_repeats_no_ending():
+    for length, folder in ((None, "BiGS_512-torch-bigs"), (1024, "BiGS_512-torch-1024")):
+        options = SimpleNamespace(max_length=length)
+        assert TARGETS["bigs"].folder("BiGS_512-torch", options, options) == folder
+
+
+def test_usage_shows_the_files_behind_the_option_that_they_belong_to():
+    assert "effconv bench [OPTIONS] MODEL... [--data FILE [FILE]...] " in help_of("bench")
+    assert "effconv retrieval [OPTIONS] REPO... --data FILE [FILE]... " in help_of("retrieval")
+    assert "effconv embed [OPTIONS] REPO --data FILE [DATA]... " in help_of("embed")
+    assert "effconv pieces [OPTIONS] REPO [--data FILE [DATA]...] " in help_of("pieces")
+
+
+def test_sparse_keys_that_are_turned_off_and_described_are_a_contradiction(source):
+    for given, says in (
+        (
+            {"sparsity_type": "none", "sparsity_factor": 4},
+            "--sparsity-type none means no sparse keys, so --sparsity-factor 4",
+        ),
+        ({"sparsity_type": "norm", "sparse_block_size": 0}, "--sparse-block-size 0 means no sparse keys"),
+    ):
+        with pytest.raises(effconv.EffconvError, match=says):
+            effconv.plan(source, "lsg", max_length=128, **given)
+    assert effconv.plan(source, "lsg", max_length=128, sparsity_type="none", sparse_block_size=0).rows
+
+
+def test_a_target_that_takes_another_family_is_named(source):
+    with pytest.raises(effconv.EffconvError, match="effconv torch2jax does not take bert"):
+        effconv.plan(source, "torch2jax")
 
 
 def test_help_of_a_new_model_speaks_of_no_source_and_of_what_it_takes():

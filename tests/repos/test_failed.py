@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import SMALL, read_json, snapshot, write_json
+from checkpoints import SMALL, read, read_json, snapshot, write, write_json
 
 import effconv
 from effconv import cli
@@ -271,3 +272,17 @@ def test_only_a_fault_of_our_own_asks_for_a_report():
         and re.search(r"please report|report (this|it)\b", path.read_text(encoding="utf-8"), re.IGNORECASE)
     ]
     assert asks == ["cli.py"]
+
+
+def test_weights_with_nan_are_named_as_the_cause(source, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    name = "bert.encoder.layer.0.attention.self.value.weight"
+    tensors = read(tmp_path / "source")
+    tensors[name][0, 0] = float("nan")
+    write(tmp_path / "source", tensors)
+    effconv.convert(tmp_path / "source", "lsg", output=tmp_path / "out", **{**VERIFIED, "verify": False})
+    with pytest.raises(CheckFailedError, match="because the weights have NaN or infinite values") as caught:
+        effconv.verify(tmp_path / "out")
+    assert name in caught.value.what
+    assert "position" not in str(caught.value)  # the usual cause of runs_at_full_length
+    assert "convert its source again" not in caught.value.hint

@@ -196,6 +196,7 @@ def test_a_repo_that_was_trained_in_place_is_adopted(made, tmp_path):
     card = (repo / "README.md").read_text(encoding="utf-8")
     assert "Trained on letters." in card
     assert "trained after the conversion, outside effconv" in card
+    assert "cannot tell training from damage" in adopted.findings[-1]
     assert effconv.adopt(repo).written == ()  # once is enough
 
 

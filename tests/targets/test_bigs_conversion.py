@@ -184,8 +184,8 @@ def test_a_tied_tensor_that_differs_is_refused(tmp_path):
     ("config", "kind", "words"),
     [
         ({"model_type": "bert"}, UnsupportedError, "does not take bert"),
-        ({"num_hidden_layers": 3}, BadInputError, "missing"),
-        ({"num_hidden_layers": 1}, BadInputError, "unknown to bigs"),
+        ({"num_hidden_layers": 3}, BadInputError, "config.json says 3 layers, the weights have 2"),
+        ({"num_hidden_layers": 1}, BadInputError, "config.json says 1 layer, the weights have 2"),
         ({"hidden_size": 33}, BadInputError, "but config.json requires"),
         ({"num_ssm_heads": 4}, BadInputError, "but config.json requires"),
         ({"decode": True}, BadInputError, "decode"),

@@ -21,7 +21,7 @@ from effconv.convert.errors import BadInputError, UnsupportedError, UsageError
 from effconv.convert.families.converted import converted
 from effconv.convert.families.registry import FAMILIES
 from effconv.inspection import inspect_source
-from tiny import save_tiny
+from tiny import save_tiny, save_tiny_sentence_encoder
 
 RECORDINGS = COPY / "conversion" / "bert__lsg_source"
 GLOBALS, POSITIONS = (f"bert.embeddings.{name}_embeddings.weight" for name in ("global", "position"))
@@ -298,3 +298,12 @@ def test_other_targets_refuse_what_was_converted_before(tmp_path):
     assert inspect_source(tmp_path / "published").becomes == ["lsg"]
     assert inspect_source(linformer).becomes == []
     assert "already converted to linformer" in inspect_source(linformer).why_not
+
+
+def test_a_conversion_of_a_converted_sentence_encoder_is_compared_with_it(tmp_path):
+    """As the dense model of its weights, so that no code of the source runs."""
+    source = save_tiny_sentence_encoder(tmp_path / "source")
+    sizes = {"block_size": 16, "sparse_block_size": 16}
+    effconv.convert(source, "lsg", output=tmp_path / "lsg", max_length=128, verify=False, **sizes)
+    again = effconv.convert(tmp_path / "lsg", "lsg", output=tmp_path / "again", max_length=64)
+    assert [check.passed for check in again.measured if check.name == "same_embedding"] == [True]

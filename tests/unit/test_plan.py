@@ -137,6 +137,16 @@ def test_long_lists_of_faults_end_with_a_count(tmp_path):
     assert re.search(r"\.\.\. and \d+ more", message)
 
 
+@pytest.mark.parametrize("layers", [1, 5])
+def test_another_number_of_layers_is_one_sentence(layers, tmp_path):
+    source = save_tiny(tmp_path / "source")
+    stored = 1 + max(int(name.split(".layer.")[1].split(".")[0]) for name in read(source) if ".layer." in name)
+    edit_config(source, num_hidden_layers=layers)
+    said = faults(source)
+    assert f"config.json says {layers} layer{'s' * (layers > 1)}, the weights have {stored}\n" in said
+    assert "encoder.layer" not in said
+
+
 def test_a_tensor_stored_under_two_names_is_an_error(tmp_path):
     source = save_tiny(tmp_path / "source")
     norm = "embeddings.LayerNorm"
@@ -152,8 +162,8 @@ def test_a_tensor_stored_under_two_names_is_an_error(tmp_path):
         ("type_vocab_size", 3, "token_type_embeddings"),
         ("hidden_size", 64, "LayerNorm"),
         ("intermediate_size", 32, "intermediate"),
-        ("num_hidden_layers", 3, "encoder.layer.2"),
-        ("num_hidden_layers", 1, "encoder.layer.1"),
+        ("num_hidden_layers", 3, "config.json says 3 layers"),
+        ("num_hidden_layers", 1, "config.json says 1 layer,"),
     ],
 )
 def test_a_config_that_contradicts_the_weights_is_an_error_that_names_them(field, value, tensor, tmp_path):

@@ -171,6 +171,7 @@ def test_the_options_of_the_recipes_are_options(row, text, folder, tmp_path):
         ({"objective": "mlm+nsp", "documents": "file"}, BadInputError, "a single document"),
         ({"heldout_share": 1e-9}, BadInputError, "no document is held out"),
         ({"lenght": 3}, UsageError, "prepare has no option lenght"),
+        ({"length": 64, "shortest": 64}, UsageError, "--shortest must be less than --length, got 64 and 64"),
     ],
 )
 def test_what_cannot_be_prepared_leaves_nothing_behind(options, kind, what, text, folder, tmp_path):

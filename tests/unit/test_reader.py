@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import struct
 import tracemalloc
 
@@ -253,6 +254,19 @@ def test_a_pickle_with_a_payload_is_refused_and_does_not_run(inside, legacy, mod
     assert "mkdir" in str(caught.value)
     assert "--allow-pickle" in caught.value.hint
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("allow_pickle", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_of_pickle_dump_is_refused_in_words_and_does_not_run(protocol, allow_pickle, model, tmp_path, recwarn):
+    source, marker = tmp_path / "source", tmp_path / "ran"
+    source.mkdir()
+    (source / "config.json").write_bytes((model / "config.json").read_bytes())
+    (source / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Payload(marker)}, protocol=protocol))
+    with pytest.raises(BadInputError, match=r"written by pickle\.dump"):
+        open_folder(source, allow_pickle=allow_pickle)
+    assert not marker.exists()
+    assert not [warning for warning in recwarn if "file an issue" in str(warning.message)]
 
 
 def test_allow_pickle_loads_what_only_a_full_unpickling_can(model, tmp_path):
