@@ -51,7 +51,6 @@ def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
     family = before.family if before else config.get("model_type")
     if options.decoder_first_token == "published" and family in FAMILIES and family not in ENCODER_DECODERS:
         raise UsageError(f"{family} has no decoder", where="--decoder-first-token", hint="leave out this option")
-    _refuse_contradiction(options)
     try:
         filled = options.filled(stated(config) or usual_for(str(family)))
     except UsageError as error:
@@ -67,26 +66,6 @@ def resolve_options(options: LSGOptions, config: Config) -> LSGOptions:
             hint="leave one of them out",
         )
     return filled
-
-
-def _refuse_contradiction(options: LSGOptions) -> None:
-    """Raises UsageError where one given option turns sparse keys off and another one says how they are made."""
-    if not any(is_open(field) and getattr(options, field.name) is None for field in fields(options)):
-        return  # all have values: those of another command, of which none was given by a user
-    asked = {
-        "--sparsity-type": (options.sparsity_type, "none"),
-        "--sparsity-factor": (options.sparsity_factor, 0),
-        "--sparse-block-size": (options.sparse_block_size, 0),
-    }
-    given = {flag: (value, value == off) for flag, (value, off) in asked.items() if value is not None}
-    turned_off = [f"{flag} {value}" for flag, (value, off) in given.items() if off]
-    idle = [f"{flag} {value}" for flag, (value, off) in given.items() if not off]
-    if turned_off and idle:
-        raise UsageError(
-            f"{turned_off[0]} means no sparse keys, so {' and '.join(idle)} has no effect",
-            where=", ".join(given),
-            hint="leave one of them out",
-        )
 
 
 def usual_for(family: str) -> dict[str, Any]:

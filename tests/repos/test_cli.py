@@ -131,19 +131,6 @@ def test_usage_shows_the_files_behind_the_option_that_they_belong_to():
     assert "effconv pieces [OPTIONS] REPO [--data FILE [DATA]...] " in help_of("pieces")
 
 
-def test_sparse_keys_that_are_turned_off_and_described_are_a_contradiction(source):
-    for given, says in (
-        (
-            {"sparsity_type": "none", "sparsity_factor": 4},
-            "--sparsity-type none means no sparse keys, so --sparsity-factor 4",
-        ),
-        ({"sparsity_type": "norm", "sparse_block_size": 0}, "--sparse-block-size 0 means no sparse keys"),
-    ):
-        with pytest.raises(effconv.EffconvError, match=says):
-            effconv.plan(source, "lsg", max_length=128, **given)
-    assert effconv.plan(source, "lsg", max_length=128, sparsity_type="none", sparse_block_size=0).rows
-
-
 def test_a_target_that_takes_another_family_is_named(source):
     with pytest.raises(effconv.EffconvError, match="effconv torch2jax does not take bert"):
         effconv.plan(source, "torch2jax")
