@@ -34,8 +34,8 @@ class LSGOptions:
         "norm",
         "How sparse keys are made. norm: keys of the largest norm, a good first choice. pooling: means of neighbours. "
         "bos_pooling: means weighted by the first token's query. lsh: means of similar keys. stride, block_stride: "
-        "every n-th key. none: local attention only, the fastest, whatever --sparsity-factor and --sparse-block-size say.  "
-        "[default: norm; MPNet and T5: bos_pooling]",
+        "every n-th key. none: local attention only, the fastest, whatever --sparsity-factor and --sparse-block-size "
+        "say.  [default: norm; MPNet and T5: bos_pooling]",
     )
     num_global_tokens: int = from_source_or(1, "Learned global tokens, which attend to all tokens: 0 to 512.")
     mask_first_token: bool = from_source_or(False, "Mask the first token (CLS). A global token replaces it.")
