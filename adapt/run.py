@@ -104,6 +104,7 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
     recipe = recipe_of(target, options)
     phases = phases_of(recipe.objective)
     require_trainable(folder, manifest, target, "adapt")
+    require_data(options)
     taught = any(phase.needs_teacher for phase in phases)
     if taught and options.teacher is None:
         raise UsageError(
@@ -120,7 +121,6 @@ def open_run(repo: str | os.PathLike[str], options: AdaptOptions, progress: Prog
         )
     require_objectives(folder, manifest, target, phases, recipe.train, trust_remote_code=options.trust_remote_code)
     require_effect(options, phases)
-    require_data(options)
     if options.offline:
         go_offline()  # the teacher may be a folder, and the data a dataset
     if options.whiten:

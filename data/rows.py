@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import importlib.util
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,16 @@ class Rows:
     Attributes:
         columns: values by column, all of one length. label_names: of a label column whose classes the dataset names.
         names: files or datasets. record: of the manifest: names, sha256, rows.
+        numbers: of the rows in all the data, from 0; None where these are all of it, in its order.
+        begins: the first row of each file, where there are several.
     """
 
     columns: dict[str, list[Any]]
     label_names: tuple[str, ...]
     names: tuple[str, ...]
     record: dict[str, Any]
+    numbers: Sequence[int] | None = None
+    begins: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -43,7 +48,16 @@ class Rows:
     def chosen(self, indices: Sequence[int]) -> Rows:
         """These rows, in this order."""
         columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
-        return Rows(columns, self.label_names, self.names, {**self.record, "rows": len(indices)})
+        numbers = [self.numbers[i] if self.numbers is not None else i for i in indices]
+        return replace(self, columns=columns, record={**self.record, "rows": len(indices)}, numbers=numbers)
+
+    def place(self, i: int) -> str:
+        """Where row i of these is in the data, as errors say it: row 8, or row 8 of more.csv."""
+        number = i if self.numbers is None else self.numbers[i]
+        if len(self.begins) < 2:
+            return f"row {number + 1}"
+        file = bisect.bisect_right(self.begins, number) - 1
+        return f"row {number - self.begins[file] + 1} of {Path(self.names[file]).name}"
 
 
 def require_tables(names: Sequence[str], where: str) -> None:
@@ -72,8 +86,10 @@ def read_tables(names: Sequence[str], wanted: Collection[str], label: str, where
         BadInputError: a file cannot be read, is empty, or lacks a column.
     """
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    begins: list[int] = []
     for name in names:
         path = Path(name)
+        begins.append(max(map(len, columns.values()), default=0))
         read = table if _has_datasets() or table_form(path) not in PLAIN else plain_table
         for column, values in _columns(read(path), wanted, name).items():
             columns[column] += values
@@ -81,7 +97,7 @@ def read_tables(names: Sequence[str], wanted: Collection[str], label: str, where
         "data": [Path(name).name for name in names],
         "sha256": {Path(name).name: file_sha256(Path(name)) for name in names},
     }
-    return _sound(Rows(columns, (), tuple(names), record), label, where)
+    return _sound(Rows(columns, (), tuple(names), record, begins=tuple(begins)), label, where)
 
 
 def read_splits(
@@ -175,7 +191,7 @@ def _sound(rows: Rows, label: str, where: str) -> Rows:
         empty = next((i for i, value in enumerate(values) if value is None), None)
         if empty is not None:
             raise BadInputError(
-                f"row {empty + 1} has no {name}",
+                f"{rows.place(empty)} has no {name}",
                 where=", ".join(rows.names),
                 hint=f"fill or remove the rows without {name}",
             )
@@ -193,7 +209,7 @@ def text_values(rows: Rows, column: str) -> list[str]:
     odd = next((i for i, value in enumerate(values) if not isinstance(value, str)), None)
     if odd is not None:
         raise BadInputError(
-            f"row {odd + 1} of column {column!r} is not a text but {type(values[odd]).__name__}",
+            f"{rows.place(odd)}: column {column!r} is not a text but {type(values[odd]).__name__}",
             where=", ".join(rows.names),
             hint="name the column with the text, with --text or --pair",
         )

@@ -23,7 +23,8 @@ class EmbedOptions:
     )
     chunks: int | None = option(
         None,
-        "Tokens per chunk, such as 512: one vector per chunk, in the context of its text. [default: one per text]",
+        "Tokens per chunk, such as 512: one vector per chunk, in the context of its text (with --pieces: the average "
+        "of its pieces). [default: one per text]",
     )
     pieces: int | None = option(
         None,

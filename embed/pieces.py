@@ -92,7 +92,7 @@ class PieceEncoder(ChunkEncoder):
         if not 1 <= piece_tokens <= room:
             raise UsageError(
                 f"pieces must have 1 to {room} tokens, got {piece_tokens}",
-                where="--pieces, piece_tokens",
+                where="--pieces",
                 hint=f"give a number of tokens, such as {min(PIECE, room)}",
             )
         self.piece_tokens = piece_tokens
@@ -287,7 +287,7 @@ def fitted(seen: Moments) -> Whitening:
     if not found.matrix.isfinite().all():
         raise BadInputError(
             "all pieces have the same embedding, so there is nothing to whiten",
-            where="--whiten",
+            where="--data",
             hint="give texts that differ, or leave out --whiten",
         )
     return found
@@ -296,6 +296,6 @@ def fitted(seen: Moments) -> Whitening:
 def _too_few(width: int, count: int) -> BadInputError:
     return BadInputError(
         f"a whitening of vectors of {width} numbers needs at least as many pieces, and the texts have {count}",
-        where="--whiten",
+        where="--data",
         hint="give more texts, or a whitening of other texts with --whitening",
     )

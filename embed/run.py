@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..convert.errors import OutputError, UsageError
-from ..convert.io.staging import check_writable, output_errors
+from ..convert.io.staging import check_apart, check_writable, output_errors
 from ..convert.options import Progress
 from ..convert.repo.manifest import NAME, read_manifest
 from ..convert.repo.own_modules import average_of
@@ -65,6 +65,7 @@ def embed_texts(
     folder = model_folder(repo)
     output = Path(os.path.expanduser(options.output or folder.absolute().name + ".parquet")).absolute()
     whitening = output.with_suffix(WHITENING)
+    check_apart(folder, output)  # a file in a repo would be one that its manifest does not know
     _require_writable(output, [*made_of(output), *([whitening] if options.whiten else [])], options)
     read = read_named(options.data, column=options.text_column, id_column=options.id_column, lines=options.lines)
     texts: Iterator[NamedText] = itertools.chain([next(read)], read)  # raises before a model is loaded if there is none

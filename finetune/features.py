@@ -79,7 +79,7 @@ def features_of(
         classes: outputs of a multilabel head. target_length: tokens of a summary.
 
     Raises:
-        BadInputError: the tokenizer cannot do what the task needs, or labels do not fit the words.
+        BadInputError: the tokenizer cannot do what the task needs.
     """
     if task.name in ("tokens", "question") and not tokenizer.is_fast:
         raise BadInputError(
@@ -148,12 +148,7 @@ def _plain(found: Features, texts: Texts, rows: range, tokenizer: Any, max_lengt
 def _words(found: Features, texts: Texts, rows: range, tokenizer: Any, max_length: int) -> None:
     """The label of a word is that of its first token; its others, and special tokens, have none."""
     for i in rows:
-        if len(texts.first[i]) != len(texts.labels[i]):
-            raise BadInputError(
-                f"row {i + 1} has {len(texts.first[i])} words and {len(texts.labels[i])} labels",
-                where="--text, --label",
-                hint="give lists of the same length",
-            )
+        assert len(texts.first[i]) == len(texts.labels[i])  # `require_texts`
     encoded = _add(found, tokenizer, rows, [texts.first[i] for i in rows], None, max_length, is_split_into_words=True)
     for place, i in enumerate(rows):
         words = encoded.word_ids(place)

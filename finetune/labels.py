@@ -14,6 +14,7 @@ from .tasks import Task
 
 LABEL = re.compile(r"LABEL_\d+")
 MOST_CLASSES = 10_000  # a column with more is not a column of classes
+SHOWN = 5  # rows of one fault
 NAMED = ("classification", "multilabel", "tokens")
 
 
@@ -34,16 +35,26 @@ class Labels:
     kept: bool = False
 
 
-def task_of(values: list[Any]) -> str:
+def task_of(rows: Rows, column: str) -> str:
     """The task that a column of labels stands for, where nobody has said it.
 
     Raises:
+        BadInputError: numbers and texts.
         UsageError: labels that fit several tasks.
     """
+    values = rows.columns[column]
     if all(isinstance(value, (str, bool, int)) for value in values):
         return "classification"
     if all(isinstance(value, (int, float)) for value in values):
         return "regression"
+    if all(isinstance(value, (str, int, float)) for value in values):
+        odd = next(i for i, value in enumerate(values) if isinstance(value, str) != isinstance(values[0], str))
+        raise BadInputError(
+            f"labels are numbers and texts: {rows.place(0)} has {str(values[0])[:60]}, and {rows.place(odd)} has "
+            f"{str(values[odd])[:60]!r}",
+            where=", ".join(rows.names),
+            hint="correct the rows, or pass --task classification or --task regression to see all that do not fit",
+        )
     raise UsageError(
         f"the labels do not tell the task: the first one is {str(values[0])[:60]}",
         where="--task",
@@ -157,10 +168,11 @@ def _values(task: Task, rows: Rows, column: str) -> list[Any]:
         try:
             found.append(_FORMS[task.name](value))
         except (TypeError, ValueError, KeyError):
-            faults.append(f"row {i + 1}: {str(value)[:80]!r}")
+            faults.append(f"{rows.place(i)}: {str(value)[:80]!r}")
     if faults:
         raise BadInputError(
-            f"labels that are not {_SAYS[task.name]}:\n{listing(faults)}",
+            f"labels that are not {_SAYS[task.name]}:\n{listing(faults[:SHOWN])}"
+            + (f"\n    and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""),
             where=", ".join(rows.names),
             hint="name the column with --label, or the task with --task",
         )

@@ -49,10 +49,18 @@ def require_texts(task: Task, rows: Rows, columns: Mapping[str, Any]) -> None:
         odd = next((i for i, value in enumerate(rows.columns[columns["text"]]) if not _is_list_of_text(value)), None)
         if odd is not None:
             raise BadInputError(
-                f"row {odd + 1} of column {columns['text']!r} is not a list of words",
+                f"{rows.place(odd)}: column {columns['text']!r} is not a list of words",
                 where=", ".join(rows.names),
                 hint="give each row's words as a list, and one label for each",
             )
+        pairs = zip(rows.columns[columns["text"]], rows.columns[columns["label"]], strict=True)
+        for i, (words, labels) in enumerate(pairs):
+            if isinstance(labels, list) and len(words) != len(labels):
+                raise BadInputError(
+                    f"{rows.place(i)} has {len(words)} words and {len(labels)} labels",
+                    where="--text, --label",
+                    hint="give lists of the same length",
+                )
         return
     text_values(rows, columns["text"])
     if columns["pair"]:
@@ -81,7 +89,7 @@ def choices_of(rows: Rows, columns: Mapping[str, Any]) -> list[list[str]]:
     odd = next((i for i, value in enumerate(found) if not _is_list_of_text(value) or not value), None)
     if odd is not None:
         raise BadInputError(
-            f"row {odd + 1} of column {names[0]!r} is not a list of texts",
+            f"{rows.place(odd)}: column {names[0]!r} is not a list of texts",
             where=", ".join(rows.names),
             hint="give a column of lists, or several columns: --choices a,b,c",
         )

@@ -131,7 +131,7 @@ def open_run(repo: str | os.PathLike[str], options: FinetuneOptions, progress: P
     trains(options.freeze, stored, stored.own, config, folder)
     progress("text", 0, 0)
     train_rows, heldout, columns = read_rows(options, task)
-    task = task or TASKS[task_of(train_rows.columns[columns["label"]])]
+    task = task or TASKS[task_of(train_rows, columns["label"])]
     head = head_for(stored.family, task)
     metrics = metrics_of(task, options.metric)
     split = heldout is None

@@ -66,6 +66,8 @@ def open_checkpoint(
             "load the model with transformers 4 (from_tf=True), and save it with save_pretrained"
             if any(name.endswith(".h5") for name in stored)
             else "load the model with transformers, and save it with save_pretrained"
+            if stored
+            else "download the weights, too: the folder has none"
         ),
     )
 

@@ -212,7 +212,7 @@ def _no_manifest(repo: Path) -> EffconvError:
         what = f"the folder has no {NAME}: the model was saved after its conversion, by another program"
         hint = f"give the repo that was trained: effconv adopt {repo} --from REPO"
     elif config.get("model_type"):
-        hint = f"give the folder of a converted repo, or convert this one first: effconv lsg {repo}"
+        hint = f"give the folder of a converted repo; effconv inspect {repo} lists the targets that this one can become"
     return BadInputError(what, where=str(repo), hint=hint)
 
 

@@ -122,6 +122,14 @@ def test_options_that_do_not_go_together(options, says, source, tmp_path):
     assert not (tmp_path / "out.npy").exists()
 
 
+def test_vectors_are_not_written_into_the_model(source, tmp_path):
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    before = sorted(path.name for path in source.iterdir())
+    with pytest.raises(OutputError, match="must not overlap"):
+        effconv.embed(source, data=tmp_path / "text.txt", output=source / "out.npy")
+    assert sorted(path.name for path in source.iterdir()) == before
+
+
 def test_what_is_no_whitening_is_refused(source, tmp_path):
     (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
     run = {"data": tmp_path / "text.txt", "output": tmp_path / "out.npy", "pieces": 9}

@@ -111,8 +111,25 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(case, place
     assert not (tmp_path / "out").exists()
 
 
+def test_a_row_is_named_by_its_place_in_its_file(place, tmp_path):
+    """A tenth of the rows is held out first, and files are joined."""
+    rows = [{"text": f"the {i}", "label": i / 4} for i in range(40)]
+    for odd in (7, 29):
+        spoilt = [{**row, "label": "n/a"} if i == odd else row for i, row in enumerate(rows)]
+        for name, part in (("one.jsonl", spoilt), ("none.jsonl", rows[:5])):
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+        one, both = tmp_path / "one.jsonl", [tmp_path / "none.jsonl", tmp_path / "one.jsonl"]
+        run = {"output": tmp_path / "out", "steps": 1}
+        with pytest.raises(BadInputError, match=f"row {odd + 1}: 'n/a'"):
+            effconv.finetune(place / "lsg", data=one, task="regression", **run)
+        with pytest.raises(BadInputError, match=f"row {odd + 1} of one.jsonl: 'n/a'"):
+            effconv.finetune(place / "lsg", data=both, task="regression", **run)
+        with pytest.raises(BadInputError, match=f"numbers and texts: row 1 has 0.0, and row {odd + 1} has 'n/a'"):
+            effconv.finetune(place / "lsg", data=one, **run)
+
+
 def test_words_need_as_many_labels(place, tmp_path):
-    with pytest.raises(BadInputError, match="row 1 has 2 words and 1 labels"):
+    with pytest.raises(BadInputError, match=r"row \d has 2 words and 1 labels"):
         effconv.finetune(place / "lsg", data=place / "words.jsonl", task="tokens", output=tmp_path / "out")
 
 
