@@ -358,7 +358,7 @@ def test_what_cannot_be_the_source_is_named_before_anything_runs(command, repo, 
         given |= {"data": "text.txt", "tokens": 128, "query_tokens": 8} if command == "retrieval" else {}
         with pytest.raises(UsageError, match=says) as caught:
             getattr(effconv, command)(repo, **given)
-        assert caught.value.hint == "give source"
+        assert caught.value.hint == "give the folder of source"
     assert not list(tmp_path.glob("*adapted*"))
 
 
