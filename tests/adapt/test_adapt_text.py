@@ -278,9 +278,9 @@ def test_lengths_are_halves_of_the_reach_where_the_target_differs_from_its_sourc
             training_lengths(TARGETS["lsg"], lsg, lengths, phases_of("hidden+contrastive"))
     with pytest.raises(UsageError, match="contrastive alone trains nothing"):
         training_lengths(TARGETS["lsg"], lsg, (512, 2048), phases_of("hidden,contrastive"))
-    with pytest.raises(UsageError, match="take 512"):
+    with pytest.raises(UsageError, match="the teacher takes 512"):
         training_lengths(TARGETS["linformer"], linformer, (513,), phases)
-    with pytest.raises(UsageError, match="take 4096"):
+    with pytest.raises(UsageError, match="the repo takes 4096"):
         training_lengths(TARGETS["linformer"], linformer, (4097,), phases_of("hidden"))
 
 
