@@ -362,12 +362,19 @@ def load_model(
 
 def _require_complete(model: SentenceTransformer, folder: Path) -> None:
     """Raises BadInputError for weights that lack tensors, in whose place transformers puts random numbers."""
-    encoder: Any = getattr(model[0], "auto_model", None)
+    from transformers import PreTrainedModel
+
+    encoder: Any = getattr(model[0], "auto_model", None)  # with another backend, such as onnx, none of transformers
     place = folder / str((modules_of(folder) or [{}])[0].get("path") or "")
-    if encoder is None or not (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
+    if (
+        not isinstance(encoder, PreTrainedModel)
+        or not (place / "config.json").is_file()
+        or (place / "adapter_config.json").is_file()
+    ):
         return
     # sentence-transformers does not pass on what transformers found missing, so the weights are read once more.
-    _, found = type(encoder).from_pretrained(place, config=encoder.config, output_loading_info=True)
+    read: Any = type(encoder).from_pretrained  # whose types know nothing of the second value
+    _, found = read(place, config=encoder.config, output_loading_info=True)
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)  # which no vector is made of
     if missing:
         raise BadInputError(
